@@ -1,0 +1,105 @@
+"""Makes a model trainable the way an arm says, and counts what is trainable."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.architectures import ARCHITECTURES, head_modules, parameters_by_component
+from peft_recipes.errors import RecipeError
+from peft_recipes.recipe import Arm
+
+if TYPE_CHECKING:
+    import torch.nn as nn
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+# PEFT's own name of a recipe's task; None where it has none (images) and the plain PeftModel is right.
+PEFT_TASKS = {"text-classification": "SEQ_CLS", "sft": "CAUSAL_LM", "language-modeling": "CAUSAL_LM"}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of one arm on one base.
+
+    total: the base with its task head, the adapter not counted. trainable = adapter + head + base (full only).
+    """
+
+    trainable: int
+    adapter: int
+    head: int
+    total: int
+    by_component: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def apply_arm(
+    model: PreTrainedModel, arm: Arm, task: str, new_weights: list[str], name: str = "arm"
+) -> tuple[nn.Module, Parameters]:
+    """The model made trainable as `arm` says (a PeftModel for a PeftConfig, else itself), and its counts.
+
+    new_weights: names of weights the base did not bring (its task head); an adapter trains and saves their modules too.
+    Works on the meta device as well. Raises RecipeError: a target that hits nothing, no head, what PEFT refuses.
+    """
+    components = dict(parameters_by_component(model))
+    head = head_modules(model)
+    made = _applied(model, arm, task, new_weights, head, name)
+    trainable = {path: p.numel() for path, p in made.named_parameters() if p.requires_grad}
+    in_head = sum(n for path, n in trainable.items() if any(f".{m}." in f".{path}" for m in head))
+    # A head that PEFT adapts (rather than saves whole) has its module's name in the adapter's own weights.
+    in_head -= sum(n for path, n in trainable.items() if _adapts_head(path, head)) if arm.peft is not None else 0
+    adapter = sum(trainable.values()) - in_head if arm.peft is not None else 0
+    return made, Parameters(sum(trainable.values()), adapter, in_head, sum(components.values()), components)
+
+
+def _adapts_head(path: str, head: list[str]) -> bool:
+    return "modules_to_save" not in path and any(f".{m}." in f".{path}" for m in head)
+
+
+def _applied(model: PreTrainedModel, arm: Arm, task: str, new: list[str], head: list[str], name: str) -> nn.Module:
+    if arm.method == "full":
+        return model.requires_grad_(True)
+    if arm.method == "head":
+        if not head:
+            raise RecipeError(f"arm '{name}': {type(model).__name__} has no head of its own to train.")
+        model.requires_grad_(False)
+        for module in head:
+            model.get_submodule(module).requires_grad_(True)
+        return model
+    return _with_adapter(model, _completed(arm.method, model, task, new, head), name)
+
+
+def _completed(given: PeftConfig, model: PreTrainedModel, task: str, new: list[str], head: list[str]) -> PeftConfig:
+    """A copy of the recipe's PeftConfig with what follows from the task and the base filled in."""
+    config = copy.deepcopy(given)
+    if config.task_type is None:
+        config.task_type = PEFT_TASKS.get(task)
+    row = ARCHITECTURES.get(model.config.model_type)
+    if row is not None and row.layer == "Conv1D" and hasattr(config, "fan_in_fan_out"):
+        config.fan_in_fan_out = True
+    new_head = [name for name in head if any(weight.startswith(f"{name}.") for weight in new)]
+    # A new weight outside the head (a pooler, say) would come back random just the same.
+    new_head += [w.rpartition(".")[0] for w in new if not any(w.startswith(f"{name}.") for name in head)]
+    if new_head and hasattr(config, "modules_to_save"):
+        # Without this the head comes back random after a reload (peft#577, #876).
+        config.modules_to_save = sorted({*(config.modules_to_save or []), *new_head})
+    elif hasattr(config, "modules_to_save") and config.task_type == "SEQ_CLS":
+        # PEFT adds the head's usual names by itself, which would train a head that is not new beside the adapter.
+        config.task_type = None
+    return config
+
+
+def _with_adapter(model: PreTrainedModel, config: PeftConfig, name: str) -> nn.Module:
+    from peft import get_peft_model
+
+    from peft_recipes.checks import targets_hit_modules
+
+    targets_hit_modules(model, config, name)
+    try:
+        return get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        text = " ".join(str(error).split())
+        raise RecipeError(f"arm '{name}': PEFT can't put {config.peft_type.value} on this model: {text}") from error

@@ -1,0 +1,105 @@
+"""Guards: cheap, on by default; each says what, where and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from peft_recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    import torch.nn as nn
+    from peft import PeftConfig, PeftModel
+
+
+def targets_hit_modules(model: nn.Module, config: PeftConfig, name: str) -> None:
+    """Every target name hits a module. PEFT itself accepts a wrong name among good ones without a word (peft#1959)."""
+    from peft_recipes.module_matching import matched_modules, nearest_modules, target_names, unmatched
+
+    problems = []
+    for target in unmatched(model, config):
+        near = nearest_modules(model, target)
+        hint = f"Nearest: {', '.join(near)}." if near else f"This model has: {', '.join(target_names(model))}."
+        problems.append(f"arm '{name}': target '{target}' hits no module of {type(model).__name__}. {hint}")
+    if not problems and getattr(config, "target_modules", None) and not matched_modules(model, config):
+        there = ", ".join(target_names(model))
+        problems.append(f"arm '{name}': its targets hit no module of {type(model).__name__}. This model has: {there}.")
+    if problems:
+        raise RecipeError(*problems)
+
+
+def something_is_trainable(model: nn.Module, name: str) -> None:
+    """At least one weight learns."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise RecipeError(f"arm '{name}': nothing is trainable; its method froze every weight and added none.")
+
+
+def more_than_one_class(train: datasets.Dataset, labels: list[str], path: str) -> None:
+    """A train split of one class teaches nothing."""
+    counts = Counter(train["label"])
+    if len(counts) < 2:
+        only = labels[next(iter(counts))]
+        raise RecipeError(
+            f"dataset '{path}': all {len(train)} training rows are of one class, '{only}'. "
+            "Is the file sorted by label? Set other sizes or another dataset.seed."
+        )
+
+
+def has_labelled_tokens(rows: datasets.Dataset, max_length: int, split: str) -> tuple[datasets.Dataset, int]:
+    """The rows that keep a labelled token after truncation, and how many do not. Raises RecipeError when none does."""
+    keep = [i for i, labels in enumerate(rows["labels"]) if any(label != -100 for label in labels[1:])]
+    if not keep:
+        raise RecipeError(
+            f"No {split} example has a token to learn within {max_length} tokens: the prompts alone are longer. "
+            f"Set a larger one: --set max_length={2 * max_length}."
+        )
+    return (rows if len(keep) == len(rows) else rows.select(keep)), len(rows) - len(keep)
+
+
+def loss_is_finite(loss: float, step: int) -> None:
+    """Stops a run whose loss is NaN or infinite; nothing after that step is worth the time."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss} at step {step}. Usual causes: a learning rate too high for this arm, or a broken "
+            "example. Lower arms.<ARM>.learning_rate, or set training.max_grad_norm."
+        )
+
+
+def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) -> None:
+    """The trainable weights differ from what they were: an adapter that can't learn raises no error by itself."""
+    import torch
+
+    now = dict(model.named_parameters())
+    if before and all(torch.equal(old, now[path].detach().cpu()) for path, old in before.items()):
+        raise RuntimeError(
+            f"arm '{name}': after training none of its weights has moved. Is its learning rate 0, or does gradient "
+            "checkpointing run without input gradients (transformers#42489)?"
+        )
+
+
+def trainable_snapshot(model: nn.Module, limit: int = 2_000_000) -> dict[str, torch.Tensor]:
+    """Copies of trainable weights, the smallest first, at least one and up to `limit` numbers, for `weights_moved`."""
+    taken: dict[str, torch.Tensor] = {}
+    for path, parameter in sorted(model.named_parameters(), key=lambda item: item[1].numel()):
+        if parameter.requires_grad and (not taken or sum(t.numel() for t in taken.values()) < limit):
+            taken[path] = parameter.detach().cpu().clone()
+    return taken
+
+
+def same_outputs(first: torch.Tensor, second: torch.Tensor, what: str, tolerance: float = 1e-3) -> float:
+    """The largest difference of two outputs that must be equal, as a share of their size. Raises beyond tolerance."""
+    scale = max(1.0, float(first.abs().max()))
+    gap = float((first - second).abs().max()) / scale
+    if not gap <= tolerance:  # also true for NaN
+        raise RuntimeError(f"{what}: outputs differ by {gap:.2g} of their size, more than {tolerance:g}.")
+    return gap
+
+
+def folder_is_adapter_only(model: PeftModel, files: dict[str, int]) -> None:
+    """What was saved is the adapter and not the base beside it."""
+    stray = [name for name in files if name.startswith(("model", "pytorch_model"))]
+    if stray:
+        raise RuntimeError(f"The adapter's folder holds the base as well: {', '.join(stray)}.")

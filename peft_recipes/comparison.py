@@ -1,0 +1,184 @@
+"""Many runs of one recipe, each in a fresh process; finished ones are not repeated; collected into one honest table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.recipe import Recipe
+from peft_recipes.runs import BASE, Run, check_output, make_folder, read_run, run_folder, signature, write_json
+from peft_recipes.workers import Job, Progress, run_in_fresh_process, teller
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Comparison:
+    """A finished comparison: `data` is comparison.json, `folder` where it lies."""
+
+    def __init__(self, data: dict[str, Any], folder: Path):
+        self.data, self.folder = data, folder
+
+    @property
+    def failed(self) -> list[str]:
+        """The arms of which at least one run did not finish."""
+        return [name for name, arm in self.data["arms"].items() if arm["failures"]]
+
+    def verdict(self, arm: str) -> str:
+        """What giving up full fine-tuning for this arm cost, in one sentence with its interval."""
+        if arm not in self.data["arms"]:
+            raise RecipeError(unknown("arm", arm, self.data["arms"], f"the comparison of {self.data['recipe']}"))
+        from peft_recipes.reporting.words import verdict_sentence
+
+        return verdict_sentence(self.data, arm)
+
+    def table(self) -> str:
+        """The table as Markdown."""
+        from peft_recipes.reporting.markdown import table_markdown
+
+        return table_markdown(self.data)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row an arm (and the base), plain numbers."""
+        import pandas
+
+        from peft_recipes.reporting.rows import records
+
+        return pandas.DataFrame(records(self.data))
+
+    def show(self) -> None:
+        """The report inside a notebook; in a terminal its table."""
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML, display
+        except ImportError:
+            get_ipython = None
+        if get_ipython is not None and get_ipython() is not None:
+            display(HTML(self._repr_html_()))
+            return
+        from rich.console import Console
+
+        from peft_recipes.reporting import render_terminal
+
+        render_terminal(self.data, Console())
+
+    def _repr_html_(self) -> str:
+        from peft_recipes.reporting.html import render_html
+
+        return render_html(self.data)
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.data['recipe']}: {', '.join(self.data['arms'])}; seeds {self.data['seeds']})"
+
+
+def compare(
+    recipe: Recipe,
+    arms: Iterable[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    *,
+    output: str | Path = "adapters",
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Comparison:
+    """Trains every arm with every seed, each in a fresh process, and writes comparison.json, .md and .html.
+
+    arms: names (default: all of the recipe's). The untrained base is evaluated as well. Runs that are finished and
+    whose recipe, data and code are the same are kept; overwrite trains them anew. A run that fails is a row of the
+    table, not the end. Raises RecipeError, before anything is written, for whatever is wrong with what was given.
+    """
+    names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
+    output = Path(output)
+    check_output(output)
+    fingerprint = preflight(recipe, names)
+    folder = output / recipe.name
+    make_folder(folder)
+    recipe.to_yaml(folder / "recipe.yaml")
+    jobs: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
+    for number, job in enumerate(jobs, 1):
+        tell = teller(on_progress, job, number, len(jobs))
+        done = _finished(output, recipe, job, fingerprint)
+        if done and not overwrite:
+            tell("kept")
+        else:
+            run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell)
+    return collect(recipe, names, seeds, output)
+
+
+def collect(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], output: Path) -> Comparison:
+    """The comparison of the runs that lie below `output`, written to their recipe's folder."""
+    from peft_recipes.evidence import comparison_data
+    from peft_recipes.reporting import write_reports
+
+    folder = output / recipe.name
+    runs = {(arm, seed): _run_or_failure(output, recipe, (arm, seed)) for arm in arms for seed in seeds}
+    base = _run_or_failure(output, recipe, (BASE, seeds[0]))
+    data = comparison_data(recipe, runs, base, list(arms), list(seeds))
+    write_json(folder / "comparison.json", data)
+    write_reports(data, folder)
+    return Comparison(data, folder)
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """The comparison of a folder. Raises RecipeError where there is none or it can't be read."""
+    path = Path(folder) / "comparison.json"
+    if not path.is_file():
+        below = sorted(p.parent for p in Path(folder).glob("*/comparison.json"))
+        hint = f" There are some in: {', '.join(map(str, below))}." if below else " `peft-recipes compare` makes one."
+        raise RecipeError(f"{folder} holds no comparison.json.{hint}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != 1 or not isinstance(data["arms"], dict):
+            raise ValueError(f"schema {data['schema']} is not known to this version")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path} can't be read: {error}.") from error
+    return Comparison(data, path.parent)
+
+
+def preflight(recipe: Recipe, arms: Sequence[str]) -> str:
+    """Finds what can be found wrong before the first run: data, columns, targets. Returns the data's fingerprint."""
+    from peft_recipes import bases
+    from peft_recipes.saving import with_arm_on_meta
+    from peft_recipes.tasks import task_of
+
+    task = task_of(recipe)
+    prepared = task.prepare()
+    config = bases.load_config(recipe, **task.base_options(prepared))
+    problems = []
+    for name in arms:
+        try:
+            with_arm_on_meta(task, config, recipe.arms[name], name)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
+    return prepared.fingerprint
+
+
+def _chosen_arms(recipe: Recipe, arms: Iterable[str] | None) -> list[str]:
+    names = list(dict.fromkeys(recipe.arms if arms is None else arms))
+    problems = [unknown("arm", name, recipe.arms, f"recipe {recipe.name}") for name in names if name not in recipe.arms]
+    if problems or not names:
+        raise RecipeError(*(problems or ["No arm was named."]))
+    return names
+
+
+def _chosen_seeds(seeds: Sequence[int]) -> list[int]:
+    wrong = [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32]
+    if wrong or not seeds:
+        raise RecipeError(f"seeds: expected whole numbers of 0 or more, got {list(seeds)}.")
+    return list(dict.fromkeys(seeds))
+
+
+def _finished(output: Path, recipe: Recipe, job: Job, fingerprint: str) -> bool:
+    run = read_run(run_folder(output, recipe, *job))
+    return run is not None and run.ok and run.data.get("signature") == signature(recipe, *job, fingerprint)
+
+
+def _run_or_failure(output: Path, recipe: Recipe, job: Job) -> Run:
+    folder = run_folder(output, recipe, *job)
+    run = read_run(folder)
+    missing = {"status": "failed", "error": "There is no run in its folder.", "arm": job[0], "seed": job[1]}
+    return run if run is not None else Run(folder, missing)

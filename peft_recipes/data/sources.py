@@ -1,0 +1,188 @@
+"""From a recipe's `Dataset` to raw splits: the Hub, local files, embedded stand-ins; cut, balanced, numbered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_recipes.bases import hub_errors, is_local
+from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.recipe import EMBEDDED, Dataset
+
+if TYPE_CHECKING:
+    import datasets
+
+_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def load_splits(source: Dataset) -> dict[str, datasets.Dataset]:
+    """The raw splits "train", "validation", "test" (and "pretrain" where asked for), each with an `id` column.
+
+    The cut depends on `source` alone, never on a run's seed: every arm and every seed sees the same split. Rows are
+    shuffled with `source.seed` first, since many datasets are sorted by label (IMDB's are).
+    Raises RecipeError: nothing there, nothing in it, a split or size that can't be had, a broken line in a file.
+    """
+    raw = _read(source)
+    single = len(raw) == 1
+    named = {
+        "train": next(iter(raw)) if single else source.train_split,
+        "validation": None if single else source.validation_split,
+        "test": None if single else source.test_split,
+    }
+    for split, name in named.items():
+        if name is not None and name not in raw:
+            raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + f" Set dataset.{split}_split.")
+    pool = _shuffled(_numbered(raw[named["train"]], named["train"]), source)
+    made: dict[str, datasets.Dataset] = {}
+    for split in ("validation", "test"):
+        if named[split] is not None:
+            rows = _shuffled(_numbered(raw[named[split]], named[split]), source)
+            made[split] = rows.select(range(_count(getattr(source, split), len(rows), len(rows), split, source)))
+    if source.pretrain:
+        count = _count(source.pretrain, len(pool), len(pool), "pretrain", source)
+        made["pretrain"], pool = pool.select(range(count)), pool.select(range(count, len(pool)))
+    made |= _cut(pool, [s for s in ("train", "validation", "test") if s not in made], source)
+    return {split: made[split] for split in ("pretrain", "train", "validation", "test") if split in made}
+
+
+def _cut(pool: datasets.Dataset, splits: list[str], source: Dataset) -> dict[str, datasets.Dataset]:
+    """`splits` cut from one shuffled pool, one after another; a size of None takes what the others leave."""
+    total, sizes = len(pool), {}
+    for split in splits:
+        if getattr(source, split) is not None:
+            sizes[split] = _count(getattr(source, split), total, total - sum(sizes.values()), split, source)
+    rest = total - sum(sizes.values())
+    open_splits = [s for s in splits if s not in sizes]
+    for i, split in enumerate(open_splits):
+        sizes[split] = rest // len(open_splits) if i else rest - (rest // len(open_splits)) * (len(open_splits) - 1)
+    # Shares that add up to one leave a row or two over by rounding down; they belong to the last split.
+    shares = [getattr(source, s) for s in splits]
+    if all(isinstance(s, float) and s < 1 for s in shares) and abs(sum(shares) - 1) < 1e-9:
+        sizes[splits[-1]] += total - sum(sizes.values())
+    made, start = {}, 0
+    for split in splits:
+        if sizes[split] < 1:
+            raise RecipeError(f"dataset '{source.path}' has {total} rows: none is left for {split}.")
+        made[split] = pool.select(range(start, start + sizes[split]))
+        start += sizes[split]
+    return made
+
+
+def _count(size: int | float | None, total: int, left: int, split: str, source: Dataset) -> int:
+    if size is None:
+        return left
+    count = int(total * size) if size < 1 else int(size)
+    if count > left or count < 1:
+        raise RecipeError(
+            f"dataset '{source.path}' has {total} rows, {left} of them left for {split}, and dataset.{split} asks for "
+            f"{size:g}. Set fewer rows or a share: --set dataset.{split}={0.2 if split != 'train' else 0.7}."
+        )
+    return count
+
+
+def _numbered(rows: datasets.Dataset, split: str) -> datasets.Dataset:
+    if not len(rows):
+        raise RecipeError(f"The dataset's split '{split}' is empty: it has no rows.")
+    ids = [f"{split}-{i}" for i in range(len(rows))]
+    rows = rows.remove_columns([c for c in ("id",) if c in rows.column_names])
+    return rows.add_column("id", ids)
+
+
+def _shuffled(rows: datasets.Dataset, source: Dataset) -> datasets.Dataset:
+    rows = rows.shuffle(seed=source.seed)
+    if not source.balance:
+        return rows
+    if source.label not in rows.column_names:
+        raise RecipeError(missing_column(source.label, "label", rows.column_names, source.path))
+    by_class: dict[object, list[int]] = {}
+    for i, label in enumerate(rows[source.label]):
+        by_class.setdefault(label, []).append(i)
+    smallest = min(len(places) for places in by_class.values())
+    return rows.select(sorted(i for places in by_class.values() for i in places[:smallest]))
+
+
+def missing_column(column: str, key: str, there: list[str], path: str) -> str:
+    """One line for a column that is not there: the nearest, those that are, and how to name another."""
+    from peft_recipes.errors import nearest
+
+    names = [name for name in there if name != "id"]
+    return (
+        f"dataset '{path}' has no column '{column}'.{nearest(column, names)} It has: {', '.join(names)}. "
+        f"Name the right one with --set dataset.{key}=COLUMN."
+    )
+
+
+def _read(source: Dataset) -> dict[str, datasets.Dataset]:
+    if source.path.startswith(EMBEDDED):
+        from peft_recipes.embedded import dataset
+
+        return dict(dataset(source.path.removeprefix(EMBEDDED)))
+    path = Path(source.path).expanduser()
+    if path.suffix in _READERS and not path.is_dir():
+        return _read_file(path)
+    import datasets
+
+    if is_local(source.path):
+        if not path.is_dir():
+            kinds = ", ".join(sorted(_READERS))
+            raise RecipeError(f"dataset '{source.path}' is not there, or is no {kinds} file and no folder of them.")
+        for file in sorted(p for p in path.iterdir() if p.suffix in _READERS):
+            _check_lines(file)
+    with hub_errors("dataset", source.path):
+        return dict(datasets.load_dataset(str(path) if path.is_dir() else source.path, source.name,
+                                          revision=source.revision))  # fmt: skip
+
+
+def _read_file(path: Path) -> dict[str, datasets.Dataset]:
+    import datasets
+
+    if not path.is_file():
+        raise RecipeError(f"dataset file {path} is not there.")
+    if path.stat().st_size == 0:
+        raise RecipeError(f"dataset file {path} is empty.")
+    _check_lines(path)
+    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    try:
+        return dict(datasets.load_dataset(_READERS[path.suffix], data_files=str(path), **options))
+    except Exception as error:  # datasets wraps whatever its readers raise
+        cause = error.__cause__ or error
+        raise RecipeError(f"dataset file {path} can't be read: {' '.join(str(cause).split())[:300]}") from error
+
+
+def _check_lines(path: Path) -> None:
+    """Names the line where a text file is broken; datasets' own readers say only that something is."""
+    if path.suffix == ".parquet":
+        return
+    try:
+        if path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip() and not isinstance(json.loads(line), dict):
+                        raise RecipeError(f"{path}, line {number}: expected a JSON object.")
+        elif path.suffix in (".csv", ".tsv"):
+            _check_csv(path)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}).") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}).") from error
+
+
+def _check_csv(path: Path) -> None:
+    import csv
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        csv.field_size_limit(2**31 - 1)
+        try:
+            header = next(rows, [])
+            start = rows.line_num + 1
+            for row in rows:
+                if row and len(row) != len(header):
+                    raise RecipeError(
+                        f"{path}, line {start}: {len(row)} values where the header has {len(header)} "
+                        f"({', '.join(header)}). A value with a comma or a line break in it needs quotes."
+                    )
+                start = rows.line_num + 1
+        except csv.Error as error:
+            raise RecipeError(f"{path}, line {rows.line_num}: {error}.") from error

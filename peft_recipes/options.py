@@ -1,0 +1,69 @@
+"""A recipe's `training` options, held against the real fields of TrainingArguments and SFTConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from peft_recipes.errors import nearest
+
+TASKS = ("text-classification", "image-classification", "sft", "language-modeling")
+CAUSAL_TASKS = ("sft", "language-modeling")
+
+# TrainingArguments that a recipe or the comparison decides: name -> where to set it instead.
+_OWNED = {
+    "learning_rate": "arms.<ARM>.learning_rate, each arm has its own",
+    "seed": "--seed or --seeds",
+    "data_seed": "--seed or --seeds",
+    "output_dir": "--output",
+    "max_length": "max_length of the recipe itself",
+    "remove_unused_columns": "nothing: the task decides it",
+    "push_to_hub": "`peft-recipes push`",
+    "hub_token": "`hf auth login`; a token never stands in a recipe",
+    "resume_from_checkpoint": "--resume",
+}
+
+
+def training_problems(training: dict[str, Any], task: str) -> list[str]:
+    """What is wrong with a recipe's `training`, held against the real fields of TrainingArguments or SFTConfig."""
+    if not training:
+        return []
+    if task in CAUSAL_TASKS:
+        from trl import SFTConfig as Arguments
+    else:
+        from transformers import TrainingArguments as Arguments
+    fields = {f.name: f for f in dataclasses.fields(Arguments)}
+    found = []
+    for key, value in training.items():
+        if key in _OWNED:
+            found.append(f"training.{key}: not set here but by {_OWNED[key]}.")
+        elif key not in fields:
+            found.append(_unknown_option(key, fields))
+        elif wrong := _wrong_type(value, str(fields[key].type)):
+            found.append(f"training.{key}: expected {wrong}, got {value!r}.")
+    return found
+
+
+def _unknown_option(key: str, fields: dict[str, Any]) -> str:
+    """One line for an unknown training option; the hundred valid ones are not listed, only the nearest."""
+    return (
+        f"Unknown key '{key}' in training.{nearest(key, fields)} Valid: the fields of transformers' TrainingArguments."
+    )
+
+
+def _wrong_type(value: Any, annotation: str) -> str:
+    """What was expected, where a value can't be of the annotated kind; empty where it fits or can't be told."""
+    kinds = {k for k in ("bool", "int", "float", "str", "dict", "list") if re.search(rf"\b{k}\b", annotation)}
+    if not kinds or value is None or re.search(r"Strategy|Type|Names", annotation):
+        return ""
+    fits = (
+        (isinstance(value, bool) and "bool" in kinds)
+        or (isinstance(value, int) and not isinstance(value, bool) and kinds & {"int", "float"})
+        or (isinstance(value, float) and "float" in kinds and math.isfinite(value))
+        or (isinstance(value, str) and "str" in kinds)
+        or (isinstance(value, dict) and "dict" in kinds)
+        or (isinstance(value, (list, tuple)) and "list" in kinds)
+    )
+    return "" if fits else " or ".join(sorted(kinds))

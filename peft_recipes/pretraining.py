@@ -1,0 +1,83 @@
+"""A base that no Hub has: trained here first, on its own rows, once; every arm then starts from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_recipes.errors import RecipeError
+from peft_recipes.hardware import choose, code_version
+
+if TYPE_CHECKING:
+    from peft_recipes.tasks.base import Prepared, Task
+
+
+def cache_dir() -> Path:
+    """Where bases that were trained or made here are kept: $PEFT_RECIPES_CACHE or ~/.cache/peft_recipes."""
+    return Path(os.environ.get("PEFT_RECIPES_CACHE") or Path.home() / ".cache" / "peft_recipes")
+
+
+def trained_base(task: Task, prepared: Prepared) -> Path:
+    """The folder of the recipe's base, trained on its `pretrain` rows on first use (two processes at once train one).
+
+    Plain Adam at a constant rate, as the write-up that mnist-shift reproduces has it.
+    """
+    recipe = task.recipe
+    if recipe.pretraining is None or "pretrain" not in prepared.splits:
+        raise RecipeError(
+            f"model '{recipe.model}' has no pretrained weights: the recipe needs `pretraining` and `dataset.pretrain`."
+        )
+    from filelock import FileLock
+
+    said = [recipe.model, asdict(recipe.pretraining), prepared.fingerprint, code_version()]
+    name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    folder = cache_dir() / "bases" / f"{recipe.model}-{name}"
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if not (folder / "config.json").is_file():
+                _train(task, prepared, folder)
+    return folder
+
+
+def _train(task: Task, prepared: Prepared, folder: Path) -> None:
+    import transformers
+
+    from peft_recipes import bases
+
+    options, hardware = task.recipe.pretraining, choose(task.recipe.training)
+    transformers.set_seed(options.seed)
+    config = bases.load_config(task.recipe, **task.base_options(prepared))
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        trainer = transformers.Trainer(
+            model=getattr(transformers, task.auto_class).from_config(config),
+            args=transformers.TrainingArguments(
+                output_dir=temporary,
+                num_train_epochs=options.num_train_epochs,
+                per_device_train_batch_size=options.batch_size,
+                learning_rate=options.learning_rate,
+                lr_scheduler_type="constant",
+                weight_decay=0.0,
+                seed=options.seed,
+                data_seed=options.seed,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                logging_strategy="no",
+                dataloader_pin_memory=hardware.device == "cuda",
+                remove_unused_columns=False,
+                **hardware.training_arguments(),
+            ),
+            train_dataset=prepared.splits["pretrain"],
+            data_collator=task.collator(prepared),
+        )
+        trainer.train()
+        made = Path(temporary) / "base"
+        trainer.model.save_pretrained(made)
+        shutil.move(made, folder)

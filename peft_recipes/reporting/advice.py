@@ -1,0 +1,299 @@
+"""What to try next, drawn from a comparison's own evidence: every line cites the numbers it rests on.
+
+A rule reads the comparison and gives lines, or none. Commands stand between backticks.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from peft_recipes.reporting import facts, words
+from peft_recipes.reporting import formats as fmt
+from peft_recipes.reporting.curves import curve
+from peft_recipes.reporting.facts import Comparison
+
+MOST_LINES = 6
+NEAR_LIMIT = 0.85  # of the machine's memory
+USUAL_RATE_RATIO = 10  # an adapter's best learning rate over full's ("LoRA without regret", Thinking Machines, 2025)
+MEMORY_FIELDS = ("memory_bytes", "device_memory_bytes", "total_memory_bytes")
+
+
+def next_steps(comparison: Comparison) -> list[str]:
+    """At most six lines of what to try next, the most urgent first; commands between backticks."""
+    lines = [line for rule in RULES for line in rule(comparison)]
+    return list(dict.fromkeys(lines))[:MOST_LINES]
+
+
+def failed_arms(comparison: Comparison) -> list[str]:
+    """Arms without a result: what stopped them, and the way on."""
+    lines = []
+    for name, arm in facts.arms(comparison).items():
+        if facts.mean(arm) is not None:
+            continue
+        called = _called(comparison, name)
+        again = f"then `{_compare(comparison, name)}` runs only what is missing."
+        if arm.get("status") == "out-of-memory":
+            lines.append(
+                f"{called} ran out of memory: halve `training.per_device_train_batch_size` and double "
+                f"`training.gradient_accumulation_steps` (the same updates in less memory), {again}"
+            )
+        elif arm.get("status") == "failed":
+            lines.append(f"{called} {_clean(words.failure(arm))}. Its run folder holds the log; {again}")
+    return lines
+
+
+def not_learning(comparison: Comparison) -> list[str]:
+    """Arms that are no better than the untuned base, by the margin."""
+    lines, metric = [], comparison.get("metric", "loss")
+    base = facts.base_value(comparison)
+    for name, arm in facts.measured(comparison).items():
+        gained = facts.gain(comparison, name)
+        if gained is not None and gained < _margin(comparison):
+            figures = f"{fmt.quality(base, metric)} before, {fmt.quality(facts.mean(arm), metric)} after"
+            rate = fmt.learning_rate(arm.get("learning_rate"))
+            lines.append(
+                f"{_called(comparison, name)} learned next to nothing ({figures}): try another learning rate "
+                f"(now {rate}), other targets ({_targets(arm)}) or more than {fmt.count(arm.get('steps'))} steps."
+            )
+    return lines
+
+
+def worse_than_full(comparison: Comparison) -> list[str]:
+    """The headline arm is worse than full: its rank, its targets, its rate, each with what this comparison shows about it."""
+    name = words.headline_arm(comparison)
+    told = words.describe_difference(comparison, name) if name else None
+    if told is None or told.verdict != "worse" or not facts.is_peft(name, facts.arms(comparison)[name]):
+        return []
+    gap = f"{_called(comparison, name)} is {told.estimate.lstrip('+-')}{told.unit} worse than {_full_words(comparison, name)}"
+    rest = [*_more_rank(comparison, name), *_more_targets(comparison, name), *_its_rate(comparison, name)]
+    return [f"{gap}. {rest[0]}", *rest[1:]]
+
+
+def _more_rank(comparison: Comparison, name: str) -> list[str]:
+    arm, metric = facts.arms(comparison)[name], comparison.get("metric", "loss")
+    if not arm.get("rank"):
+        return []
+    group = next((group for group in facts.rank_groups(comparison) if name in group), [name])
+    low, high = facts.arms(comparison)[group[0]], facts.arms(comparison)[group[-1]]
+    command = _compare(comparison, _pair(comparison, name), f"arms.{name}.peft.r={2 * high['rank']}")
+    if len(group) == 1:
+        return [f"Try a higher rank than {arm['rank']}: `{command}`."]
+    gained = _better(comparison, facts.mean(high) - facts.mean(low))
+    figures = f"rank {low['rank']} {fmt.quality(facts.mean(low), metric)}, rank {high['rank']} {fmt.quality(facts.mean(high), metric)}"
+    if gained > _margin(comparison):
+        return [f"Higher ranks helped ({figures}): try the next, `{command}`."]
+    return [f"A higher rank did not help ({figures}): look at the targets and the learning rate instead."]
+
+
+def _more_targets(comparison: Comparison, name: str) -> list[str]:
+    arm, metric = facts.arms(comparison)[name], comparison.get("metric", "loss")
+    mine = set(arm.get("target_modules") or [])
+    if not mine:
+        return []
+    for other_name, other in facts.measured(comparison).items():
+        more = set(other.get("target_modules") or []) - mine
+        if (
+            facts.is_peft(other_name, other)
+            and more
+            and mine < set(other["target_modules"])
+            and other.get("rank") == arm.get("rank")
+        ):
+            figures = f"{fmt.quality(facts.mean(arm), metric)} to {fmt.quality(facts.mean(other), metric)}"
+            added = _clean(", ".join(sorted(map(str, more))))
+            if _better(comparison, facts.mean(other) - facts.mean(arm)) > _margin(comparison):
+                return [
+                    f"More targets helped: adapting {added} too took it from {figures} ({_called(comparison, other_name)})."
+                ]
+            return [f"More targets did not help: adapting {added} too went from {figures}."]
+    return [f"Adapt more modules than {_targets(arm)}: attention and mlp together usually come nearest to full."]
+
+
+def _its_rate(comparison: Comparison, name: str) -> list[str]:
+    arm, full = facts.arms(comparison)[name], facts.arms(comparison).get(facts.reference(comparison, name) or "")
+    ratio = facts.ratio(arm, full, "learning_rate")
+    if ratio is None or ratio >= USUAL_RATE_RATIO / 2:
+        return []
+    rate = fmt.learning_rate(full["learning_rate"] * USUAL_RATE_RATIO)
+    command = _compare(comparison, _pair(comparison, name), f"arms.{name}.learning_rate={rate}")
+    return [
+        f"Its learning rate, {fmt.learning_rate(arm['learning_rate'])}, is {fmt.times(ratio)} full's; an adapter's best is often about "
+        f"ten times full's. Compare on the validation split: `{command}`."
+    ]
+
+
+def more_evidence(comparison: Comparison) -> list[str]:
+    """More seeds where the headline's verdict is open, or rests on one seed."""
+    name = words.headline_arm(comparison)
+    found = facts.difference(comparison, name) if name else None
+    if found is None:
+        return []
+    done = facts.seeds_done(facts.arms(comparison)[name])
+    command = _compare(comparison, None, seeds=max(3, done + 2))
+    told = words.describe_difference(comparison, name)
+    if told.verdict == "not shown":
+        half, margin = (found["ci95"][1] - found["ci95"][0]) / 2, _margin(comparison)
+        evidence = f"{done} seed{'' if done == 1 else 's'} and {fmt.count(found.get('examples'))} test examples"
+        need = math.ceil((half / margin) ** 2) if margin else 0
+        wanted = f" About {need} times the evidence would bring it within {told.margin}." if 1 < need <= 100 else ""
+        return [
+            f"Nothing is shown for {_called(comparison, name)} yet: with {evidence} the interval runs from {told.interval}"
+            f"{told.unit}.{wanted} More seeds: `{command}`."
+        ]
+    if done == 1:
+        return [f"The verdict rests on one seed; more say how much of it is luck: `{command}`."]
+    return []
+
+
+def length_of_training(comparison: Comparison) -> list[str]:
+    """Validation still getting better at the last step, or better earlier than at the end; headline arm and full."""
+    lines, metric = [], comparison.get("metric", "loss")
+    for name in dict.fromkeys([words.headline_arm(comparison), facts.reference(comparison)]):
+        points = curve(facts.arms(comparison).get(name) or {}, "validation")
+        if len(points) < 3:
+            continue
+        called, (last_step, last), (before_step, before) = _called(comparison, name), points[-1], points[-2]
+        rise = _better(comparison, last - before)
+        best_step, best = max(points, key=lambda point: _better(comparison, point[1]))
+        whole = _better(comparison, last - points[0][1])
+        if best_step == last_step and rise > _margin(comparison) / 4 and rise > 0.1 * whole:
+            command = _compare(comparison, None, f"training.max_steps={2 * round(last_step)}")
+            lines.append(
+                f"{called} was still getting better on validation at the end ({fmt.quality(before, metric)} at step "
+                f"{before_step:g}, {fmt.quality(last, metric)} at step {last_step:g}): give all arms more steps, `{command}`."
+            )
+        elif _better(comparison, best - last) > _margin(comparison):
+            lines.append(
+                f"{called} was best on validation at step {best_step:g} ({fmt.quality(best, metric)}) and ended at "
+                f"{fmt.quality(last, metric)}: it trained too long, or at too high a rate."
+            )
+    return lines[:1]
+
+
+def memory_limit(comparison: Comparison) -> list[str]:
+    """An arm whose peak comes near what the machine has."""
+    environment = comparison.get("environment") or {}
+    limit = next((facts.number(environment[key]) for key in MEMORY_FIELDS if facts.number(environment.get(key))), None)
+    peaks = {name: facts.number(arm.get("peak_memory_bytes")) or 0 for name, arm in facts.measured(comparison).items()}
+    if not limit or not peaks:
+        return []
+    name = max(peaks, key=peaks.get)
+    if peaks[name] < NEAR_LIMIT * limit:
+        return []
+    return [
+        f"{_called(comparison, name)} took {fmt.human_bytes(peaks[name])} of this machine's {fmt.human_bytes(limit)}: before "
+        "longer texts or a larger model, halve `training.per_device_train_batch_size` and double "
+        "`training.gradient_accumulation_steps`."
+    ]
+
+
+def forgotten(comparison: Comparison) -> list[str]:
+    """The headline arm lost more than the margin on an extra set."""
+    name, metric = words.headline_arm(comparison), comparison.get("metric", "loss")
+    if name is None:
+        return []
+    lines, against = [], facts.reference(comparison, name)
+    for split in facts.extra_splits(comparison):
+        lost = -(facts.gain(comparison, name, split) or 0)
+        if lost > _margin(comparison):
+            kept = facts.gain(comparison, against, split) if against and against != name else None
+            beside = "" if kept is None else f" ({_full_words(comparison, name)} {_amount(-kept, metric)})"
+            lines.append(
+                f"{_called(comparison, name)} lost {_amount(lost, metric)} on {_clean(split)}{beside}: mix some {_clean(split)} "
+                "examples into the training data, or switch the adapter off where it isn't needed."
+            )
+    return lines
+
+
+def serving(comparison: Comparison) -> list[str]:
+    """An adapter that slows answers down, when merging doesn't."""
+    name = words.headline_arm(comparison)
+    arm = facts.arms(comparison).get(name or "") or {}
+    latency = arm.get("latency_ms") or {}
+    own, merged = facts.number(latency.get("adapter")), facts.number(latency.get("merged"))
+    if own is None or not merged or own < 1.1 * merged:
+        return []
+    folder = shlex.quote(_clean(arm.get("folder") or "ADAPTER"))
+    return [
+        f"Merge before serving: an answer takes {fmt.milliseconds(own)} with the adapter and {fmt.milliseconds(merged)} merged "
+        f"(`peft-recipes merge {folder} --output DIR`)."
+    ]
+
+
+def when_it_works(comparison: Comparison) -> list[str]:
+    """The headline arm is as good as full or better: save more, then share it."""
+    name = words.headline_arm(comparison)
+    told = words.describe_difference(comparison, name) if name else None
+    arm = facts.arms(comparison).get(name or "") or {}
+    if told is None or told.verdict not in ("equivalent", "better") or not facts.is_peft(name, arm):
+        return []
+    lines, smaller = [], (arm.get("rank") or 0) // 2
+    if smaller and not any(name in group for group in facts.rank_groups(comparison)):
+        command = _compare(comparison, _pair(comparison, name), f"arms.{name}.peft.r={smaller}")
+        lines.append(f"Half the rank may do as well, at half the checkpoint: `{command}`.")
+    if arm.get("folder") and not comparison.get("embedded"):
+        lines.append(
+            f"Share it with its evidence: `peft-recipes push {shlex.quote(_clean(arm['folder']))} --repo-id ORG/NAME`."
+        )
+    return lines
+
+
+def real_data(comparison: Comparison) -> list[str]:
+    """Embedded stand-ins: the command for the real model and data."""
+    if not comparison.get("embedded"):
+        return []
+    command = f"peft-recipes compare {shlex.quote(_clean(comparison.get('recipe', 'RECIPE')))}"
+    return [f"These are stand-ins. On the recipe's own model and data: `{command}`."]
+
+
+RULES = (
+    failed_arms, not_learning, worse_than_full, more_evidence, memory_limit, length_of_training, real_data, forgotten, serving,
+    when_it_works,
+)  # fmt: skip
+
+
+def _compare(comparison: Comparison, arms: str | None, setting: str | None = None, seeds: int | None = None) -> str:
+    parts = ["peft-recipes", "compare", comparison.get("recipe", "RECIPE")]
+    parts += ["--arms", arms] if arms else []
+    parts += ["--seeds", ",".join(map(str, range(seeds)))] if seeds else []
+    parts += ["--embedded"] if comparison.get("embedded") else []
+    parts += ["--set", setting] if setting else []
+    return " ".join(shlex.quote(_clean(part)) for part in parts)
+
+
+def _clean(text: object) -> str:
+    """Text from outside on one line and without backticks, which mark commands here."""
+    return " ".join(facts.plain(text).replace("`", "'").split())
+
+
+def _called(comparison: Comparison, name: str) -> str:
+    return _clean(facts.label(comparison, name))
+
+
+def _pair(comparison: Comparison, name: str) -> str:
+    """The reference arm and this one, for --arms."""
+    return ",".join(dict.fromkeys(filter(None, [facts.reference(comparison, name), name])))
+
+
+def _better(comparison: Comparison, amount: float) -> float:
+    """`amount` turned so that more is better."""
+    return amount if comparison.get("higher_is_better", True) else -amount
+
+
+def _margin(comparison: Comparison) -> float:
+    return abs(facts.number(comparison.get("margin")) or 0.0)
+
+
+def _amount(lost: float, metric: str) -> str:
+    """What was lost, without a sign where it is a loss: "1.9 points", "0.021"."""
+    return words.change(lost, metric).lstrip("+")
+
+
+def _targets(arm: dict) -> str:
+    targets = [_clean(target) for target in arm.get("target_modules") or []]
+    return f"now {fmt.listed(targets[:8])}{' and more' if len(targets) > 8 else ''}" if targets else "none named"
+
+
+def _full_words(comparison: Comparison, name: str) -> str:
+    against = facts.reference(comparison, name)
+    return words.FULL_NAME if against and facts.is_full(against, facts.arms(comparison)[against]) else _clean(against)

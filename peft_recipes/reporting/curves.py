@@ -1,0 +1,89 @@
+"""The figures of what happened during training: loss and validation by optimiser step."""
+
+from __future__ import annotations
+
+import math
+
+from peft_recipes.reporting import drawing, facts
+from peft_recipes.reporting import formats as fmt
+from peft_recipes.reporting.drawing import Plot
+from peft_recipes.reporting.facts import Comparison
+
+BINS = 40  # points a curve is drawn with: a batch's loss is noisy, and a file should stay small
+
+
+def loss_curves(comparison: Comparison) -> Plot | None:
+    """Training loss by step."""
+    return _curves(comparison, "loss", "loss", "Training loss", "Training loss")
+
+
+def validation_curves(comparison: Comparison) -> Plot | None:
+    """The metric on the validation split during training."""
+    metric = fmt.metric_title(comparison.get("metric", "loss"))
+    return _curves(
+        comparison, "validation", "validation", f"Validation {metric} during training", f"Validation {metric}"
+    )
+
+
+def curve(arm: dict, field: str) -> list[tuple[float, float]]:
+    """An arm's curve as (step, mean over its seeds), steps that some seeds lack included; values not finite left out."""
+    by_step: dict[float, list[float]] = {}
+    for one in arm.get("curves") or []:
+        for point in one.get(field) or []:
+            if len(point) == 2 and all(facts.number(part) is not None for part in point):
+                by_step.setdefault(point[0], []).append(point[1])
+    return [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
+
+
+def _binned(points: list[tuple[float, float]], bins: int = BINS) -> list[tuple[float, float]]:
+    """At most `bins` points, each the mean of its neighbours."""
+    size = math.ceil(len(points) / bins)
+    groups = (
+        [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else [[p] for p in points]
+    )
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _curves(comparison: Comparison, field: str, name: str, title: str, y_title: str) -> Plot | None:
+    lines = {arm: _binned(curve(found, field)) for arm, found in facts.arms(comparison).items()}
+    lines = {arm: points for arm, points in lines.items() if len(points) > 1}
+    if not lines:
+        return None
+    styles, figure_axes = drawing.arm_styles(comparison), drawing.canvas()
+    figure, axes = figure_axes
+    share = field == "validation" and fmt.is_share(comparison.get("metric", ""))
+    factor = 100 if share else 1
+    last = max(points[-1][0] for points in lines.values())
+    for arm, points in lines.items():
+        style, xs, ys = styles[arm], [x for x, _ in points], [factor * y for _, y in points]
+        axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.9, marker=style.marker, markersize=6,
+                  markeredgecolor=drawing.PAPER, markevery=max(1, len(points) // 6))  # fmt: skip
+    axes.set_ylim(*_focus([factor * y for points in lines.values() for _, y in points]))
+    axes.set(xlabel="Optimiser step", ylabel=f"{y_title}{' (%)' if share else ''}", xlim=(0, last * 1.02))
+    low, high = axes.get_ylim()
+    ends = [min(max(factor * points[-1][1], low), high) for points in lines.values()]
+    places = drawing.spread_out(ends, 0.062 * (high - low), low, high)
+    for (arm, _), place in zip(lines.items(), places, strict=True):
+        axes.annotate(facts.shorten(arm, 16), (1.015, (place - low) / (high - low)), xycoords="axes fraction", va="center",
+                      color=styles[arm].colour, fontsize=11, fontweight="bold", annotation_clip=False)  # fmt: skip
+    seeds = max(len(facts.arms(comparison)[arm].get("curves") or []) for arm in lines)
+    caption = (f"Mean over {seeds} seeds." if seeds > 1 else "One seed.") + _binning_words(comparison, field)
+    show = (lambda v: fmt.quality(v, comparison.get("metric", ""))) if share else fmt.fixed
+    told = "; ".join(
+        f"{facts.label(comparison, arm)} from {show(p[0][1])} to {show(p[-1][1])}" for arm, p in lines.items()
+    )
+    return Plot(name, title, caption, f"{y_title} by optimiser step, first to last: {told}.", figure)
+
+
+def _binning_words(comparison: Comparison, field: str) -> str:
+    longest = max(len(curve(arm, field)) for arm in facts.arms(comparison).values())
+    size = math.ceil(longest / BINS)
+    return f" Each point is the mean of {size} logged steps." if size > 1 else ""
+
+
+def _focus(values: list[float]) -> tuple[float, float]:
+    """Axis limits that a few far-off first losses can't squash: up to the 98th percentile and some room."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[min(len(ordered) - 1, math.floor(0.98 * len(ordered)))]
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    return low - room, max(high, low) + room

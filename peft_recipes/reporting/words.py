@@ -1,0 +1,266 @@
+"""The verdict in a sentence, and the other sentences of a report. What the numbers mean: DESIGN.md, section 6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft_recipes.reporting import facts
+from peft_recipes.reporting import formats as fmt
+from peft_recipes.reporting.facts import Comparison
+
+VERDICTS = ("equivalent", "better", "worse", "not shown")
+FULL_NAME = "full fine-tuning"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's difference from its reference in the unit that is shown: points, percent of a loss, or the metric's own."""
+
+    estimate: str
+    low: str
+    high: str
+    margin: str
+    unit: str
+    verdict: str
+
+    @property
+    def interval(self) -> str:
+        """ "-1.1 to +0.3"."""
+        return f"{self.low} to {self.high}"
+
+    def __str__(self) -> str:
+        return f"{self.estimate}{self.unit}, 95 % interval {self.interval}{self.unit if self.unit == ' %' else ''}"
+
+
+def describe_difference(comparison: Comparison, name: str) -> Difference | None:
+    """The arm's difference as text, with as many digits as its verdict needs to be seen to be right."""
+    found = facts.difference(comparison, name)
+    if found is None:
+        return None
+    scale, unit = difference_scale(comparison, name)
+    low, high = (bound * scale for bound in found["ci95"])
+    margin = abs((facts.number(found.get("margin")) or facts.number(comparison.get("margin")) or 0) * scale)
+    digits = _telling_digits(low, high, margin, start=1 if unit else 3)
+    return Difference(
+        estimate=fmt.signed(found["estimate"] * scale, digits),
+        low=fmt.signed(low, digits),
+        high=fmt.signed(high, digits),
+        margin=_margin(margin, unit),
+        unit=unit,
+        verdict=found.get("verdict") if found.get("verdict") in VERDICTS else "not shown",
+    )
+
+
+def difference_scale(comparison: Comparison, name: str) -> tuple[float, str]:
+    """Factor and unit in which a difference is shown: points of a fraction; percent of the reference's loss."""
+    if fmt.is_share(comparison.get("metric", "")):
+        return 100.0, " points"
+    against = facts.mean(facts.arms(comparison).get(facts.reference(comparison, name) or ""))
+    return (100.0 / against, " %") if against and against > 0 else (1.0, "")
+
+
+def _telling_digits(low: float, high: float, margin: float, start: int) -> int:
+    """Enough digits that rounding moves no bound across zero or across the margin."""
+
+    def side(bound: float) -> tuple[int, bool]:
+        return (bound > 0) - (bound < 0), abs(bound) <= margin + 1e-12
+
+    for digits in range(start, start + 3):
+        if all(side(round(bound, digits)) == side(bound) for bound in (low, high)):
+            return digits
+    return start
+
+
+def _margin(margin: float, unit: str) -> str:
+    text = f"{round(margin, 3):g}"
+    return f"{text} point" if unit == " points" and text == "1" else f"{text}{unit}"
+
+
+def headline_arm(comparison: Comparison) -> str | None:
+    """The arm the report leads with: the PEFT arm named `lora`, else the first PEFT arm, else the first that is not full."""
+    arms = facts.arms(comparison)
+    adapters = [name for name, arm in arms.items() if facts.is_peft(name, arm)]
+    others = [name for name, arm in arms.items() if not facts.is_full(name, arm)]
+    return next((name for name in adapters if name == "lora"), next(iter(adapters + others + list(arms)), None))
+
+
+def verdict_sentence(comparison: Comparison, arm: str) -> str:
+    """What tuning with `arm` kept of full fine-tuning and what it cost, with its caveats, as plain text.
+
+    Raises KeyError for an arm that the comparison doesn't have.
+    """
+    return " ".join([verdict_headline(comparison, arm), *caveats(comparison, arm)])
+
+
+def verdict_headline(comparison: Comparison, name: str) -> str:
+    """The sentence without its caveats."""
+    arm = facts.arms(comparison)[name]
+    if facts.mean(arm) is None:
+        return f"{_subject(comparison, name)} has no result: {failure(arm)}."
+    against = facts.reference(comparison, name)
+    if name == against or against is None:
+        missing = "" if against else "; there is no full fine-tune to compare it with"
+        return f"{_reached(comparison, name)}{missing}."
+    if facts.mean(facts.arms(comparison)[against]) is None:
+        why = failure(facts.arms(comparison)[against])
+        return f"{_reached(comparison, name)}; {_other(comparison, against)} has no result to compare it with ({why})."
+    told = describe_difference(comparison, name)
+    if told is None:
+        kept = _kept(comparison, name, against, f"{_other(comparison, against)}'s")
+        return f"{_subject(comparison, name)} {kept} (no interval was computed){_costs(comparison, name, against)}."
+    return _compared(comparison, name, against, told)
+
+
+def _compared(comparison: Comparison, name: str, against: str, told: Difference) -> str:
+    subject, other, costs = _subject(comparison, name), _other(comparison, against), _costs(comparison, name, against)
+    if told.verdict == "equivalent":
+        kept = _kept(comparison, name, against, f"{other}'s")
+        return f"{subject} {kept} (difference {told}: equivalent within {told.margin}){costs}."
+    kept = _kept(comparison, name, against, "full's" if other == FULL_NAME else f"{against}'s")
+    if told.verdict == "not shown":
+        return (
+            f"Whether {_inside(subject)} matches {other} is not shown: it {kept} (difference {told}, "
+            f"which neither excludes zero nor stays within {told.margin}){costs}."
+        )
+    return f"{subject} is {told.verdict} than {other}: it {kept} (difference {told}){costs}."
+
+
+def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:
+    """ "keeps 99.1 % of full fine-tuning's accuracy", or both losses; `owner` is "full fine-tuning's" or "full's"."""
+    metric, arms = comparison.get("metric", "loss"), facts.arms(comparison)
+    mine, theirs = facts.mean(arms[name]), facts.mean(arms[against])
+    if fmt.is_share(metric) and theirs and theirs > 0:
+        verb = "keeps" if mine <= theirs else "reaches"
+        return f"{verb} {100 * mine / theirs:.1f} % of {owner} {fmt.metric_title(metric)}"
+    return f"reaches {_a_metric(metric)} of {fmt.quality(mine, metric)} against {owner} {fmt.quality(theirs, metric)}"
+
+
+def _reached(comparison: Comparison, name: str) -> str:
+    """What an arm reached and took in absolute figures, for when there is nothing to hold it against."""
+    arm, metric = facts.arms(comparison)[name], comparison.get("metric", "loss")
+    figures = f"{_subject(comparison, name)} reaches {fmt.quality(facts.mean(arm), metric)} {fmt.metric_title(metric)}"
+    if not fmt.is_share(metric):
+        figures = f"{_subject(comparison, name)} reaches {_a_metric(metric)} of {fmt.quality(facts.mean(arm), metric)}"
+    parts = []
+    if (share := facts.parameter_share(arm)) is not None:
+        parts.append("all parameters trained" if share >= 0.9999 else f"{fmt.percent(share)} of the parameters trained")
+    if facts.number(arm.get("peak_memory_bytes")):
+        parts.append(f"{fmt.human_bytes(arm['peak_memory_bytes'])} of memory at its peak")
+    if facts.number(arm.get("training_seconds")) is not None:
+        parts.append(f"{fmt.seconds(arm['training_seconds'])} of training")
+    if facts.number(arm.get("checkpoint_bytes")):
+        size = fmt.human_bytes(arm["checkpoint_bytes"])
+        parts.append(f"{fmt.article(size)} {size} checkpoint")
+    return figures + (f", with {fmt.listed(parts)}" if parts else "")
+
+
+def _costs(comparison: Comparison, name: str, against: str) -> str:
+    """ ", with 1.4 % of the parameters, 41 % of the memory, 1.7x the speed and a 7.4 MB checkpoint instead of 538 MB"."""
+    arm, other = facts.arms(comparison)[name], facts.arms(comparison)[against]
+    parts = []
+    if (share := facts.ratio(arm, other, "trainable_parameters")) is not None:
+        parts.append(f"{fmt.percent(share)} of the parameters")
+    if (share := facts.ratio(arm, other, "peak_memory_bytes")) is not None:
+        parts.append(f"{fmt.percent(share)} of the memory")
+    if (speed := facts.ratio(other, arm, "training_seconds")) is not None:
+        parts.append(f"{fmt.times(speed)} the speed")
+    if facts.ratio(arm, other, "checkpoint_bytes") is not None:
+        size = fmt.human_bytes(arm["checkpoint_bytes"])
+        parts.append(f"{fmt.article(size)} {size} checkpoint instead of {fmt.human_bytes(other['checkpoint_bytes'])}")
+    return f", with {fmt.listed(parts)}" if parts else ""
+
+
+def caveats(comparison: Comparison, name: str) -> list[str]:
+    """What a reader must know beside the sentence: one seed, failed seeds, stand-ins."""
+    arm, found = facts.arms(comparison)[name], facts.difference(comparison, name)
+    told, done = [], facts.seeds_done(arm)
+    seeds = facts.number((found or {}).get("seeds")) or done
+    if facts.mean(arm) is not None and seeds == 1:
+        luck = "the interval covers the test examples only, not the luck of the seed"
+        told.append(f"One seed: {luck}." if found else "One seed: how much of it is luck is not known.")
+    failed = len(arm.get("failures") or [])
+    if failed and done:
+        told.append(
+            f"{failed} of {failed + done} seeds failed and {'is' if failed == 1 else 'are'} not in the figures."
+        )
+    if comparison.get("embedded"):
+        told.append(stand_in(comparison))
+    return told
+
+
+def stand_in(comparison: Comparison) -> str:
+    """That the figures come from embedded stand-ins, and which."""
+    model, data = facts.plain(comparison.get("model", "?")), facts.plain(comparison.get("dataset", "?"))
+    return f"Measured on embedded stand-ins (model {model}, data {data}), not on the recipe's own model and data."
+
+
+def failure(arm: dict) -> str:
+    """Why an arm has no figures, in a few words: "out of memory", "failed: ValueError: ...", "no figures"."""
+    reason = facts.first_line(arm.get("error")).rstrip(".")
+    if not reason and arm.get("failures"):
+        reason = facts.first_line(arm["failures"][0].get("error")).rstrip(".")
+    if arm.get("status") == "out-of-memory":
+        return f"out of memory: {reason}" if reason and "out of memory" not in reason.lower() else "out of memory"
+    if arm.get("status") == "failed":
+        return f"failed: {reason}" if reason else "failed"
+    return reason or "no figures"
+
+
+def forgetting(comparison: Comparison) -> list[str]:
+    """A line for each extra evaluation set: the base's value before and each arm's after."""
+    metric, lines = comparison.get("metric", "loss"), []
+    for split in facts.extra_splits(comparison):
+        before, after = facts.base_value(comparison, split), []
+        for name, arm in facts.arms(comparison).items():
+            value = facts.split_value(arm, split, metric)
+            if value is not None:
+                after.append(
+                    f"{_mentioned(comparison, name)} {fmt.quality(value, metric)}{_change(before, value, metric)}"
+                )
+        if after:
+            start = f"before tuning {fmt.quality(before, metric)}; after: " if before is not None else "after tuning: "
+            lines.append(f"{facts.plain(split).capitalize()} {fmt.metric_title(metric)} {start}{', '.join(after)}.")
+    return lines
+
+
+def _change(before: float | None, after: float, metric: str) -> str:
+    if before is None:
+        return ""
+    return f" ({change(after - before, metric)})"
+
+
+def change(amount: float, metric: str) -> str:
+    """A change of a metric: "-1.1 points", "+0.021"."""
+    return f"{fmt.signed(100 * amount)} points" if fmt.is_share(metric) else fmt.signed(amount, 3)
+
+
+def code_spans(text: str) -> list[tuple[bool, str]]:
+    """`text` cut at its backticks: (is code, piece). Advice marks commands so; each renderer shows them in its way."""
+    return [(index % 2 == 1, piece) for index, piece in enumerate(text.split("`")) if piece]
+
+
+def _a_metric(metric: str) -> str:
+    title = fmt.metric_title(metric)
+    return f"{'an' if title[0] in 'aeiou' else 'a'} {title}"
+
+
+def _subject(comparison: Comparison, name: str) -> str:
+    return _named(comparison, name, "Full fine-tuning", "Training the head alone")
+
+
+def _other(comparison: Comparison, name: str) -> str:
+    return _named(comparison, name, FULL_NAME, "training the head alone")
+
+
+def _mentioned(comparison: Comparison, name: str) -> str:
+    return _named(comparison, name, FULL_NAME, "the head alone")
+
+
+def _inside(subject: str) -> str:
+    """A subject in the middle of a sentence."""
+    return subject[0].lower() + subject[1:] if subject.startswith(("Full", "Training")) else subject
+
+
+def _named(comparison: Comparison, name: str, full: str, head: str) -> str:
+    called = facts.label(comparison, name)
+    return {"Full fine-tuning": full, "Head only": head}.get(called, called)

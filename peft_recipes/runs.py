@@ -1,0 +1,111 @@
+"""Run folders: where a run lies, what is in it, its run.json; written beside and renamed, so it is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_recipes.errors import RecipeError
+from peft_recipes.hardware import code_version
+from peft_recipes.recipe import Recipe
+
+BASE = "base"  # the row of the untrained base, which is no arm
+RUN_FILE = "run.json"
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass
+class Run:
+    """One finished run: its folder, and its run.json as `data`."""
+
+    folder: Path
+    data: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return self.data.get("status") == "ok"
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """split -> metric -> value."""
+        return self.data.get("metrics", {})
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{k} {v:.4g}" for k, v in self.metrics.get("test", {}).items())
+        return f"Run({self.folder}, {self.data.get('status')}{': ' + scores if scores else ''})"
+
+
+def run_folder(output: Path, recipe: Recipe, arm: str, seed: int) -> Path:
+    """`<output>/<recipe>/<arm>/seed-<n>`."""
+    return output / recipe.name / arm / f"seed-{seed}"
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run of a folder, or None where none was finished there. Raises RecipeError for a run.json that is broken."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or "status" not in data:
+            raise ValueError("it has no 'status'")
+        return Run(folder, data)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{path} can't be read: {error}. Delete it to do the run again.") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON beside and renamed: a reader sees the old file or the new one, whole."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text beside and renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
+    """What makes a run's figures: two runs with one signature need not both be trained."""
+    plain = recipe.to_dict()
+    for key in ("title", "description", "margin", "embedded", "name", "metric"):
+        plain.pop(key)
+    plain["arms"] = plain["arms"].get(arm)
+    said = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:20]
+
+
+def check_output(output: Path) -> None:
+    """Raises RecipeError where nothing can be written below `output`; writes nothing itself."""
+    place = output.absolute()
+    while not place.exists() and not place.is_symlink():
+        place = place.parent
+    if not place.is_dir():
+        raise RecipeError(f"--output {output}: {place} is a file, so no folder can be made there.")
+    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise RecipeError(f"--output {output}: {place} can't be written. Name another folder with --output.")
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those above it. Raises RecipeError where it can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"{folder} can't be made: {error.strerror}. Name another folder with --output.") from error
+
+
+def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
+    """Removes what an earlier run left in its folder."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,0 +1,173 @@
+"""What a run stores: the adapter alone, the head alone, or the full model; and that it comes back the same."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peft_recipes import checks
+from peft_recipes.arms import apply_arm
+from peft_recipes.errors import RecipeError
+from peft_recipes.measuring import file_sizes, median_milliseconds
+from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.runs import HEAD_FILE
+
+if TYPE_CHECKING:
+    import torch.nn as nn
+
+    from peft_recipes.hardware import Hardware
+    from peft_recipes.tasks.base import Prepared, Task
+
+_TIMED_INPUTS = 20
+
+
+def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: Any) -> dict[str, int]:
+    """Writes the checkpoint of an arm, and returns its files' sizes: what must be stored to restore it on the base."""
+    if arm.peft is not None:
+        model.peft_config["default"].base_model_name_or_path = recipe.model
+        # "auto" would ask the Hub whether the vocabulary grew; it never does here.
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes its own
+        sizes = file_sizes(folder, ["adapter_model.safetensors", "adapter_config.json"])
+        checks.folder_is_adapter_only(model, file_sizes(folder))
+        return sizes
+    if arm.method == "head":
+        from safetensors.torch import save_file
+
+        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / HEAD_FILE)
+        return file_sizes(folder, [HEAD_FILE])
+    model.save_pretrained(folder)
+    sizes = file_sizes(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)  # a folder that loads by itself; not counted, the base has the same
+    return {name: size for name, size in sizes.items() if name.startswith(("model", "config", "generation_config"))}
+
+
+def restore(base: nn.Module, new_weights: list[str], arm: Arm, recipe: Recipe, folder: Path) -> nn.Module:
+    """A fresh base with a saved arm on it. Raises RecipeError where a tensor is missing, stray or of another shape."""
+    if arm.peft is not None:
+        from peft import PeftModel
+        from peft.utils import load_peft_weights
+
+        model = PeftModel.from_pretrained(base, folder)
+        _complete(model, load_peft_weights(str(folder), device="cpu"), folder)
+        return model
+    if arm.method == "head":
+        from safetensors.torch import load_file
+
+        saved = load_file(folder / HEAD_FILE)
+        outcome = base.load_state_dict(saved, strict=False)
+        if outcome.unexpected_keys:
+            raise RecipeError(f"{folder / HEAD_FILE}: {outcome.unexpected_keys[0]} is no weight of this base.")
+        missing = [name for name in new_weights if name not in saved]
+        if missing:
+            raise RecipeError(f"{folder / HEAD_FILE}: the head's {missing[0]} is missing.")
+        return base
+    return base.from_pretrained(folder, dtype=torch.float32)
+
+
+def _complete(model: nn.Module, saved: dict[str, torch.Tensor], folder: Path) -> None:
+    """PEFT only warns when keys are missing, and the base's output comes back (peft#2566); here it is an error."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing, stray = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+    wrong = [name for name in set(wanted) & set(saved) if wanted[name].shape != saved[name].shape]
+    if missing or stray or wrong:
+        first = (missing or stray or wrong)[0]
+        raise RecipeError(
+            f"{folder}: the adapter does not fit its base: {len(missing)} tensors missing, {len(stray)} not of this "
+            f"model, {len(wrong)} of another shape; the first is {first}."
+        )
+
+
+def verify(
+    task: Task, prepared: Prepared, arm: Arm, trained: nn.Module, folder: Path, hardware: Hardware
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Loads what was saved onto a fresh base and holds its outputs against the trained model's; times each form.
+
+    Returns (checks: name -> largest difference as a share of the outputs' size, timings: latency_ms and
+    generation_tokens_per_second, each of base, adapter and merged, None where a form does not exist). Raises
+    RuntimeError where saved and trained differ.
+    """
+    inputs = task.inputs(prepared, _TIMED_INPUTS)
+    before = outputs(trained, inputs[:4], hardware)
+    base, new_weights = task.load_base(prepared)
+    base = base.to(hardware.device).eval()
+    found: dict[str, Any] = {}
+    times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
+    speeds: dict[str, float | None] = dict(times)
+
+    def measure(form: str, model: nn.Module) -> None:
+        model.eval()
+        times[form] = median_milliseconds(lambda batch: outputs(model, [batch], hardware), inputs, hardware.device)
+        speeds[form] = task.generation_speed(model, prepared)
+
+    if arm.peft is None:
+        base = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
+        found["reloaded equals trained"] = _gap(
+            before, outputs(base, inputs[:4], hardware), "The reloaded model", hardware
+        )
+        measure("base", base)
+    else:
+        measure("base", base)
+        model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
+        found["reloaded equals trained"] = _gap(
+            before, outputs(model, inputs[:4], hardware), "The reloaded adapter", hardware
+        )
+        measure("adapter", model)
+        merged = _merged(model)
+        if merged is None:
+            found["merged equals unmerged"] = f"{arm.method_name} can't be merged"
+        else:
+            found["merged equals unmerged"] = _gap(
+                before, outputs(merged, inputs[:4], hardware), "The merged model", hardware
+            )
+            measure("merged", merged)
+    generates = any(speed is not None for speed in speeds.values())
+    return found, {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
+
+
+def _merged(model: nn.Module) -> nn.Module | None:
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError):
+        return None  # prompt learning and some others have no merged form
+
+
+def _gap(first: list[torch.Tensor], second: list[torch.Tensor], what: str, hardware: Hardware) -> float:
+    tolerance = 1e-3 if hardware.precision == "fp32" else 3e-2  # bf16 has 8 bits: one rounding is 4e-3
+    return max(
+        checks.same_outputs(a, b, f"{what} differs from the trained one", tolerance)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def outputs(model: nn.Module, inputs: list[dict[str, torch.Tensor]], hardware: Hardware) -> list[torch.Tensor]:
+    """The logits of each input, on the CPU in fp32, the model in evaluation mode."""
+    model.eval()
+    with torch.no_grad(), hardware.autocast():
+        return [model(**{k: v.to(hardware.device) for k, v in batch.items()}).logits.float().cpu() for batch in inputs]
+
+
+def meta_checkpoint_bytes(model: nn.Module, arm: Arm) -> int:
+    """Bytes of the tensors that an arm's checkpoint will hold (file headers apart), from a model on the meta device."""
+    if arm.peft is not None:
+        from peft import get_peft_model_state_dict
+
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False).values()
+    elif arm.method == "head":
+        tensors = [p for p in model.parameters() if p.requires_grad]
+    else:
+        tensors = list(model.parameters())
+    return sum(t.numel() * 4 for t in tensors)  # fp32
+
+
+def with_arm_on_meta(task: Task, config: Any, arm: Arm, name: str) -> tuple[nn.Module, Any]:
+    """The base on the meta device with an arm applied, and its counts: what a plan and a preflight need, no weights."""
+    model = task.meta_model(copy.deepcopy(config))
+    return apply_arm(model, arm, task.recipe.task, task.new_weights_on_meta(model), name)

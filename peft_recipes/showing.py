@@ -1,0 +1,137 @@
+"""What the command line prints: recipes, a plan, a run, a comparison, and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from peft_recipes.reporting import formats
+
+if TYPE_CHECKING:
+    from peft_recipes.comparison import Comparison
+    from peft_recipes.recipe import Recipe
+    from peft_recipes.runs import Run
+    from peft_recipes.workers import Progress
+
+
+def show_recipes(recipes: list[Recipe]) -> None:
+    """One line a recipe."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("recipe", "task", "model", "data", "arms"):
+        table.add_column(name, overflow="fold")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.task, recipe.model, recipe.dataset.path, ", ".join(recipe.arms))
+    console = Console()
+    console.print(table)
+    console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]", highlight=False)
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """A plan as a table, and the modules each arm hits."""
+    console = Console()
+    title = f"{plan['recipe']}: {plan['model']} on {plan['dataset']}"
+    console.print(f"[bold]{escape(title)}[/bold]" + (" (embedded stand-ins)" if plan["embedded"] else ""))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("arm")
+    for name in ("trains", "of", "share", "adapter", "head", "checkpoint", "steps", "weights+optimizer", "rate"):
+        table.add_column(name, justify="right")
+    for name, arm in plan["arms"].items():
+        table.add_row(
+            name,
+            f"{arm['trainable_parameters']:,}",
+            f"{arm['total_parameters']:,}",
+            f"{arm['trainable_parameters'] / arm['total_parameters']:.2%}",
+            f"{arm['adapter_parameters']:,}",
+            f"{arm['head_parameters']:,}",
+            formats.human_bytes(arm["checkpoint_bytes"]),
+            "?" if arm["steps"] is None else f"{arm['steps']:,}",
+            formats.human_bytes(arm["memory"]["total"]),
+            f"{arm['learning_rate']:g}",
+        )
+    console.print(table)
+    for name, arm in plan["arms"].items():
+        console.print(f"  {name} learns in {len(arm['modules'])} modules: {escape(_few(arm['modules']))}")
+    for note in plan["notes"]:
+        console.print(f"Note: {escape(note)}")
+
+
+def _few(modules: list[str], most: int = 6) -> str:
+    shown = ", ".join(modules[:most])
+    return shown if len(modules) <= most else f"{shown}, ... {modules[-1]}"
+
+
+def show_run(run: Run) -> None:
+    """A run's metrics, costs and folder."""
+    data, console = run.data, Console()
+    console.print(f"[bold]{data['recipe']} · {data['arm']} · seed {data['seed']}[/bold]")
+    for split, metrics in data["metrics"].items():
+        console.print(f"  {split}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    if training := data["training"]:
+        tokens = training["tokens_per_second"]
+        speed = f"{tokens:.1f} tokens/s" if tokens else f"{training['examples_per_second']:.1f} examples/s"
+        console.print(
+            f"  {training['steps']} steps, {formats.seconds(training['seconds'])} of training, {speed}, "
+            f"peak memory {formats.human_bytes(training['peak_memory_bytes'])}, "
+            f"checkpoint {formats.human_bytes(data['checkpoint_bytes'])}"
+        )
+    if data["embedded"]:
+        console.print("  Measured on embedded stand-ins, not on the recipe's own model and data.")
+    console.print(f"  {escape(str(run.folder))}")
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """The table, the verdict, and where the report is."""
+    from peft_recipes.reporting import render_terminal
+
+    console = Console()
+    render_terminal(comparison.data, console)
+    console.print(f"\nReport: {comparison.folder / 'comparison.html'}", soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Callable[[Progress], None]]:
+    """Progress on stderr: a bar in a terminal, one line a finished run elsewhere."""
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield lambda news: _print_end(console, news)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        runs, steps = bars.add_task("preparing", total=None), bars.add_task("", total=None, visible=False)
+
+        def tell(news: Progress) -> None:
+            _print_end(bars.console, news)
+            arm, seed = news.job
+            bars.update(runs, total=news.jobs, completed=news.number - (news.state == "running"), description="runs")
+            bars.update(
+                steps,
+                visible=True,
+                description=f"{arm} · seed {seed} · {news.stage or 'start'}",
+                total=news.steps or None,
+                completed=news.step,
+            )
+
+        yield tell
+
+
+def _print_end(console: Console, news: Progress) -> None:
+    if news.state == "running":
+        return
+    arm, seed = news.job
+    words = {"ok": "done", "kept": "kept from before"}.get(news.state, news.state)
+    reason = f": {escape(news.error)}" if news.error else ""
+    console.print(f"{news.number}/{news.jobs} {arm} seed {seed}: {words}{reason}", highlight=False)

@@ -1,0 +1,153 @@
+"""What every task does: prepare the data, load the base, build the real trainer, evaluate a split, run a few inputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes import bases
+from peft_recipes.data import columns, sources
+from peft_recipes.hardware import Hardware
+from peft_recipes.recipe import Arm, Dataset, Recipe
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    import torch.nn as nn
+    from transformers import PretrainedConfig, Trainer, TrainingArguments
+
+
+@dataclass
+class Prepared:
+    """A recipe's data as its trainer takes it.
+
+    splits: "train", "validation", "test", the recipe's further evaluation sets, and "pretrain" where there is one.
+    rows: how many examples each has. ids: each example's own, in the order of the split.
+    """
+
+    splits: dict[str, Any]
+    ids: dict[str, list[str]]
+    fingerprint: str
+    processor: Any = None
+    labels: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    samples: list[dict[str, str]] | None = None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        return {split: len(ids) for split, ids in self.ids.items() if split != "pretrain"}
+
+
+@dataclass
+class Evaluation:
+    """One split evaluated. scores: what the metric is the mean of, one an example, weighted by `weights` if given."""
+
+    metrics: dict[str, float]
+    predictions: dict[str, list[Any]]
+    per_class: list[dict[str, Any]] | None = None
+
+
+class Task(ABC):
+    """One recipe's task: all that differs between tasks is behind these methods, and training.py knows none of it."""
+
+    auto_class: str
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+
+    @abstractmethod
+    def prepare(self) -> Prepared:
+        """Loads and checks the data, and makes it what the trainer takes. Raises RecipeError."""
+
+    @abstractmethod
+    def trainer(
+        self, model: nn.Module, prepared: Prepared, arguments: TrainingArguments, callbacks: list[Any]
+    ) -> Trainer:
+        """The real Trainer or SFTTrainer of this task."""
+
+    @abstractmethod
+    def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
+        """Metrics and per-example results of one split, each example exactly once, in the split's order."""
+
+    @abstractmethod
+    def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
+        """`count` test examples, each as a batch of one for the model's forward, on the CPU."""
+
+    def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
+        """What the base's configuration is given (the labels). prepared is None when only a plan is made."""
+        return {}
+
+    def load_base(self, prepared: Prepared) -> tuple[nn.Module, list[str]]:
+        """The base with the task's head, and the names of its newly made weights. Its seed must be set before."""
+        import transformers
+
+        folder = self.base_folder(prepared)
+        return bases.load_model(
+            self.recipe, getattr(transformers, self.auto_class), folder=folder, **self.base_options(prepared)
+        )
+
+    def base_folder(self, prepared: Prepared) -> Path | None:
+        """Where the base lies when it is not what the recipe's `model` says (it was trained first)."""
+        return None
+
+    def meta_model(self, config: PretrainedConfig) -> nn.Module:
+        """The base on the meta device: names and shapes without weights."""
+        import torch
+        import transformers
+
+        with torch.device("meta"):
+            return getattr(transformers, self.auto_class).from_config(
+                config, trust_remote_code=self.recipe.trust_remote_code
+            )
+
+    def new_weights_on_meta(self, model: nn.Module) -> list[str]:
+        """The weights that the base will not bring: in classification its head, unless the base is trained here."""
+        return []
+
+    def arguments(self, arm: Arm | None, seed: int, hardware: Hardware, folder: Path, quiet: bool) -> TrainingArguments:
+        """The training options of one run: the defaults that measuring needs, the recipe's own, then arm and seed."""
+        options = {
+            "eval_strategy": "epoch",
+            "save_strategy": "no",
+            "report_to": "none",
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": hardware.device == "cuda",
+            "disable_tqdm": quiet,
+            **hardware.training_arguments(),
+            **self.recipe.training,
+            "output_dir": str(folder),
+            "seed": seed,
+            "data_seed": seed,
+        }
+        if arm is not None:
+            options["learning_rate"] = arm.learning_rate
+        return self.arguments_class()(**options)
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
+    def raw_splits(self) -> dict[str, datasets.Dataset]:
+        """The recipe's raw splits, with its further evaluation sets."""
+        splits = sources.load_splits(self.recipe.dataset)
+        for name, changes in self.recipe.evaluate_also.items():
+            other = Dataset(**{**vars(self.recipe.dataset), **changes})
+            same_rows = set(changes) <= {"transform"}
+            splits[name] = splits["test"] if same_rows else sources.load_splits(other)["test"]
+        return splits
+
+    def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
+        """The model's answers to the recipe's prompts; None for tasks that don't generate."""
+        return None
+
+    def generation_speed(self, model: nn.Module, prepared: Prepared) -> float | None:
+        """Tokens a second of greedy generation at batch 1; None for tasks that don't generate."""
+        return None
+
+    def _fingerprint(self, splits: dict[str, datasets.Dataset]) -> str:
+        return columns.fingerprint(splits)

@@ -1,0 +1,177 @@
+"""What sft and language-modeling share: trl's SFTTrainer, losses an example, answers, generation."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import EvalPrediction, Trainer
+from trl import SFTConfig, SFTTrainer
+
+from peft_recipes import bases, checks, metrics
+from peft_recipes.data import columns
+from peft_recipes.tasks.base import Evaluation, Prepared, Task
+from peft_recipes.tasks.counting import CountingMixin
+
+if TYPE_CHECKING:
+    import datasets
+    import torch.nn as nn
+
+_TIMED_TOKENS = 32  # what generation's speed is measured on
+
+
+class CausalTrainer(CountingMixin, SFTTrainer):
+    """trl's SFTTrainer, counting, and with every example's own loss when it evaluates."""
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None):
+        """Instead of logits: [batch, 3] the summed loss, the labelled tokens and the rightly predicted ones."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs, use_cache=False, fused_lm_head=True)
+        sums = [-output.log_probs.float().sum(1), output.label_mask.sum(1), output.is_top1.sum(1)]
+        stacked = torch.stack([s.to(torch.float64 if s.device.type != "mps" else torch.float32) for s in sums], dim=1)
+        return None, stacked, torch.zeros(len(stacked), 1, device=stacked.device)
+
+
+def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """loss (mean over labelled tokens), perplexity and token accuracy of sums [examples, 3]."""
+    losses, tokens, correct = np.asarray(prediction.predictions, dtype=np.float64).T
+    return {
+        "loss": float(losses.sum() / tokens.sum()),
+        **metrics.compute("perplexity", losses=losses / tokens, tokens=tokens.astype(int)),
+        **metrics.compute("token_accuracy", correct=correct.astype(int), tokens=tokens.astype(int)),
+    }
+
+
+class Causal(Task):
+    """A causal language model, by trl's SFTTrainer, on rows that are tokenised and labelled here."""
+
+    auto_class = "AutoModelForCausalLM"
+
+    def arguments_class(self) -> type[SFTConfig]:
+        return SFTConfig
+
+    def arguments(self, *args: Any, **kwargs: Any) -> SFTConfig:
+        arguments = super().arguments(*args, **kwargs)
+        arguments.max_length = self.recipe.max_length
+        arguments.dataset_kwargs = {**(arguments.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        return arguments
+
+    def text_rows(
+        self, raw: dict[str, datasets.Dataset], tokenizer: Any
+    ) -> tuple[dict[str, datasets.Dataset], list[str]]:
+        """The splits with what is to be learnt as text, and notes on what was left out."""
+        raise NotImplementedError
+
+    def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+        """input_ids and labels (-100 where nothing is learnt) of one row, not yet cut."""
+        raise NotImplementedError
+
+    def prepare(self) -> Prepared:
+        tokenizer = bases.load_tokenizer(self.recipe)
+        splits, notes = self.text_rows(self.raw_splits(), tokenizer)
+        shared = [c for c in splits["train"].column_names if c != "id"]
+        splits, dropped = columns.without_test_examples(splits, shared)
+        if dropped:
+            notes.append(f"{dropped} examples that stand in a later split too were taken out.")
+        made, ids = {}, {}
+        for name, rows in splits.items():
+            tokens = rows.map(lambda row: self.tokenise(row, tokenizer), remove_columns=shared, keep_in_memory=True)
+            cut = sum(len(t) > self.recipe.max_length for t in tokens["input_ids"])
+            tokens = tokens.map(self._cut, keep_in_memory=True)
+            tokens, unlabelled = checks.has_labelled_tokens(tokens, self.recipe.max_length, name)
+            if cut and name == "train":
+                notes.append(f"{cut} of {len(rows)} training examples were cut at {self.recipe.max_length} tokens.")
+            if unlabelled:
+                notes.append(f"{unlabelled} {name} examples kept no token to learn after the cut and were left out.")
+            ids[name] = list(tokens["id"])
+            made[name] = tokens.remove_columns(["id"])
+        return Prepared(made, ids, self._fingerprint(splits), tokenizer, None, notes)
+
+    def _cut(self, row: dict[str, Any]) -> dict[str, list[int]]:
+        return {key: row[key][: self.recipe.max_length] for key in ("input_ids", "labels")}
+
+    def load_base(self, prepared: Prepared) -> tuple[nn.Module, list[str]]:
+        model, new = super().load_base(prepared)
+        bases.set_pad_token(model, prepared.processor)
+        return model, new
+
+    def trainer(self, model: nn.Module, prepared: Prepared, arguments: SFTConfig, callbacks: list[Any]):
+        return CausalTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=prepared.splits["train"],
+            eval_dataset=_longest_first(prepared.splits["validation"])[0],
+            processing_class=prepared.processor,
+            compute_metrics=causal_metrics,
+            callbacks=callbacks,
+        )
+
+    def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
+        rows, order = _longest_first(prepared.splits[split])
+        output = trainer.predict(rows)
+        sums = np.empty_like(output.predictions)
+        sums[order] = output.predictions
+        tokens = sums[:, 1].astype(int)
+        return Evaluation(
+            metrics=causal_metrics(EvalPrediction(predictions=sums, label_ids=None)),
+            predictions={
+                "id": prepared.ids[split],
+                "loss": (sums[:, 0] / tokens).tolist(),
+                "tokens": tokens.tolist(),
+                "correct_tokens": sums[:, 2].astype(int).tolist(),
+            },
+        )
+
+    def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
+        rows = prepared.splits["test"].select(range(min(count, len(prepared.splits["test"]))))
+        return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
+
+    def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
+        """[1, tokens] of a prompt as the model saw prompts in training."""
+        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+
+    def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
+        if not self.recipe.prompts:
+            return None
+        return [
+            {**row, "answer": self._generate(model, prepared.processor, row["prompt"], max_new_tokens=96)}
+            for row in self.recipe.prompts
+        ]
+
+    def _generate(self, model: nn.Module, tokenizer: Any, prompt: str, **options: Any) -> str:
+        ids = self.prompt_tokens(prompt, tokenizer).to(model.device)
+        made = _greedy(model, ids, tokenizer, **options)
+        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+    def generation_speed(self, model: nn.Module, prepared: Prepared) -> float:
+        prompt = self.recipe.prompts[0]["prompt"] if self.recipe.prompts else "The"
+        ids = self.prompt_tokens(prompt, prepared.processor).to(model.device)
+        _greedy(model, ids, prepared.processor, max_new_tokens=4)  # warm-up
+        start = time.perf_counter()
+        made = _greedy(model, ids, prepared.processor, max_new_tokens=_TIMED_TOKENS, min_new_tokens=_TIMED_TOKENS)
+        return (made.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
+
+
+def _greedy(model: nn.Module, ids: torch.Tensor, tokenizer: Any, **options: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            **options,
+        )
+
+
+def _longest_first(rows: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
+    """Rows by falling length, and where each came from: batches of like length waste no padding."""
+    order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
+    return rows.select(order), order

@@ -1,0 +1,94 @@
+"""What text and image classification share: the Trainer, the metrics, the per-class report, the predictions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from peft_recipes import metrics
+from peft_recipes.architectures import head_modules
+from peft_recipes.tasks.base import Evaluation, Prepared, Task
+from peft_recipes.tasks.counting import CountingMixin
+
+if TYPE_CHECKING:
+    import torch.nn as nn
+
+
+class ClassificationTrainer(CountingMixin, Trainer):
+    """transformers' Trainer, counting."""
+
+
+def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[examples] cross entropy in nats of logits [examples, classes] for labels [examples]."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+
+
+def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """accuracy, macro F1 and loss of logits [examples, classes]."""
+    logits, labels = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
+    guesses = logits.argmax(axis=1)
+    return {
+        **metrics.compute("accuracy", predictions=guesses, references=labels),
+        **metrics.compute("macro_f1", predictions=guesses, references=labels),
+        "loss": float(cross_entropies(logits, labels).mean()),
+    }
+
+
+class Classification(Task):
+    """Examples into one of the recipe's classes, by transformers' Trainer."""
+
+    def trainer(self, model: nn.Module, prepared: Prepared, arguments: TrainingArguments, callbacks: list[Any]):
+        return ClassificationTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=prepared.splits["train"],
+            eval_dataset=prepared.splits["validation"],
+            data_collator=self.collator(prepared),
+            compute_metrics=classification_metrics,
+            callbacks=callbacks,
+        )
+
+    def collator(self, prepared: Prepared) -> Any:
+        """Examples to one batch."""
+        raise NotImplementedError
+
+    def lengths(self, prepared: Prepared, split: str) -> list[int] | None:
+        """Tokens of each example, by which evaluation is sorted; None where all are alike."""
+        return None
+
+    def new_weights_on_meta(self, model: nn.Module) -> list[str]:
+        if self.recipe.pretraining is not None:
+            return []
+        return [n for n, _ in model.named_parameters() if any(n.startswith(f"{m}.") for m in head_modules(model))]
+
+    def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
+        labels = (prepared.labels if prepared else None) or self.recipe.dataset.labels
+        if labels is None:
+            return {}
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+
+    def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
+        rows, lengths = prepared.splits[split], self.lengths(prepared, split)
+        order = np.argsort([-n for n in lengths], kind="stable") if lengths else np.arange(len(rows))
+        output = trainer.predict(rows.select(order) if lengths else rows)
+        logits, labels = np.empty_like(output.predictions), np.empty_like(output.label_ids)
+        logits[order], labels[order] = output.predictions, output.label_ids
+        guesses, losses = logits.argmax(axis=1), cross_entropies(logits.astype(np.float64), labels)
+        report = metrics.compute("per_class", predictions=guesses, references=labels, labels=prepared.labels)
+        return Evaluation(
+            metrics=classification_metrics(EvalPrediction(predictions=logits, label_ids=labels)),
+            predictions={
+                "id": prepared.ids[split],
+                "label": labels.tolist(),
+                "prediction": guesses.tolist(),
+                "loss": losses.tolist(),
+            },
+            per_class=report["per_class"],
+        )

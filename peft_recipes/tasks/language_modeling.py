@@ -1,0 +1,30 @@
+"""language-modeling: plain text, the loss on every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft_recipes.data import columns
+from peft_recipes.data.sources import missing_column
+from peft_recipes.errors import RecipeError
+from peft_recipes.tasks.causal import Causal
+
+
+class LanguageModeling(Causal):
+    """The recipe's text column, each row closed by an end-of-text token."""
+
+    def text_rows(self, raw: Any, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
+        source, made, empty = self.recipe.dataset, {}, 0
+        for name, rows in raw.items():
+            if source.text not in rows.column_names:
+                raise RecipeError(missing_column(source.text, "text", rows.column_names, source.path))
+            columns.check_text(rows, source.text, source.path)
+            kept = rows.select([i for i, text in enumerate(rows[source.text]) if text.strip()])
+            empty += len(rows) - len(kept)
+            renames = {source.text: "text"} if source.text != "text" else {}
+            made[name] = kept.select_columns(["id", source.text]).rename_columns(renames)
+        return made, [f"{empty} empty texts were left out."] if empty else []
+
+    def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]
+        return {"input_ids": ids, "labels": list(ids)}

@@ -1,0 +1,259 @@
+"""One run: one arm trained once with one seed, in this process, measured, saved, checked, and written down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes import checks
+from peft_recipes.arms import Parameters, apply_arm
+from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.hardware import Hardware, choose, environment
+from peft_recipes.measuring import StepMeter, Stopwatch
+from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.runs import (
+    BASE,
+    RUN_FILE,
+    Run,
+    check_output,
+    clear,
+    make_folder,
+    read_run,
+    run_folder,
+    signature,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import torch.nn as nn
+    from transformers import Trainer
+
+    from peft_recipes.tasks.base import Evaluation, Prepared, Task
+
+
+def train(
+    recipe: Recipe,
+    arm: str,
+    *,
+    seed: int = 0,
+    output: str | Path = "adapters",
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> Run:
+    """Trains one arm of a recipe with one seed, here, and returns its run.
+
+    arm: a name among the recipe's arms, or "base" for the untrained base (evaluated only). resume: a finished run of
+    the same recipe, data and code is returned as it is, an unfinished one starts again. overwrite: whatever is there
+    is trained anew. Raises RecipeError for a mistake in what was given (then nothing is written), and whatever stopped
+    the run otherwise (then run.json says so).
+    """
+    if arm != BASE and arm not in recipe.arms:
+        raise RecipeError(unknown("arm", arm, recipe.arms, f"recipe {recipe.name}"))
+    output = Path(output)
+    folder = run_folder(output, recipe, arm, seed)
+    check_output(output)
+    _check_free(folder, resume, overwrite)
+    return _OneRun(recipe, arm, seed, folder, resume, quiet).do()
+
+
+def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (resume or overwrite):
+        what = "a finished run" if (folder / RUN_FILE).is_file() else "an unfinished run"
+        raise RecipeError(f"{folder} holds {what}. Go on from it with --resume, or replace it with --overwrite.")
+
+
+class _OneRun:
+    """The stages of a run, in their order; each is timed under its own name."""
+
+    def __init__(self, recipe: Recipe, arm: str, seed: int, folder: Path, resume: bool, quiet: bool):
+        self.recipe, self.arm_name, self.seed, self.folder = recipe, arm, seed, folder
+        self.resume, self.quiet = resume, quiet
+        self.arm: Arm | None = recipe.arms.get(arm)
+        self.watch = Stopwatch()
+        self.hardware: Hardware = choose(recipe.training)
+        self.checks: dict[str, Any] = {}
+
+    def do(self) -> Run:
+        import transformers
+
+        from peft_recipes.tasks import task_of
+
+        with self.watch("imports"):
+            self.task: Task = task_of(self.recipe)
+        with self.watch("data"):
+            self.prepared: Prepared = self.task.prepare()
+        self.signature = signature(self.recipe, self.arm_name, self.seed, self.prepared.fingerprint)
+        done = read_run(self.folder) if self.resume else None
+        if done is not None and done.ok and done.data.get("signature") == self.signature:
+            return done
+        # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
+        transformers.set_seed(self.seed)
+        with self.watch("load"):
+            base, new_weights = self.task.load_base(self.prepared)
+        model, parameters = self._arm_applied(base, new_weights)
+        make_folder(self.folder)
+        with _locked(self.folder):
+            clear(self.folder, keep=(".lock", "log.txt"))
+            self.recipe.to_yaml(self.folder / "recipe.yaml")
+            try:
+                data = self._measured(model, parameters)
+            except BaseException as error:
+                write_json(self.folder / RUN_FILE, self._failure(error))
+                raise
+            write_json(self.folder / RUN_FILE, data)
+        return Run(self.folder, data)
+
+    def _arm_applied(self, base: nn.Module, new_weights: list[str]) -> tuple[nn.Module, Parameters]:
+        if self.arm is None:
+            from peft_recipes.architectures import parameters_by_component
+
+            components = dict(parameters_by_component(base))
+            return base, Parameters(0, 0, 0, sum(components.values()), components)
+        model, parameters = apply_arm(base, self.arm, self.recipe.task, new_weights, self.arm_name)
+        checks.something_is_trainable(model, self.arm_name)
+        return model, parameters
+
+    def _measured(self, model: nn.Module, parameters: Parameters) -> dict[str, Any]:
+        with (self.folder / "log.jsonl").open("w", encoding="utf-8", buffering=1) as log:
+            meter = StepMeter(self.hardware.device, lambda *step: _log_step(log, *step))
+            arguments = self.task.arguments(self.arm, self.seed, self.hardware, self.folder / "trainer", self.quiet)
+            trainer = self.task.trainer(model, self.prepared, arguments, [meter])
+            trainer.remove_callback(_printer())  # its lines are in log.jsonl
+            figures = self._fit(trainer, meter) if self.arm is not None else None
+            _log(log, stage="evaluate")
+            evaluations = self._evaluate(trainer)
+            data = self._facts(parameters) | {"training": figures}
+            data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
+            data["per_class"] = evaluations["test"].per_class
+            _write_predictions(self.folder, evaluations)
+            # Without the wrapper that computes in lower precision: what is saved is checked as it will be loaded.
+            trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            with self.watch("answers"):
+                data["answers"] = self.task.answer(trained, self.prepared)
+            if self.arm is not None:
+                _log(log, stage="save")
+                data |= self._saved(trained)
+        clear(self.folder / "trainer")
+        with contextlib.suppress(OSError):
+            (self.folder / "trainer").rmdir()
+        data["checks"], data["seconds"] = self.checks, {**self.watch.seconds, "total": self.watch.total()}
+        return data
+
+    def _fit(self, trainer: Trainer, meter: StepMeter) -> dict[str, Any]:
+        before = checks.trainable_snapshot(trainer.model)
+        with self.watch("train"):
+            trainer.train()
+        checks.weights_moved(before, trainer.accelerator.unwrap_model(trainer.model), self.arm_name)
+        self.checks["weights moved"] = True
+        tokens, computed, examples = trainer.step_counts()
+        return meter.figures(tokens, computed, examples)
+
+    def _evaluate(self, trainer: Trainer) -> dict[str, Evaluation]:
+        splits = ["validation", "test", *self.recipe.evaluate_also]
+        with self.watch("evaluate"):
+            return {split: self.task.evaluate(trainer, self.prepared, split) for split in splits}
+
+    def _saved(self, trained: nn.Module) -> dict[str, Any]:
+        from peft_recipes import saving
+
+        assert self.arm is not None
+        with self.watch("save"):
+            files = saving.save(trained, self.arm, self.recipe, self.folder, self.prepared.processor)
+        with self.watch("verify"):
+            found, timings = saving.verify(self.task, self.prepared, self.arm, trained, self.folder, self.hardware)
+        self.checks |= found
+        return {"checkpoint_bytes": sum(files.values()), "checkpoint_files": files, **timings}
+
+    def _facts(self, parameters: Parameters | None = None) -> dict[str, Any]:
+        """What is known of a run whatever becomes of it."""
+        return {
+            "schema": 1,
+            "status": "ok",
+            "error": None,
+            "signature": self.signature,
+            "recipe": self.recipe.name,
+            "arm": self.arm_name,
+            "method": self.arm.method_name if self.arm else BASE,
+            "rank": getattr(self.arm.peft, "r", None) if self.arm else None,
+            "target_modules": _target_modules(self.arm),
+            "seed": self.seed,
+            "embedded": self.recipe.uses_stand_ins,
+            "task": self.recipe.task,
+            "model": self.recipe.model,
+            "dataset": self.recipe.dataset.path,
+            "metric": self.recipe.metric,
+            "learning_rate": self.arm.learning_rate if self.arm else None,
+            "parameters": parameters.to_dict() if parameters else None,
+            "rows": self.prepared.rows,
+            "samples": self.prepared.samples,
+            "notes": self.prepared.notes,
+            "environment": {**environment(self.hardware), "dataset_fingerprint": self.prepared.fingerprint},
+        }
+
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        return self._facts() | {
+            "status": "out-of-memory" if out_of_memory(error) else "failed",
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or in the CPU's allocator."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _target_modules(arm: Arm | None) -> list[str] | None:
+    names = getattr(arm.peft, "target_modules", None) if arm else None
+    return [names] if isinstance(names, str) else sorted(names) if names else None
+
+
+def _write_predictions(folder: Path, evaluations: dict[str, Evaluation]) -> None:
+    """predictions.parquet: one row an example of the test split and of each further evaluation set."""
+    import pandas
+
+    tables = [pandas.DataFrame({"split": split, **result.predictions})
+              for split, result in evaluations.items() if split != "validation"]  # fmt: skip
+    temporary = folder / ".predictions.parquet"
+    pandas.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+    temporary.replace(folder / "predictions.parquet")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two processes never write one run folder; a dead one's lock does not count (the system lets go of it)."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RecipeError(
+            f"{folder} is being written by another process; wait for it or name another --output."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+def _printer() -> type:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _log_step(log: Any, step: int, of: int, loss: float | None) -> None:
+    _log(log, step=step, of=of, loss=loss)
+
+
+def _log(log: Any, **line: Any) -> None:
+    log.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")

@@ -1,0 +1,125 @@
+"""Runs in processes of their own: started, followed by their log, ended with their comparison, and explained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_recipes.recipe import Recipe
+from peft_recipes.runs import RUN_FILE, make_folder, read_run, run_folder, write_json
+
+Job = tuple[str, int]  # arm, seed
+
+_GRACE_SECONDS = 15  # what a worker gets to end by itself when the comparison is interrupted
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a comparison tells while it works: one of its jobs, how far it is, or how it ended."""
+
+    job: Job
+    number: int
+    jobs: int
+    state: str  # "running", "ok", "failed", "out-of-memory", "kept"
+    step: int = 0
+    steps: int = 0
+    stage: str = ""
+    error: str = ""
+
+
+def teller(on_progress: Callable[[Progress], None] | None, job: Job, number: int, jobs: int) -> Callable[..., None]:
+    """Tells of one job, the same way each time."""
+
+    def tell(state: str, **more: Any) -> None:
+        if on_progress is not None:
+            on_progress(Progress(job, number, jobs, state, **more))
+
+    return tell
+
+
+def run_in_fresh_process(output: Path, recipe: Recipe, job: Job, yaml: Path, tell: Callable[..., None]) -> None:
+    """One run in its own process: its peak memory is its own, and its crash is a row of the table."""
+    arm, seed = job
+    folder = run_folder(output, recipe, arm, seed)
+    make_folder(folder)
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    (folder / "log.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "peft_recipes.worker", str(yaml), arm, str(seed), str(output)]
+    tell("running")
+    with (
+        (folder / "log.txt").open("wb") as log,
+        _interruptible(
+            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        ) as worker,
+    ):
+        follow = _Follower(folder / "log.jsonl")
+        while worker.poll() is None:
+            if news := follow.news():
+                tell("running", **news)
+            time.sleep(0.1)
+    run = read_run(folder)
+    if run is None:
+        write_json(folder / RUN_FILE, _died(recipe, job, worker.returncode, folder / "log.txt"))
+        run = read_run(folder)
+    assert run is not None
+    tell(run.data["status"], error=run.data.get("error") or "")
+
+
+@contextlib.contextmanager
+def _interruptible(worker: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker never outlives the comparison that started it."""
+    try:
+        yield worker
+    except BaseException:
+        worker.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(_GRACE_SECONDS)
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()
+        raise
+
+
+class _Follower:
+    """Reads what a run writes to its log.jsonl while it writes."""
+
+    def __init__(self, path: Path):
+        self.path, self.place = path, 0
+
+    def news(self) -> dict[str, Any] | None:
+        """step, steps and stage of the last whole line written since the last call; None when there is none."""
+        try:
+            with self.path.open("rb") as log:
+                log.seek(self.place)
+                text = log.read()
+        except OSError:
+            return None
+        whole = text[: text.rfind(b"\n") + 1]
+        self.place += len(whole)
+        lines = whole.splitlines()
+        if not lines:
+            return None
+        last = json.loads(lines[-1])
+        return {"step": last.get("step", 0), "steps": last.get("of", 0), "stage": last.get("stage", "train")}
+
+
+def _died(recipe: Recipe, job: Job, code: int, log: Path) -> dict[str, Any]:
+    """run.json of a worker that wrote none: it was killed, or broke before it could."""
+    killed = code == -signal.SIGKILL
+    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+    if killed:
+        error = "The system killed the process (signal 9), which is what it does when memory runs out."
+    elif code < 0:
+        error = f"The process was ended by signal {-code}."
+    else:
+        error = f"The process ended with exit code {code}: {tail[0][:300]}"
+    status = "out-of-memory" if killed else "failed"
+    return {"schema": 1, "status": status, "error": error, "recipe": recipe.name, "arm": job[0], "seed": job[1]}

@@ -1,0 +1,50 @@
+"""DistilBERT learns whether a film review is good or bad: 5,000 reviews, 128 tokens, 2 epochs.
+
+peft-recipes compare distilbert-imdb
+python recipes/distilbert_imdb.py --arm lora
+accelerate launch recipes/distilbert_imdb.py --arm lora
+"""
+
+from peft import LoraConfig
+
+from peft_recipes import Arm, Dataset, Recipe, main, targets
+
+recipe = Recipe(
+    name="distilbert-imdb",
+    title="DistilBERT on IMDB reviews",
+    task="text-classification",
+    model="distilbert/distilbert-base-uncased",
+    dataset=Dataset(
+        "stanfordnlp/imdb",
+        labels=["neg", "pos"],
+        train=5_000,
+        validation=500,
+        test=1_000,
+        test_split="test",
+        seed=42,  # IMDB's rows are sorted by label
+    ),
+    max_length=128,
+    training={"num_train_epochs": 2, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32},
+    arms={
+        "full": Arm(learning_rate=5e-5),
+        "head": Arm("head", learning_rate=1e-3),
+        "lora": Arm(
+            LoraConfig(r=16, lora_alpha=16, target_modules=targets("distilbert", "attention")),  # q, k, v, out
+            learning_rate=5e-4,
+        ),
+    },
+    embedded={
+        "model": "embedded:distilbert-minilm-l6",
+        "dataset": {
+            "path": "embedded:docstring-topics",
+            "labels": None,
+            "train": 1_600,
+            "validation": 200,
+            "test": 600,
+            "test_split": None,
+        },
+    },
+)
+
+if __name__ == "__main__":
+    main(recipe)

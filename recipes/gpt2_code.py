@@ -1,0 +1,47 @@
+"""GPT-2 goes on learning, as a language model, on Python code.
+
+peft-recipes compare gpt2-code
+python recipes/gpt2_code.py --arm lora
+accelerate launch recipes/gpt2_code.py --arm lora
+"""
+
+from peft import LoraConfig
+
+from peft_recipes import Arm, Dataset, Recipe, main, targets
+
+
+def lora(target_modules: list[str]) -> LoraConfig:
+    return LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=target_modules)
+
+
+recipe = Recipe(
+    name="gpt2-code",
+    title="GPT-2 on Python code",
+    task="language-modeling",
+    model="openai-community/gpt2",
+    dataset=Dataset("flytech/python-codes-25k", text="output", train=5_000, validation=200, test=500),
+    max_length=256,
+    training={"num_train_epochs": 1, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8},
+    arms={
+        "full": Arm(learning_rate=5e-5),
+        "lora": Arm(lora([*targets("gpt2", "attention"), "mlp.c_proj"]), learning_rate=5e-4),  # every c_attn and c_proj
+        "lora-c-attn": Arm(lora(["attn.c_attn"]), learning_rate=5e-4),
+    },
+    prompts=[
+        {"kind": "coding", "prompt": "def mean(values):\n"},
+        {"kind": "coding", "prompt": "def read_lines(path):\n"},
+    ],
+    embedded={
+        "model": "embedded:gpt2-docstrings",
+        "dataset": {
+            "path": "embedded:stdlib-functions",
+            "text": "text",
+            "train": 1_200,
+            "validation": 100,
+            "test": 300,
+        },
+    },
+)
+
+if __name__ == "__main__":
+    main(recipe)

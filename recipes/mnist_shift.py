@@ -1,0 +1,61 @@
+"""A small CNN that reads plain MNIST digits, adapted to turned and noisy ones.
+
+    peft-recipes compare mnist-shift --embedded --arms full,head,lora --seeds 0,1,2
+    python recipes/mnist_shift.py --arm lora
+
+The base is trained first, 5 epochs on 20,000 plain images (421,642 parameters); then 2,000 images turned by up to 45
+degrees with noise of sd 0.15, 5 epochs; tested on 5,000, shifted ("test") and as they were ("clean").
+"""
+
+from peft import LoraConfig
+
+from peft_recipes import Arm, Dataset, Pretraining, Recipe, main, targets
+
+LINEAR = targets("small-cnn", "all-linear")  # fc1, classifier
+
+
+def lora(rank: int, target_modules: list[str]) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules)  # alpha = r: a scale of 1 at every rank
+
+
+recipe = Recipe(
+    name="mnist-shift",
+    title="A small CNN adapted to turned and noisy digits",
+    task="image-classification",
+    model="small-cnn",
+    pretraining=Pretraining(num_train_epochs=5, batch_size=128, learning_rate=1e-3),
+    dataset=Dataset(
+        "ylecun/mnist",
+        labels=[str(digit) for digit in range(10)],
+        pretrain=20_000,
+        train=2_000,
+        validation=1_000,
+        test=5_000,
+        test_split="test",
+        transform={"rotation": 45, "noise": 0.15},
+    ),
+    evaluate_also={"clean": {"transform": None}},
+    training={"num_train_epochs": 5, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 256},
+    arms={
+        "full": Arm(learning_rate=1e-3),
+        "head": Arm("head", learning_rate=3e-3),
+        "lora": Arm(lora(8, LINEAR), learning_rate=3e-3),
+        "lora-conv": Arm(lora(8, [*LINEAR, *targets("small-cnn", "convolutions")]), learning_rate=3e-3),
+        "lora-r2": Arm(lora(2, LINEAR), learning_rate=3e-3),
+        "lora-r4": Arm(lora(4, LINEAR), learning_rate=3e-3),
+        "lora-r16": Arm(lora(16, LINEAR), learning_rate=3e-3),
+    },
+    embedded={
+        "dataset": {
+            "path": "embedded:mnist",
+            "pretrain": 2_800,
+            "train": 800,
+            "validation": 200,
+            "test": 1_200,
+            "test_split": None,
+        }
+    },
+)
+
+if __name__ == "__main__":
+    main(recipe)

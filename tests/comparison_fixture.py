@@ -1,0 +1,219 @@
+"""Made-up comparisons for tests of the report. EVERY NUMBER AND ANSWER HERE IS INVENTED: nothing was trained or measured.
+
+They only look like what `compare` writes (DESIGN.md, section 5). `image_comparison` has seven arms with three seeds, one of them
+out of memory; `sft_comparison` has a loss as its metric, one seed, and answers side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import random
+import struct
+import zlib
+from typing import Any
+
+SEVEN = ["0111110", "0000010", "0000100", "0001000", "0010000", "0010000", "0010000"]
+FOUR = ["0001100", "0010100", "0100100", "1000100", "1111110", "0000100", "0000100"]
+ZERO = ["0111100", "1000010", "1000010", "1000010", "1000010", "1000010", "0111100"]
+
+
+def png(pixels: list[list[int]]) -> str:
+    """A greyscale PNG of rows of values 0 to 255, as base64 text."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    raw = b"".join(b"\0" + bytes(row) for row in pixels)
+    header = struct.pack(">IIBBBBB", len(pixels[0]), len(pixels), 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return base64.b64encode(data).decode()
+
+
+def digit(shape: list[str], degrees: float = 0.0, noise: float = 0.0, seed: int = 0) -> str:
+    """A drawn digit of 28 x 28 pixels, turned and noised, as base64 text."""
+    draw, turn = random.Random(seed), math.radians(degrees)
+    rows = []
+    for y in range(28):
+        row = []
+        for x in range(28):
+            u = (x - 13.5) * math.cos(turn) - (y - 13.5) * math.sin(turn) + 13.5
+            v = (x - 13.5) * math.sin(turn) + (y - 13.5) * math.cos(turn) + 13.5
+            column, line = int((u - 4) // 3), int((v - 4) // 3)
+            ink = 230 if 0 <= column < 7 and 0 <= line < 7 and shape[line][column] == "1" else 0
+            row.append(max(0, min(255, int(ink + draw.gauss(0, 255 * noise)))))
+        rows.append(row)
+    return png(rows)
+
+
+def curves(seeds: int, steps: int, first: float, last: float, noise: float, metric: tuple[float, float]) -> list[dict]:
+    """Invented training curves: an exponential fall with noise, and a validation metric every fifth of the way."""
+    draw, found = random.Random(f"{first}{last}"), []
+    for seed in range(seeds):
+        loss = [
+            [s, last + (first - last) * math.exp(-4 * s / steps) + draw.gauss(0, noise)] for s in range(1, steps + 1)
+        ]
+        marks = [round(steps * part / 5) for part in range(1, 6)]
+        before, after = metric
+        rise = [[s, after + (before - after) * math.exp(-3.5 * s / steps) + draw.gauss(0, 0.004)] for s in marks]
+        found.append({"seed": seed, "loss": loss, "validation": rise})
+    return found
+
+
+def arm(method: str, mean: float, clean: float, trainable: int, **other: Any) -> dict:
+    """One invented arm of the image comparison."""
+    values = [round(mean + delta, 6) for delta in (-0.006, 0.001, 0.005)]
+    draw = random.Random(method + str(trainable))
+    found = {
+        "status": "ok", "error": None, "seeds": [0, 1, 2], "failures": [], "method": method, "rank": None, "target_modules": [],
+        "trainable_parameters": trainable, "adapter_parameters": 0, "head_parameters": 0, "total_parameters": 421_642,
+        "checkpoint_bytes": trainable * 4 + 2_100, "learning_rate": 3e-3, "steps": 125,
+        "metric": {"mean": sum(values) / 3, "sd": 0.0056, "values": values},
+        "metrics": {
+            "test": {"accuracy": sum(values) / 3, "loss": 1.2 - mean, "macro_f1": mean - 0.004},
+            "clean": {"accuracy": clean, "loss": 0.2}, "validation": {"accuracy": mean + 0.01, "loss": 1.19 - mean},
+        },
+        "training_seconds": 4.1, "warmup_seconds": 0.2, "total_seconds": 9.3, "tokens_per_second": None,
+        "examples_per_second": 951.0, "padding_share": None, "peak_memory_bytes": 512_000_000,
+        "latency_ms": {"base": 0.61, "adapter": None, "merged": None}, "generation_tokens_per_second": None,
+        "curves": curves(3, 125, 1.9, 1.15 - mean, 0.06, (0.67, mean + 0.01)),
+        "per_class": [
+            {"label": str(label), "precision": mean, "recall": mean, "f1": min(0.99, mean + draw.gauss(0, 0.05)), "support": 120}
+            for label in range(10)
+        ],
+        "answers": None, "folder": None, "notes": [],
+    }  # fmt: skip
+    return found | other
+
+
+def lora(rank: int, mean: float, clean: float, targets: list[str], trainable: int, **other: Any) -> dict:
+    """One invented LoRA arm of the image comparison."""
+    served = {"base": 0.61, "adapter": 0.79, "merged": 0.62}
+    return arm(
+        "LORA",
+        mean,
+        clean,
+        trainable,
+        rank=rank,
+        target_modules=targets,
+        adapter_parameters=trainable,
+        latency_ms=served,
+        **other,
+    )
+
+
+def image_comparison(**changes: Any) -> dict:
+    """Seven arms on turned and noised digits, three seeds; the wide LoRA ran out of memory. Invented."""
+    linear = ["fc1", "classifier"]
+    killed = arm("LORA", 0.5, 0.5, 54_000, rank=16, target_modules=[*linear, "conv1", "conv2"]) | {
+        "status": "out-of-memory", "error": "The process was killed by the system (signal 9) at step 3", "metrics": {},
+        "metric": {"mean": None, "sd": None, "values": []}, "curves": [], "per_class": None, "training_seconds": None,
+        "peak_memory_bytes": None, "checkpoint_bytes": None, "failures": [{"seed": 0, "error": "killed"}],
+    }  # fmt: skip
+    comparison = {
+        "schema": 1, "recipe": "mnist-shift", "title": "Digits that are turned and noisy, on a small CNN",
+        "task": "image-classification", "embedded": True, "model": "small-cnn", "dataset": "embedded:mnist",
+        "metric": "accuracy", "higher_is_better": True, "margin": 0.01,
+        "rows": {"train": 800, "validation": 200, "test": 1200, "clean": 1200}, "seeds": [0, 1, 2],
+        "base": {
+            "status": "ok", "metrics": {"test": {"accuracy": 0.673, "loss": 1.1, "macro_f1": 0.665}, "clean": {"accuracy": 0.986}},
+            "total_parameters": 421_642, "answers": None,
+            "parameters_by_component": {"embeddings": 0, "attention": 0, "mlp": 0, "head": 1290, "other": 420_352},
+        },
+        "arms": {
+            "full": arm("full", 0.887, 0.951, 421_642),
+            "head": arm("head", 0.739, 0.978, 1_290, learning_rate=1e-2, training_seconds=0.4, peak_memory_bytes=301_000_000),
+            "lora": lora(8, 0.802, 0.967, linear, 27_216, learning_rate=1e-2, training_seconds=2.6, peak_memory_bytes=430_000_000,
+                         folder="lora/seed-0"),
+            "lora-conv": lora(8, 0.861, 0.959, [*linear, "conv2"], 34_100, training_seconds=3.9, peak_memory_bytes=471_000_000),
+            "lora-r2": lora(2, 0.771, 0.972, linear, 6_804, training_seconds=2.5, peak_memory_bytes=428_000_000),
+            "lora-r16": lora(16, 0.818, 0.964, linear, 54_432, training_seconds=2.8, peak_memory_bytes=433_000_000),
+            "lora-wide": killed,
+        },
+        "differences": {
+            "head": difference(-0.148, -0.171, -0.126, "worse"), "lora": difference(-0.085, -0.101, -0.069, "worse"),
+            "lora-conv": difference(-0.026, -0.041, -0.012, "worse"), "lora-r2": difference(-0.116, -0.136, -0.097, "worse"),
+            "lora-r16": difference(-0.069, -0.086, -0.051, "worse"),
+        },
+        "samples": [
+            {"label": label, "before": digit(shape), "after": digit(shape, turn, 0.15, seed)}
+            for seed, (label, shape, turn) in enumerate(
+                [("7", SEVEN, 31), ("4", FOUR, -24), ("0", ZERO, 40), ("7", SEVEN, -42), ("4", FOUR, 12), ("0", ZERO, -8)]
+            )
+        ],
+        "environment": environment(), "notes": ["Invented for a test."],
+    }  # fmt: skip
+    return comparison | changes
+
+
+def difference(estimate: float, low: float, high: float, verdict: str, margin: float = 0.01, **other: Any) -> dict:
+    """One invented difference from full."""
+    found = {"against": "full", "estimate": estimate, "ci95": [low, high], "margin": margin, "verdict": verdict}
+    return found | {"seeds": 3, "examples": 1200} | other
+
+
+def environment() -> dict:
+    """An invented machine."""
+    return {
+        "device": "cpu", "device_name": "Invented CPU", "threads": 2, "precision": "fp32", "python": "3.11.7", "platform": "Linux",
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}, "git_commit": "0123456789abcdef",
+        "dataset_fingerprint": "feedc0ffee",
+    }  # fmt: skip
+
+
+PROMPTS = [
+    ("coding", "Write a Python function that returns the n-th Fibonacci number."),
+    ("question", "Why is the sky blue?"),
+    ("summary", "Summarise: The tram was late again, so most of the council arrived on foot, wet and in poor humour."),
+]
+CODE = "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a"
+
+
+def answers(*texts: str) -> list[dict]:
+    """Invented answers to the three prompts."""
+    return [
+        {"kind": kind, "prompt": prompt, "answer": text} for (kind, prompt), text in zip(PROMPTS, texts, strict=True)
+    ]
+
+
+def sft_comparison(**changes: Any) -> dict:
+    """Base, full and two LoRAs of a small chat model: a loss as the metric, one seed, three answers each. Invented."""
+
+    def tuned(method: str, loss: float, trainable: int, **other: Any) -> dict:
+        curve = curves(1, 60, 2.6, loss - 0.03, 0.09, (2.25, loss))
+        return arm(method, 0.5, 0.5, trainable) | {
+            "seeds": [0], "total_parameters": 134_515_008, "checkpoint_bytes": trainable * 4 + 12_000, "steps": 60,
+            "metric": {"mean": loss, "sd": None, "values": [loss]}, "learning_rate": 2e-4, "per_class": None, "curves": curve,
+            "metrics": {"test": {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 0.61}, "validation": {"loss": loss}},
+            "tokens_per_second": 212.0, "examples_per_second": 1.9, "training_seconds": 251.0, "padding_share": 0.0,
+            "peak_memory_bytes": 1_410_000_000, "latency_ms": {"base": 41.0, "adapter": 48.0, "merged": 41.5},
+            "generation_tokens_per_second": {"base": 22.0, "adapter": 17.5, "merged": 21.8},
+        } | other  # fmt: skip
+
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    long_answer = "Air scatters short waves more than long ones. " * 30
+    comparison = {
+        "schema": 1, "recipe": "smollm2-alpaca", "title": "Following instructions: a small chat model on Alpaca", "task": "sft",
+        "embedded": False, "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dataset": "tatsu-lab/alpaca", "metric": "loss",
+        "higher_is_better": False, "margin": 0.01803, "rows": {"train": 960, "validation": 100, "test": 200}, "seeds": [0],
+        "base": {
+            "status": "ok", "metrics": {"test": {"loss": 2.214, "perplexity": 9.15, "token_accuracy": 0.55}},
+            "total_parameters": 134_515_008, "parameters_by_component": {"embeddings": 28_311_552, "attention": 39_813_120},
+            "answers": answers("Here is a function.\n```python\nprint(1)\n```", "Because.", "The tram was late again."),
+        },
+        "arms": {
+            "full": tuned("full", 1.803, 134_515_008, learning_rate=2e-5, training_seconds=604.0, peak_memory_bytes=3_460_000_000,
+                          latency_ms={"base": 41.0, "adapter": None, "merged": None}, generation_tokens_per_second=None,
+                          answers=answers(CODE, "Air scatters blue light most.", "A late tram left the council wet.")),
+            "lora": tuned("LORA", 1.811, 1_843_200, rank=16, target_modules=attention, folder="lora/seed-0",
+                          answers=answers(CODE, long_answer, "The council walked in, wet and cross.")),
+            "lora-all": tuned("LORA", 1.797, 4_884_480, rank=16, target_modules=[*attention, "up_proj", "down_proj", "gate_proj"],
+                              training_seconds=330.0, answers=answers(CODE, "Light.", "They were late.")),
+        },
+        "differences": {
+            "lora": difference(0.008, -0.004, 0.0172, "equivalent", 0.01803, seeds=1, examples=200),
+            "lora-all": difference(-0.006, -0.021, 0.009, "not shown", 0.01803, seeds=1, examples=200),
+        },
+        "samples": None, "environment": environment(), "notes": [],
+    }  # fmt: skip
+    return comparison | changes
