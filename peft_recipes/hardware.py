@@ -78,6 +78,7 @@ def environment(hardware: Hardware) -> dict[str, Any]:
         **hardware.to_dict(),
         "python": platform.python_version(),
         "platform": platform.system(),
+        "memory_bytes": device_memory_bytes(hardware.device),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "peft_recipes": code_version(),
         "git_commit": _git_commit(),
@@ -130,8 +131,12 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int | None:
-    """The machine's memory, in bytes; None where it can't be told."""
+def device_memory_bytes(device: str) -> int | None:
+    """The memory that training has, in bytes: the GPU's, or the machine's; None where it can't be told."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):

@@ -49,8 +49,8 @@ TWO_SEEDS = (
 
 # Calibrated, not derived (benchmarks/statistics_calibration.py): each is a compromise between run effects of no size,
 # where the interval is too wide, and of middling size, where it is too narrow.
-_SLACK = 0.1  # runs - noise may go this share of `examples` below zero; cutting it at 0 leaves 3.1 % instead of 5 %
-_ONSET = 0.1  # a degree of freedom: how gently the guessed spread counts once it is more than noise; 2: Satterthwaite
+_SLACK = 0.1  # runs - noise may fall this share of `examples` below 0; cut at 0, equal runs give 3.1 %, with it 4 %
+_ONSET = 1 / 16  # per degree of freedom: how gently the guessed spread lowers df once it exceeds the noise
 _LEAST_DF = {1: 1.0, 2: 1.5}  # by number of arms; binds with two seeds only, where Satterthwaite's guess is very noisy
 
 _CELLS = 1 << 20  # resampled scores held at once (8 MiB)
@@ -218,11 +218,11 @@ def _spread(
     total = examples + excess
     if total == 0:
         return narrowness, 0.0, count - 1.0
-    known = examples**2 / (count - 1)
-    guessed = sum(part[0] ** 2 for part in between) / (seeds - 1)
+    unsure = examples**2 / (count - 1)  # Satterthwaite: the sum of variance^2 / df of what the total is made of
     if excess > 0:
-        known += guessed * (excess / runs) ** min(2.0, _ONSET * freedom)
-    df = max(total**2 / known, _LEAST_DF[len(arms)]) if known else 1e6
+        guessed = sum(part[0] ** 2 for part in between) / (seeds - 1)
+        unsure += guessed * (excess / runs) ** min(2.0, _ONSET * freedom)
+    df = max(total**2 / unsure, _LEAST_DF[len(arms)])
     shrink = math.sqrt(1 + min(excess, 0.0) / examples) if examples else 1.0
     return narrowness * shrink, math.sqrt(max(excess, 0.0)), df
 
@@ -260,7 +260,7 @@ def _resampled_means(values: np.ndarray, share: np.ndarray, resamples: int, rng:
 
 
 def _student_quantile(probability: float, df: float) -> float:
-    """Quantile (above the median) of Student's t for any real df >= 1, without scipy (which it meets to 6 digits).
+    """Quantile (above the median) of Student's t for any real df >= 1, without scipy (which it meets within 1e-4).
 
     With t = sqrt(df) tan(angle) the density becomes cos(angle)^(df - 1): tabulated, summed, read off backwards.
     """

@@ -1,7 +1,8 @@
-"""Made-up comparisons for tests of the report. EVERY NUMBER AND ANSWER HERE IS INVENTED: nothing was trained or measured.
+"""Made-up comparisons for tests of the report. EVERY NUMBER AND ANSWER IS INVENTED: nothing was trained.
 
-They only look like what `compare` writes (DESIGN.md, section 5). `image_comparison` has seven arms with three seeds, one of them
-out of memory; `sft_comparison` has a loss as its metric, one seed, and answers side by side.
+They only look like what `compare` writes (DESIGN.md, section 5). `image_comparison` has seven arms with three seeds,
+one
+of them out of memory; `sft_comparison` has a loss as its metric, one seed, and answers side by side.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def arm(method: str, mean: float, clean: float, trainable: int, **other: Any) ->
     values = [round(mean + delta, 6) for delta in (-0.006, 0.001, 0.005)]
     draw = random.Random(method + str(trainable))
     found = {
-        "status": "ok", "error": None, "seeds": [0, 1, 2], "failures": [], "method": method, "rank": None, "target_modules": [],
+        "status": "ok", "error": None, "seeds": [0, 1, 2], "failures": [], "method": method, "rank": None,
+        "target_modules": [],
         "trainable_parameters": trainable, "adapter_parameters": 0, "head_parameters": 0, "total_parameters": 421_642,
         "checkpoint_bytes": trainable * 4 + 2_100, "learning_rate": 3e-3, "steps": 125,
         "metric": {"mean": sum(values) / 3, "sd": 0.0056, "values": values},
@@ -78,7 +80,7 @@ def arm(method: str, mean: float, clean: float, trainable: int, **other: Any) ->
         "latency_ms": {"base": 0.61, "adapter": None, "merged": None}, "generation_tokens_per_second": None,
         "curves": curves(3, 125, 1.9, 1.15 - mean, 0.06, (0.67, mean + 0.01)),
         "per_class": [
-            {"label": str(label), "precision": mean, "recall": mean, "f1": min(0.99, mean + draw.gauss(0, 0.05)), "support": 120}
+            {"label": str(label), "precision": mean, "recall": mean, "f1": mean + draw.gauss(0, 0.02), "support": 90}
             for label in range(10)
         ],
         "answers": None, "folder": None, "notes": [],
@@ -116,29 +118,34 @@ def image_comparison(**changes: Any) -> dict:
         "metric": "accuracy", "higher_is_better": True, "margin": 0.01,
         "rows": {"train": 800, "validation": 200, "test": 1200, "clean": 1200}, "seeds": [0, 1, 2],
         "base": {
-            "status": "ok", "metrics": {"test": {"accuracy": 0.673, "loss": 1.1, "macro_f1": 0.665}, "clean": {"accuracy": 0.986}},
+            "status": "ok",
+            "metrics": {"test": {"accuracy": 0.673, "loss": 1.1, "macro_f1": 0.665}, "clean": {"accuracy": 0.986}},
             "total_parameters": 421_642, "answers": None,
             "parameters_by_component": {"embeddings": 0, "attention": 0, "mlp": 0, "head": 1290, "other": 420_352},
         },
         "arms": {
             "full": arm("full", 0.887, 0.951, 421_642),
-            "head": arm("head", 0.739, 0.978, 1_290, learning_rate=1e-2, training_seconds=0.4, peak_memory_bytes=301_000_000),
-            "lora": lora(8, 0.802, 0.967, linear, 27_216, learning_rate=1e-2, training_seconds=2.6, peak_memory_bytes=430_000_000,
+            "head": arm("head", 0.739, 0.978, 1_290, learning_rate=1e-2, training_seconds=0.4,
+                        peak_memory_bytes=301_000_000),
+            "lora": lora(8, 0.802, 0.967, linear, 27_216, learning_rate=1e-2, training_seconds=2.6,
+                         peak_memory_bytes=430_000_000,
                          folder="lora/seed-0"),
-            "lora-conv": lora(8, 0.861, 0.959, [*linear, "conv2"], 34_100, training_seconds=3.9, peak_memory_bytes=471_000_000),
+            "lora-conv": lora(8, 0.861, 0.959, [*linear, "conv2"], 34_100, training_seconds=3.9,
+                              peak_memory_bytes=471_000_000),
             "lora-r2": lora(2, 0.771, 0.972, linear, 6_804, training_seconds=2.5, peak_memory_bytes=428_000_000),
             "lora-r16": lora(16, 0.818, 0.964, linear, 54_432, training_seconds=2.8, peak_memory_bytes=433_000_000),
             "lora-wide": killed,
         },
         "differences": {
             "head": difference(-0.148, -0.171, -0.126, "worse"), "lora": difference(-0.085, -0.101, -0.069, "worse"),
-            "lora-conv": difference(-0.026, -0.041, -0.012, "worse"), "lora-r2": difference(-0.116, -0.136, -0.097, "worse"),
+            "lora-conv": difference(-0.026, -0.041, -0.012, "worse"),
+            "lora-r2": difference(-0.116, -0.136, -0.097, "worse"),
             "lora-r16": difference(-0.069, -0.086, -0.051, "worse"),
         },
         "samples": [
             {"label": label, "before": digit(shape), "after": digit(shape, turn, 0.15, seed)}
             for seed, (label, shape, turn) in enumerate(
-                [("7", SEVEN, 31), ("4", FOUR, -24), ("0", ZERO, 40), ("7", SEVEN, -42), ("4", FOUR, 12), ("0", ZERO, -8)]
+                zip("740740", [SEVEN, FOUR, ZERO, SEVEN, FOUR, ZERO], [31, -24, 40, -42, 12, -8], strict=True)
             )
         ],
         "environment": environment(), "notes": ["Invented for a test."],
@@ -155,7 +162,8 @@ def difference(estimate: float, low: float, high: float, verdict: str, margin: f
 def environment() -> dict:
     """An invented machine."""
     return {
-        "device": "cpu", "device_name": "Invented CPU", "threads": 2, "precision": "fp32", "python": "3.11.7", "platform": "Linux",
+        "device": "cpu", "device_name": "Invented CPU", "threads": 2, "precision": "fp32", "python": "3.11.7",
+        "platform": "Linux",
         "versions": {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}, "git_commit": "0123456789abcdef",
         "dataset_fingerprint": "feedc0ffee",
     }  # fmt: skip
@@ -183,8 +191,12 @@ def sft_comparison(**changes: Any) -> dict:
         curve = curves(1, 60, 2.6, loss - 0.03, 0.09, (2.25, loss))
         return arm(method, 0.5, 0.5, trainable) | {
             "seeds": [0], "total_parameters": 134_515_008, "checkpoint_bytes": trainable * 4 + 12_000, "steps": 60,
-            "metric": {"mean": loss, "sd": None, "values": [loss]}, "learning_rate": 2e-4, "per_class": None, "curves": curve,
-            "metrics": {"test": {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 0.61}, "validation": {"loss": loss}},
+            "metric": {"mean": loss, "sd": None, "values": [loss]}, "learning_rate": 2e-4, "per_class": None,
+            "curves": curve,
+            "metrics": {
+                "test": {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 0.61},
+                "validation": {"loss": loss},
+            },
             "tokens_per_second": 212.0, "examples_per_second": 1.9, "training_seconds": 251.0, "padding_share": 0.0,
             "peak_memory_bytes": 1_410_000_000, "latency_ms": {"base": 41.0, "adapter": 48.0, "merged": 41.5},
             "generation_tokens_per_second": {"base": 22.0, "adapter": 17.5, "merged": 21.8},
@@ -193,21 +205,27 @@ def sft_comparison(**changes: Any) -> dict:
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     long_answer = "Air scatters short waves more than long ones. " * 30
     comparison = {
-        "schema": 1, "recipe": "smollm2-alpaca", "title": "Following instructions: a small chat model on Alpaca", "task": "sft",
-        "embedded": False, "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dataset": "tatsu-lab/alpaca", "metric": "loss",
-        "higher_is_better": False, "margin": 0.01803, "rows": {"train": 960, "validation": 100, "test": 200}, "seeds": [0],
+        "schema": 1, "recipe": "smollm2-alpaca", "title": "Following instructions: a small chat model on Alpaca",
+        "task": "sft",
+        "embedded": False, "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dataset": "tatsu-lab/alpaca",
+        "metric": "loss",
+        "higher_is_better": False, "margin": 0.01803, "rows": {"train": 960, "validation": 100, "test": 200},
+        "seeds": [0],
         "base": {
             "status": "ok", "metrics": {"test": {"loss": 2.214, "perplexity": 9.15, "token_accuracy": 0.55}},
-            "total_parameters": 134_515_008, "parameters_by_component": {"embeddings": 28_311_552, "attention": 39_813_120},
+            "total_parameters": 134_515_008,
+            "parameters_by_component": {"embeddings": 28_311_552, "attention": 39_813_120},
             "answers": answers("Here is a function.\n```python\nprint(1)\n```", "Because.", "The tram was late again."),
         },
         "arms": {
-            "full": tuned("full", 1.803, 134_515_008, learning_rate=2e-5, training_seconds=604.0, peak_memory_bytes=3_460_000_000,
+            "full": tuned("full", 1.803, 134_515_008, learning_rate=2e-5, training_seconds=604.0,
+                          peak_memory_bytes=3_460_000_000,
                           latency_ms={"base": 41.0, "adapter": None, "merged": None}, generation_tokens_per_second=None,
                           answers=answers(CODE, "Air scatters blue light most.", "A late tram left the council wet.")),
             "lora": tuned("LORA", 1.811, 1_843_200, rank=16, target_modules=attention, folder="lora/seed-0",
                           answers=answers(CODE, long_answer, "The council walked in, wet and cross.")),
-            "lora-all": tuned("LORA", 1.797, 4_884_480, rank=16, target_modules=[*attention, "up_proj", "down_proj", "gate_proj"],
+            "lora-all": tuned("LORA", 1.797, 4_884_480, rank=16,
+                              target_modules=[*attention, "up_proj", "down_proj", "gate_proj"],
                               training_seconds=330.0, answers=answers(CODE, "Light.", "They were late.")),
         },
         "differences": {

@@ -176,13 +176,15 @@ def _check_csv(path: Path) -> None:
         csv.field_size_limit(2**31 - 1)
         try:
             header = next(rows, [])
-            start = rows.line_num + 1
-            for row in rows:
+            start, count = rows.line_num + 1, 0
+            for count, row in enumerate(rows, 1):  # noqa: B007  (how many there were is asked below)
                 if row and len(row) != len(header):
                     raise RecipeError(
                         f"{path}, line {start}: {len(row)} values where the header has {len(header)} "
                         f"({', '.join(header)}). A value with a comma or a line break in it needs quotes."
                     )
                 start = rows.line_num + 1
+            if not count:
+                raise RecipeError(f"{path} is empty: it has a header and no rows.")
         except csv.Error as error:
             raise RecipeError(f"{path}, line {rows.line_num}: {error}.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -93,3 +94,8 @@ def say(message: str) -> None:
         logger.addHandler(logging.StreamHandler(sys.stderr))
         logger.setLevel(logging.INFO)
     logger.info(message)
+
+
+def quiet_bars() -> contextlib.AbstractContextManager:
+    """The loaders' progress bars stay out of a log: nothing on stderr where it is no terminal."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())

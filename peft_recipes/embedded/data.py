@@ -160,4 +160,6 @@ def _functions() -> Iterator[str]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
                 if node.end_lineno - first + 1 in FUNCTION_LINES:
-                    yield textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno])) + "\n"
+                    text = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno])) + "\n"
+                    if not text[0].isspace():  # a comment or a long string to the left of it keeps it from moving
+                        yield text

@@ -78,7 +78,7 @@ class Module:
 
 def _scan(dotted: str, source: str, tree: ast.Module) -> Module:
     module = Module(dotted.removesuffix(".__init__"), dotted.endswith(".__init__"))
-    for node in tree.body:
+    for node in _statements(tree.body):
         if isinstance(node, _DEFINITIONS) and not node.name.startswith("_"):
             module.defined.append(node.name)
             module.docstrings += _docstrings_of(node)
@@ -90,6 +90,14 @@ def _scan(dotted: str, source: str, tree: ast.Module) -> Module:
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             module.attached += _attached_by(node.value)
     return module
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """A module's statements, those under its `if` and `try` too: numpy imports all of its names under an `else`."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.Try) or (isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING"):
+            yield from _statements([*node.body, *node.orelse])
 
 
 def _docstrings_of(node: ast.AST) -> Iterator[tuple[str, str, str, str]]:
@@ -152,7 +160,8 @@ def _exports(name: str, modules: dict[str, Module], seen: dict[str, Names]) -> N
     """The names that a module holds -> (module, name) of their definition, through any chain of imports."""
     if name in seen or name not in modules:
         return seen.get(name, {})
-    held = seen[name] = {}  # entered first, for modules that import each other
+    # entered before its imports are followed, for modules that import each other
+    held = seen[name] = {defined: (name, defined) for defined in modules[name].defined}
     for source, aliases in modules[name].imports:
         theirs = _exports(source, modules, seen)
         for alias in aliases:
@@ -161,5 +170,4 @@ def _exports(name: str, modules: dict[str, Module], seen: dict[str, Names]) -> N
                 held.update({key: origin for key, origin in theirs.items() if key in (listed or theirs)})
             elif alias.name in theirs:
                 held[alias.asname or alias.name] = theirs[alias.name]
-    held.update({defined: (name, defined) for defined in modules[name].defined})
     return held

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_recipes.embedded.cache import say
+from peft_recipes.embedded.cache import quiet_bars, say
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +67,9 @@ def pretrain(texts: list[str], folder: Path, settings: Pretraining | None = None
         trained_tokens=settings.steps * settings.rows_per_step * settings.n_positions,
     )
     model.config.update({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1})  # GPT-2's own, for fine-tuning
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return outcome
 
 

@@ -20,8 +20,8 @@ PLOTS = "plots"  # the Markdown's images, in a folder beside it
 def write_reports(comparison: dict[str, Any], folder: Path) -> list[Path]:
     """Write comparison.md, comparison.html and plots/*.png into `folder`; returns the paths, the two reports first.
 
-    Each file is written beside its place and renamed into it, so a reader never sees half a report. Figures of an earlier
-    report that this comparison has no data for are removed. Raises OSError where `folder` can't be written.
+    Each file is written beside its place and renamed into it, so a reader never sees half a report. Figures of an
+    earlier report that this comparison has no data for are removed. Raises OSError where `folder` can't be written.
     """
     from peft_recipes.reporting.html import render_html
     from peft_recipes.reporting.markdown import render_markdown
@@ -35,7 +35,7 @@ def write_reports(comparison: dict[str, Any], folder: Path) -> list[Path]:
     for plot in images:
         written.append(write_atomically(folder / PLOTS / f"{plot.name}.png", plot.png()))
     _remove_stale(folder / PLOTS, {path.name for path in written})
-    shown = [(plot.title, plot.alt, f"{PLOTS}/{plot.name}.png") for plot in images]
+    shown = [(plot.title, plot.caption, plot.alt, f"{PLOTS}/{plot.name}.png") for plot in images]
     markdown = write_atomically(folder / "comparison.md", render_markdown(comparison, shown).encode())
     page = write_atomically(folder / "comparison.html", render_html(comparison, figures).encode())
     return [markdown, page, *written]

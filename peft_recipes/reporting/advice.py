@@ -45,7 +45,7 @@ def failed_arms(comparison: Comparison) -> list[str]:
 
 def not_learning(comparison: Comparison) -> list[str]:
     """Arms that are no better than the untuned base, by the margin."""
-    lines, metric = [], comparison.get("metric", "loss")
+    lines, metric = [], facts.metric(comparison)
     base = facts.base_value(comparison)
     for name, arm in facts.measured(comparison).items():
         gained = facts.gain(comparison, name)
@@ -60,18 +60,21 @@ def not_learning(comparison: Comparison) -> list[str]:
 
 
 def worse_than_full(comparison: Comparison) -> list[str]:
-    """The headline arm is worse than full: its rank, its targets, its rate, each with what this comparison shows about it."""
+    """The headline arm is worse than full: its rank, targets and rate, with what this comparison shows of each."""
     name = words.headline_arm(comparison)
     told = words.describe_difference(comparison, name) if name else None
     if told is None or told.verdict != "worse" or not facts.is_peft(name, facts.arms(comparison)[name]):
         return []
-    gap = f"{_called(comparison, name)} is {told.estimate.lstrip('+-')}{told.unit} worse than {_full_words(comparison, name)}"
+    amount = f"{told.estimate.lstrip('+-')}{told.unit}"
+    gap = f"{_called(comparison, name)} is {amount} worse than {_full_words(comparison, name)}"
     rest = [*_more_rank(comparison, name), *_more_targets(comparison, name), *_its_rate(comparison, name)]
+    if not rest:
+        return [f"{gap}. Try another learning rate, more steps, or another method."]
     return [f"{gap}. {rest[0]}", *rest[1:]]
 
 
 def _more_rank(comparison: Comparison, name: str) -> list[str]:
-    arm, metric = facts.arms(comparison)[name], comparison.get("metric", "loss")
+    arm, metric = facts.arms(comparison)[name], facts.metric(comparison)
     if not arm.get("rank"):
         return []
     group = next((group for group in facts.rank_groups(comparison) if name in group), [name])
@@ -80,14 +83,14 @@ def _more_rank(comparison: Comparison, name: str) -> list[str]:
     if len(group) == 1:
         return [f"Try a higher rank than {arm['rank']}: `{command}`."]
     gained = _better(comparison, facts.mean(high) - facts.mean(low))
-    figures = f"rank {low['rank']} {fmt.quality(facts.mean(low), metric)}, rank {high['rank']} {fmt.quality(facts.mean(high), metric)}"
+    figures = ", ".join(f"rank {end['rank']} {fmt.quality(facts.mean(end), metric)}" for end in (low, high))
     if gained > _margin(comparison):
         return [f"Higher ranks helped ({figures}): try the next, `{command}`."]
     return [f"A higher rank did not help ({figures}): look at the targets and the learning rate instead."]
 
 
 def _more_targets(comparison: Comparison, name: str) -> list[str]:
-    arm, metric = facts.arms(comparison)[name], comparison.get("metric", "loss")
+    arm, metric = facts.arms(comparison)[name], facts.metric(comparison)
     mine = set(arm.get("target_modules") or [])
     if not mine:
         return []
@@ -103,7 +106,8 @@ def _more_targets(comparison: Comparison, name: str) -> list[str]:
             added = _clean(", ".join(sorted(map(str, more))))
             if _better(comparison, facts.mean(other) - facts.mean(arm)) > _margin(comparison):
                 return [
-                    f"More targets helped: adapting {added} too took it from {figures} ({_called(comparison, other_name)})."
+                    f"More targets helped: adapting {added} too took it from {figures} "
+                    f"({_called(comparison, other_name)})."
                 ]
             return [f"More targets did not help: adapting {added} too went from {figures}."]
     return [f"Adapt more modules than {_targets(arm)}: attention and mlp together usually come nearest to full."]
@@ -117,8 +121,8 @@ def _its_rate(comparison: Comparison, name: str) -> list[str]:
     rate = fmt.learning_rate(full["learning_rate"] * USUAL_RATE_RATIO)
     command = _compare(comparison, _pair(comparison, name), f"arms.{name}.learning_rate={rate}")
     return [
-        f"Its learning rate, {fmt.learning_rate(arm['learning_rate'])}, is {fmt.times(ratio)} full's; an adapter's best is often about "
-        f"ten times full's. Compare on the validation split: `{command}`."
+        f"Its learning rate, {fmt.learning_rate(arm['learning_rate'])}, is {fmt.times(ratio)} full's; an adapter's "
+        f"best is often about ten times full's. Compare on the validation split: `{command}`."
     ]
 
 
@@ -137,8 +141,8 @@ def more_evidence(comparison: Comparison) -> list[str]:
         need = math.ceil((half / margin) ** 2) if margin else 0
         wanted = f" About {need} times the evidence would bring it within {told.margin}." if 1 < need <= 100 else ""
         return [
-            f"Nothing is shown for {_called(comparison, name)} yet: with {evidence} the interval runs from {told.interval}"
-            f"{told.unit}.{wanted} More seeds: `{command}`."
+            f"Nothing is shown for {_called(comparison, name)} yet: with {evidence} the interval runs from "
+            f"{told.interval}{told.unit}.{wanted} More seeds: `{command}`."
         ]
     if done == 1:
         return [f"The verdict rests on one seed; more say how much of it is luck: `{command}`."]
@@ -147,7 +151,7 @@ def more_evidence(comparison: Comparison) -> list[str]:
 
 def length_of_training(comparison: Comparison) -> list[str]:
     """Validation still getting better at the last step, or better earlier than at the end; headline arm and full."""
-    lines, metric = [], comparison.get("metric", "loss")
+    lines, metric = [], facts.metric(comparison)
     for name in dict.fromkeys([words.headline_arm(comparison), facts.reference(comparison)]):
         points = curve(facts.arms(comparison).get(name) or {}, "validation")
         if len(points) < 3:
@@ -160,7 +164,8 @@ def length_of_training(comparison: Comparison) -> list[str]:
             command = _compare(comparison, None, f"training.max_steps={2 * round(last_step)}")
             lines.append(
                 f"{called} was still getting better on validation at the end ({fmt.quality(before, metric)} at step "
-                f"{before_step:g}, {fmt.quality(last, metric)} at step {last_step:g}): give all arms more steps, `{command}`."
+                f"{before_step:g}, {fmt.quality(last, metric)} at step {last_step:g}): give all arms more "
+                f"steps, `{command}`."
             )
         elif _better(comparison, best - last) > _margin(comparison):
             lines.append(
@@ -181,15 +186,15 @@ def memory_limit(comparison: Comparison) -> list[str]:
     if peaks[name] < NEAR_LIMIT * limit:
         return []
     return [
-        f"{_called(comparison, name)} took {fmt.human_bytes(peaks[name])} of this machine's {fmt.human_bytes(limit)}: before "
-        "longer texts or a larger model, halve `training.per_device_train_batch_size` and double "
+        f"{_called(comparison, name)} took {fmt.human_bytes(peaks[name])} of this machine's {fmt.human_bytes(limit)}: "
+        "before longer texts or a larger model, halve `training.per_device_train_batch_size` and double "
         "`training.gradient_accumulation_steps`."
     ]
 
 
 def forgotten(comparison: Comparison) -> list[str]:
     """The headline arm lost more than the margin on an extra set."""
-    name, metric = words.headline_arm(comparison), comparison.get("metric", "loss")
+    name, metric = words.headline_arm(comparison), facts.metric(comparison)
     if name is None:
         return []
     lines, against = [], facts.reference(comparison, name)
@@ -199,8 +204,8 @@ def forgotten(comparison: Comparison) -> list[str]:
             kept = facts.gain(comparison, against, split) if against and against != name else None
             beside = "" if kept is None else f" ({_full_words(comparison, name)} {_amount(-kept, metric)})"
             lines.append(
-                f"{_called(comparison, name)} lost {_amount(lost, metric)} on {_clean(split)}{beside}: mix some {_clean(split)} "
-                "examples into the training data, or switch the adapter off where it isn't needed."
+                f"{_called(comparison, name)} lost {_amount(lost, metric)} on {_clean(split)}{beside}: mix some "
+                f"{_clean(split)} examples into the training data, or switch the adapter off where it isn't needed."
             )
     return lines
 
@@ -215,8 +220,8 @@ def serving(comparison: Comparison) -> list[str]:
         return []
     folder = shlex.quote(_clean(arm.get("folder") or "ADAPTER"))
     return [
-        f"Merge before serving: an answer takes {fmt.milliseconds(own)} with the adapter and {fmt.milliseconds(merged)} merged "
-        f"(`peft-recipes merge {folder} --output DIR`)."
+        f"Merge before serving: an answer takes {fmt.milliseconds(own)} with the adapter and "
+        f"{fmt.milliseconds(merged)} merged (`peft-recipes merge {folder} --output DIR`)."
     ]
 
 
@@ -247,7 +252,8 @@ def real_data(comparison: Comparison) -> list[str]:
 
 
 RULES = (
-    failed_arms, not_learning, worse_than_full, more_evidence, memory_limit, length_of_training, real_data, forgotten, serving,
+    failed_arms, not_learning, worse_than_full, more_evidence, memory_limit, length_of_training, real_data, forgotten,
+    serving,
     when_it_works,
 )  # fmt: skip
 
@@ -296,4 +302,6 @@ def _targets(arm: dict) -> str:
 
 def _full_words(comparison: Comparison, name: str) -> str:
     against = facts.reference(comparison, name)
-    return words.FULL_NAME if against and facts.is_full(against, facts.arms(comparison)[against]) else _clean(against)
+    if against is None:
+        return "what it was held against"
+    return words.FULL_NAME if facts.is_full(against, facts.arms(comparison)[against]) else _clean(against)

@@ -19,14 +19,14 @@ def loss_curves(comparison: Comparison) -> Plot | None:
 
 def validation_curves(comparison: Comparison) -> Plot | None:
     """The metric on the validation split during training."""
-    metric = fmt.metric_title(comparison.get("metric", "loss"))
+    metric = fmt.metric_title(facts.metric(comparison))
     return _curves(
         comparison, "validation", "validation", f"Validation {metric} during training", f"Validation {metric}"
     )
 
 
 def curve(arm: dict, field: str) -> list[tuple[float, float]]:
-    """An arm's curve as (step, mean over its seeds), steps that some seeds lack included; values not finite left out."""
+    """An arm's curve as (step, mean over its seeds), also steps that some seeds lack; values not finite left out."""
     by_step: dict[float, list[float]] = {}
     for one in arm.get("curves") or []:
         for point in one.get(field) or []:
@@ -51,7 +51,7 @@ def _curves(comparison: Comparison, field: str, name: str, title: str, y_title: 
         return None
     styles, figure_axes = drawing.arm_styles(comparison), drawing.canvas()
     figure, axes = figure_axes
-    share = field == "validation" and fmt.is_share(comparison.get("metric", ""))
+    share = field == "validation" and fmt.is_share(facts.metric(comparison))
     factor = 100 if share else 1
     last = max(points[-1][0] for points in lines.values())
     for arm, points in lines.items():
@@ -64,11 +64,13 @@ def _curves(comparison: Comparison, field: str, name: str, title: str, y_title: 
     ends = [min(max(factor * points[-1][1], low), high) for points in lines.values()]
     places = drawing.spread_out(ends, 0.062 * (high - low), low, high)
     for (arm, _), place in zip(lines.items(), places, strict=True):
-        axes.annotate(facts.shorten(arm, 16), (1.015, (place - low) / (high - low)), xycoords="axes fraction", va="center",
-                      color=styles[arm].colour, fontsize=11, fontweight="bold", annotation_clip=False)  # fmt: skip
+        height, style = (place - low) / (high - low), styles[arm]
+        axes.plot(1.03, height, style.marker, color=style.colour, markersize=7, markeredgecolor=drawing.PAPER,
+                  transform=axes.transAxes, clip_on=False)  # fmt: skip
+        axes.annotate(facts.shorten(arm, 16), (1.055, height), xycoords="axes fraction", va="center", fontsize=11)
     seeds = max(len(facts.arms(comparison)[arm].get("curves") or []) for arm in lines)
     caption = (f"Mean over {seeds} seeds." if seeds > 1 else "One seed.") + _binning_words(comparison, field)
-    show = (lambda v: fmt.quality(v, comparison.get("metric", ""))) if share else fmt.fixed
+    show = (lambda v: fmt.quality(v, facts.metric(comparison))) if share else fmt.fixed
     told = "; ".join(
         f"{facts.label(comparison, arm)} from {show(p[0][1])} to {show(p[-1][1])}" for arm, p in lines.items()
     )

@@ -1,4 +1,4 @@
-"""What stands below the table, as data: classes, answers side by side, sample images, conditions, notes, all metrics."""
+"""What stands below the table, as data: classes, answers side by side, images, conditions, notes, all metrics."""
 
 from __future__ import annotations
 
@@ -60,9 +60,11 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
     seeds = comparison.get("seeds") or []
     told = {
         "Recipe": comparison.get("recipe"), "Task": comparison.get("task"), "Model": comparison.get("model"),
-        "Data": comparison.get("dataset"), "Stand-ins": "embedded model and data" if comparison.get("embedded") else None,
+        "Data": comparison.get("dataset"),
+        "Stand-ins": "embedded model and data" if comparison.get("embedded") else None,
         "Examples": ", ".join(sizes), "Seeds": ", ".join(map(str, seeds)), "Machine": ", ".join(filter(None, machine)),
-        "System": environment.get("platform"), "Versions": ", ".join(python + versions), "Git commit": environment.get("git_commit"),
+        "System": environment.get("platform"), "Versions": ", ".join(python + versions),
+        "Git commit": environment.get("git_commit"),
         "Data fingerprint": environment.get("dataset_fingerprint"),
     }  # fmt: skip
     return [(name, facts.plain(value)) for name, value in told.items() if value]

@@ -1,7 +1,8 @@
 """How figures look, and how they are written: matplotlib without pyplot, one look for PNG, page, dark mode and print.
 
-Colours are Okabe and Ito's (told apart by people who don't tell red from green), and never alone: each arm has its marker,
-line style and hatch as well. In a page's SVG every colour becomes a CSS variable, so that dark mode can brighten it.
+Colours are Okabe and Ito's (told apart by people who don't tell red from green), and never alone: each arm has its
+marker, line style and hatch as well. In a page's SVG every colour becomes a CSS variable,
+so that dark mode can brighten it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Style:
 def arm_styles(comparison: Comparison) -> dict[str, Style]:
     """One style an arm. Full and head keep theirs in every report; adapters take the others in turn."""
     others = [
-        (VERMILLION, "o", ""), (PURPLE, "D", "xx"), (SKY, "v", "\\\\"), (ORANGE, "P", "||"), (GREEN, "X", "++"), (BLUE, "*", "/"),
+        (VERMILLION, "o", ""), (PURPLE, "D", "xx"), (SKY, "v", "\\\\"), (ORANGE, "P", "||"), (GREEN, "X", "++"),
+        (BLUE, "*", "/"),
     ]  # fmt: skip
     styles, used = {}, 0
     for name, arm in facts.arms(comparison).items():
@@ -187,7 +189,7 @@ def _themed(svg: str) -> str:
 
 
 def spread_out(positions: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Move one-dimensional `positions` as little as needed so that neighbours are `gap` apart and all lie in [low, high]."""
+    """Move `positions` on a line as little as needed so that neighbours are `gap` apart and all lie in [low, high]."""
     if not positions:
         return []
     gap = min(gap, (high - low) / max(1, len(positions) - 1)) if len(positions) > 1 else gap
@@ -212,21 +214,19 @@ def spread_out(positions: list[float], gap: float, low: float, high: float) -> l
 
 
 def label_points(
-    figure: Any, axes: Any, points: list[tuple[float, float, str, str]], bars: Sequence[tuple[float, float, float]] = ()
+    figure: Any, axes: Any, points: list[tuple[float, float, str]], bars: Sequence[tuple[float, float, float]] = ()
 ) -> None:
-    """Write a name beside each point (x, y, text, colour), where it covers no point, no name and no bar (x, low, high)."""
+    """Write a name beside each point (x, y, text), where it covers no point, name or bar (x, low, high)."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # keep the places that were just found
     frame = axes.get_window_extent()
-    spots = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    spots = [axes.transData.transform((x, y)) for x, y, _ in points]
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
     for x, low, high in bars:
         (left, bottom), (_, top) = axes.transData.transform((x, low)), axes.transData.transform((x, high))
         taken.append((left - 6, bottom, left + 6, top))
-    for (x, y, text, colour), spot in zip(points, spots, strict=True):
-        note = axes.annotate(
-            text, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=11, fontweight="bold"
-        )
+    for (x, y, text), spot in zip(points, spots, strict=True):
+        note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=11)
         extent = note.get_window_extent()
         size, best = (extent.width, extent.height), None
         for dx, dy, align in _OFFSETS:

@@ -23,14 +23,16 @@ def number(value: Any) -> float | None:
 
 
 def plain(text: Any) -> str:
-    """Text from outside without control characters (they move a terminal's cursor) or marks that reverse its direction."""
+    """Text from outside without control characters (they move a terminal's cursor) or marks that turn its direction."""
     return _CONTROLS.sub("", str(text).replace("\r\n", "\n"))
 
 
-def first_line(text: Any, limit: int = 160) -> str:
-    """The first line that says something, cut at `limit` characters."""
+def telling_line(text: Any, limit: int = 160) -> str:
+    """The line of an error that says something, cut at `limit` characters: the first, the last one of a traceback."""
     lines = [line.strip() for line in plain(text or "").splitlines() if line.strip()]
-    return shorten(lines[0], limit) if lines else ""
+    if not lines:
+        return ""
+    return shorten(lines[-1] if lines[0].startswith("Traceback") else lines[0], limit)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -41,7 +43,12 @@ def shorten(text: str, limit: int) -> str:
 
 def arms(comparison: Comparison) -> dict[str, dict]:
     """The arms in the recipe's order."""
-    return comparison.get("arms") or {}
+    return {name: arm for name, arm in (comparison.get("arms") or {}).items() if isinstance(arm, dict)}
+
+
+def metric(comparison: Comparison) -> str:
+    """The name of the comparison's metric."""
+    return comparison.get("metric") or "loss"
 
 
 def is_peft(name: str, arm: dict) -> bool:
@@ -82,7 +89,7 @@ def split_value(holder: dict | None, split: str, metric: str) -> float | None:
 
 def base_value(comparison: Comparison, split: str = "test") -> float | None:
     """The untuned base's value of the comparison's metric."""
-    return split_value(comparison.get("base"), split, comparison.get("metric", "loss"))
+    return split_value(comparison.get("base"), split, metric(comparison))
 
 
 def extra_splits(comparison: Comparison) -> list[str]:
@@ -90,15 +97,15 @@ def extra_splits(comparison: Comparison) -> list[str]:
     found: dict[str, None] = {}
     for holder in [comparison.get("base") or {}, *arms(comparison).values()]:
         found.update(dict.fromkeys(split for split in holder.get("metrics") or {} if split not in OWN_SPLITS))
-    metric = comparison.get("metric", "loss")
+    name = metric(comparison)
     holders = [comparison.get("base"), *arms(comparison).values()]
-    return [split for split in found if any(split_value(holder, split, metric) is not None for holder in holders)]
+    return [split for split in found if any(split_value(holder, split, name) is not None for holder in holders)]
 
 
 def difference(comparison: Comparison, name: str) -> dict | None:
-    """The arm's difference with a finite estimate and interval, or None."""
+    """The arm's difference, where it has a result and the estimate and interval are finite; else None."""
     found = (comparison.get("differences") or {}).get(name)
-    if not found or number(found.get("estimate")) is None:
+    if not found or number(found.get("estimate")) is None or mean(arms(comparison).get(name)) is None:
         return None
     interval = found.get("ci95") or []
     return found if len(interval) == 2 and all(number(bound) is not None for bound in interval) else None
@@ -128,7 +135,7 @@ def gain(comparison: Comparison, name: str, split: str = "test") -> float | None
     """How much better than the base the arm is on `split`, in the metric's unit; positive is better for a loss too."""
     before = base_value(comparison, split)
     arm = arms(comparison)[name]
-    after = mean(arm) if split == "test" else split_value(arm, split, comparison.get("metric", "loss"))
+    after = mean(arm) if split == "test" else split_value(arm, split, metric(comparison))
     if before is None or after is None:
         return None
     return after - before if comparison.get("higher_is_better", True) else before - after
@@ -151,7 +158,8 @@ def rank_groups(comparison: Comparison) -> list[list[str]]:
 METHODS = {
     "LORA": "LoRA", "DORA": "DoRA", "RSLORA": "rsLoRA", "ADALORA": "AdaLoRA", "RANDLORA": "RandLoRA", "PISSA": "PiSSA",
     "QLORA": "QLoRA", "VERA": "VeRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LayerNorm tuning",
-    "PREFIX_TUNING": "Prefix tuning", "PROMPT_TUNING": "Prompt tuning", "P_TUNING": "P-tuning", "FOURIERFT": "FourierFT",
+    "PREFIX_TUNING": "Prefix tuning", "PROMPT_TUNING": "Prompt tuning", "P_TUNING": "P-tuning",
+    "FOURIERFT": "FourierFT",
     "FULL": "Full fine-tuning", "HEAD": "Head only",
 }  # fmt: skip
 

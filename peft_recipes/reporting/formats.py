@@ -47,7 +47,9 @@ def significant(value: float, digits: int = 2) -> str:
 def percent(share: Any) -> str:
     """A part of a whole: "1.4 %", "41 %", "104 %", "0.031 %"."""
     share = number(share)
-    return NOTHING if share is None else f"{significant(100 * share)} %"
+    if share is None:
+        return NOTHING
+    return f"{significant(100 * share, 3 if 0.99 <= share < 1 else 2)} %"  # 99.7 % is not all
 
 
 def times(ratio: Any) -> str:

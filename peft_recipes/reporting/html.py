@@ -96,7 +96,7 @@ def _tiles(comparison: Comparison, name: str) -> list[dict[str, str]]:
     other = arms.get(against or "") if against != name else None
     if facts.mean(arm) is None:
         return []
-    metric = comparison.get("metric", "loss")
+    metric = facts.metric(comparison)
     base = facts.base_value(comparison)
     beside = [f"full {fmt.quality(facts.mean(other), metric)}"] if facts.mean(other) is not None else []
     beside += [f"base {fmt.quality(base, metric)}"] if base is not None else []
@@ -108,8 +108,10 @@ def _tiles(comparison: Comparison, name: str) -> list[dict[str, str]]:
         }
     ]
     for title, field, show in (
-        ("Trained parameters", "trainable_parameters", fmt.short_count), ("Peak memory", "peak_memory_bytes", fmt.human_bytes),
-        ("Training time", "training_seconds", fmt.seconds), ("Checkpoint", "checkpoint_bytes", fmt.human_bytes),
+        ("Trained parameters", "trainable_parameters", fmt.short_count),
+        ("Peak memory", "peak_memory_bytes", fmt.human_bytes),
+        ("Training time", "training_seconds", fmt.seconds),
+        ("Checkpoint", "checkpoint_bytes", fmt.human_bytes),
     ):  # fmt: skip
         if facts.number(arm.get(field)) is None:
             continue
@@ -125,16 +127,15 @@ def _heat(comparison: Comparison) -> dict[str, Any] | None:
     if found is None:
         return None
     span = found.high - found.low
+
+    def cell(score: float | None) -> dict[str, Any]:
+        level = None if score is None else round((score - found.low) / span, 3) if span else 1
+        return {"text": fmt.quality(score, "f1"), "level": level}
+
     lines = [
-        {
-            "label": line.label, "support": fmt.count(line.support),
-            "cells": [
-                {"text": fmt.quality(score, "f1"), "level": None if score is None else round((score - found.low) / span, 3) if span else 1}
-                for score in line.scores
-            ],
-        }
+        {"label": line.label, "support": fmt.count(line.support), "cells": [cell(score) for score in line.scores]}
         for line in found.lines
-    ]  # fmt: skip
+    ]
     return {
         "arms": found.arms,
         "lines": lines,

@@ -27,8 +27,8 @@ def fence(text: str) -> str:
     return f"{marks}text\n{shown}\n{marks}"
 
 
-def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str]] = ()) -> str:
-    """The whole report. `images` are (title, alt text, path relative to the report) of figures on disk."""
+def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str, str]] = ()) -> str:
+    """The whole report. `images` are (title, caption, alt text, path relative to the report) of figures on disk."""
     name = words.headline_arm(comparison)
     parts = [f"# {escape(comparison.get('title') or comparison.get('recipe', 'Comparison'))}"]
     if name is not None:
@@ -36,16 +36,16 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
         parts += [f"*{escape(caveat)}*" for caveat in words.caveats(comparison, name)]
     parts.append(table_markdown(comparison))
     parts += [escape(line) for line in words.forgetting(comparison)]
-    for title, alt, path in images:
-        parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"]
+    for title, caption, alt, path in images:
+        parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"] + ([escape(caption)] if caption else [])
     parts += [*_per_class(comparison), *_answers(comparison), *_next_steps(comparison), *_conditions(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
-def table_markdown(comparison: Comparison) -> str:
-    """The comparison's table alone, for a model card or a README."""
+def table_markdown(comparison: Comparison, most: int = 9) -> str:
+    """The comparison's table alone, for a model card or a README; `most=3` leaves out throughput, latency and rate."""
     found = rows.table(comparison)
-    columns = found.columns
+    columns = [column for column in found.columns if column.priority <= most]
     lines = [
         "| " + " | ".join(["Arm", *(escape(column.title) for column in columns)]) + " |",
         "|" + "|".join([":---", *(":---" if column.key == "verdict" else "---:" for column in columns)]) + "|",
@@ -54,9 +54,13 @@ def table_markdown(comparison: Comparison) -> str:
         if row.kind == "failed":
             cells = [f"*{escape(row.reason)}*", *[""] * (len(columns) - 1)]
         else:
-            cells = [escape(row.cells.get(column.key, rows.Cell(""))) for column in columns]
+            cells = [_cell(row.cells.get(column.key)) for column in columns]
         lines.append("| " + " | ".join([escape(row.label), *cells]) + " |")
     return "\n".join(lines)
+
+
+def _cell(cell: rows.Cell | None) -> str:
+    return "" if cell is None or cell.text == fmt.NOTHING else escape(cell)
 
 
 def _per_class(comparison: Comparison) -> list[str]:

@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `meaning` is its definition in one line; lower `priority` stays longer where the table must be narrow."""
+    """A column: `meaning` is its definition in one line; a low `priority` stays where the table must be narrow."""
 
     key: str
     title: str
@@ -79,7 +79,7 @@ def _arm_row(comparison: Comparison, name: str, columns: list[Column]) -> Row:
 
 
 def _base_row(comparison: Comparison) -> Row:
-    base, metric = comparison["base"], comparison.get("metric", "loss")
+    base, metric = comparison["base"], facts.metric(comparison)
     cells = {"metric": Cell(fmt.quality(facts.base_value(comparison), metric))}
     for split in facts.extra_splits(comparison):
         cells[f"split:{split}"] = Cell(fmt.quality(facts.base_value(comparison, split), metric))
@@ -90,44 +90,53 @@ def _base_row(comparison: Comparison) -> Row:
             if facts.is_peft(name, arm)
         ]
         cells[key.removesuffix("_tokens_per_second")] = Cell(shown(next(iter(figures), None)))
-    reason = facts.first_line(base.get("error")) if base.get("status", "ok") != "ok" else ""
+    reason = facts.telling_line(base.get("error")) if base.get("status", "ok") != "ok" else ""
     return Row("base", "Base, untuned", "failed" if reason else "base", cells, reason)
 
 
+MEANINGS = {
+    "metric": "mean over seeds on the test split, which is used once, at the end; ± one standard deviation over seeds",
+    "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and seeds",
+    "trainable_parameters": "parameters that learn, adapter and new head; beside it their part of the base's",
+    "training_seconds": "sum of optimiser-step times, median over seeds, without the first 3 steps, loading, "
+    "evaluation and saving; beside it the speed against full",
+    "peak_memory_bytes": "highest during the training steps: allocated on a GPU, resident on a CPU; beside it the "
+    "part of full's",
+    "checkpoint_bytes": "bytes on disk that restore the arm on top of the base, measured; beside it the part of full's",
+    "tokens": "non-padding tokens trained on a second",
+    "examples": "examples trained on a second",
+    "latency_ms": "median at batch 1 after warm-up, with the adapter; beside it merged",
+    "generation": "greedy generation with the adapter; beside it merged",
+    "learning_rate": "the arm's own, chosen on the validation split",
+}
+
+
 def _columns(comparison: Comparison) -> list[Column]:
-    metric = comparison.get("metric", "loss")
-    title = fmt.metric_title(metric)
+    name = fmt.metric_title(facts.metric(comparison))
+    means, splits = MEANINGS, facts.extra_splits(comparison)
     sequences = comparison.get("task") in ("sft", "language-modeling")
-    extra = [
-        Column(
-            f"split:{split}", f"{facts.plain(split).capitalize()} {title}",
-            f"the same {title} on the extra set '{facts.plain(split)}': what tuning made the model forget; beside it the change from the base", 2,
-            lambda c, n, split=split: _split(c, n, split),
-        )
-        for split in facts.extra_splits(comparison)
-    ]  # fmt: skip
-    speed = _tokens if sequences else _examples
+    unit, title, shown = ("tokens", "Tokens/s", _tokens) if sequences else ("examples", "Examples/s", _examples)
     return [
-        Column("metric", f"Test {title}", "mean over seeds on the test split, which is used once, at the end; "
-               "± one standard deviation over the seeds", 0, _metric, title.capitalize()),
-        Column("difference", "Against full", "arm minus full, paired by test example and seed; 95 % interval by bootstrap over "
-               "examples and seeds", 1, _difference),
+        Column("metric", f"Test {name}", means["metric"], 0, _metric, name.capitalize()),
+        Column("difference", "Against full", means["difference"], 1, _difference),
         Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
-        *extra,
-        Column("trainable_parameters", "Trained parameters", "parameters that learn, adapter and new head; beside it their "
-               "part of the base's", 2, _parameters, "Trained"),
-        Column("training_seconds", "Training time", "sum of optimiser-step times, median over seeds, without the first 3 steps, "
-               "loading, evaluation and saving; beside it the speed against full", 3, _time, "Time"),
-        Column("peak_memory_bytes", "Peak memory", "highest during the training steps: allocated on a GPU, resident on a CPU",
-               2, _memory, "Memory"),
-        Column("checkpoint_bytes", "Checkpoint", "bytes on disk that restore the arm on top of the base, measured", 2, _checkpoint),
-        Column("throughput", "Tokens/s" if sequences else "Examples/s", "non-padding tokens trained on a second" if sequences
-               else "examples trained on a second", 6, speed),
-        Column("latency_ms", "Latency", "median at batch 1 after warm-up, with the adapter; beside it merged", 6, _latency),
-        Column("generation", "Generated tokens/s", "greedy generation with the adapter; beside it merged", 6, _generation,
-               "Gen. tok/s"),
-        Column("learning_rate", "Learning rate", "the arm's own, chosen on the validation split", 7, _rate, "Rate"),
-    ]  # fmt: skip
+        *(_split_column(split, name) for split in splits),
+        Column("trainable_parameters", "Trained parameters", means["trainable_parameters"], 2, _parameters, "Trained"),
+        Column("training_seconds", "Training time", means["training_seconds"], 3, _time, "Time"),
+        Column("peak_memory_bytes", "Peak memory", means["peak_memory_bytes"], 2, _memory, "Memory"),
+        Column("checkpoint_bytes", "Checkpoint", means["checkpoint_bytes"], 2, _checkpoint),
+        Column("throughput", title, means[unit], 6, shown),
+        Column("latency_ms", "Latency", means["latency_ms"], 6, _latency),
+        Column("generation", "Generated tokens/s", means["generation"], 6, _generation, "Gen. tok/s"),
+        Column("learning_rate", "Learning rate", means["learning_rate"], 7, _rate, "Rate"),
+    ]
+
+
+def _split_column(split: str, name: str) -> Column:
+    """The metric on an extra set, such as `clean`."""
+    shown = facts.plain(split)
+    meaning = f"{name} on the set '{shown}', to see what tuning made the model forget; beside it the change from base"
+    return Column(f"split:{split}", f"{shown.capitalize()} {name}", meaning, 2, lambda c, arm: _split(c, arm, split))
 
 
 def _verdict_meaning(comparison: Comparison) -> str:
@@ -150,7 +159,7 @@ def _full(comparison: Comparison, name: str) -> dict | None:
 
 
 def _metric(comparison: Comparison, name: str) -> Cell:
-    arm, metric = _arm(comparison, name), comparison.get("metric", "loss")
+    arm, metric = _arm(comparison, name), facts.metric(comparison)
     deviation = facts.spread(arm)
     if deviation is None:
         return Cell(fmt.quality(facts.mean(arm), metric))
@@ -169,7 +178,7 @@ def _verdict(comparison: Comparison, name: str) -> Cell:
 
 
 def _split(comparison: Comparison, name: str, split: str) -> Cell:
-    metric, before = comparison.get("metric", "loss"), facts.base_value(comparison, split)
+    metric, before = facts.metric(comparison), facts.base_value(comparison, split)
     after = facts.split_value(_arm(comparison, name), split, metric)
     moved = words.change(after - before, metric) if after is not None and before is not None else ""
     moved = moved.removesuffix(" points")
@@ -233,13 +242,14 @@ def _served(figures: dict | None, shown: Callable[[Any], str]) -> Cell:
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
     """The table's raw numbers, one flat dict a row (for pandas): None where there is no value, the base first."""
-    metric = comparison.get("metric", "loss")
+    metric = facts.metric(comparison)
     splits = facts.extra_splits(comparison)
     found = []
     if comparison.get("base"):
         base = comparison["base"]
         found.append({
-            "arm": "base", "label": "Base, untuned", "status": base.get("status", "ok"), metric: facts.base_value(comparison),
+            "arm": "base", "label": "Base, untuned", "status": base.get("status", "ok"),
+            metric: facts.base_value(comparison),
             **{f"{split}_{metric}": facts.base_value(comparison, split) for split in splits},
             "total_parameters": facts.number(base.get("total_parameters")),
         })  # fmt: skip
@@ -247,7 +257,8 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
         told = facts.difference(comparison, name) or {}
         low, high = told.get("ci95") or (None, None)
         found.append({
-            "arm": name, "label": facts.label(comparison, name), "status": arm.get("status", "ok"), metric: facts.mean(arm),
+            "arm": name, "label": facts.label(comparison, name), "status": arm.get("status", "ok"),
+            metric: facts.mean(arm),
             **{f"{split}_{metric}": facts.split_value(arm, split, metric) for split in splits},
             "sd": facts.spread(arm), "seeds": facts.seeds_done(arm), "against": told.get("against"),
             "difference": told.get("estimate"), "ci95_low": low, "ci95_high": high, "verdict": told.get("verdict"),

@@ -137,7 +137,7 @@ def _print_answers(comparison: Comparison, console: Console) -> None:
 
     groups = sorted(details.side_by_side(comparison), key=lambda group: group[0].get("kind") == "coding")
     for prompt, found in groups[:1]:
-        console.print(Text(f"\n{facts.shorten(prompt['prompt'], ANSWER_LIMIT)}", style="bold"))
+        console.print(Text(f"\n{facts.shorten(prompt.get('prompt') or '', ANSWER_LIMIT)}", style="bold"))
         for label, answer in found:
             line = Text(f"  {label}: ", style="dim")
             line.append(facts.shorten(answer, ANSWER_LIMIT) or "(nothing)", style="not dim")

@@ -14,7 +14,7 @@ FULL_NAME = "full fine-tuning"
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's difference from its reference in the unit that is shown: points, percent of a loss, or the metric's own."""
+    """An arm's difference from its reference in the unit that is shown: points, percent of a loss, the metric's own."""
 
     estimate: str
     low: str
@@ -53,7 +53,7 @@ def describe_difference(comparison: Comparison, name: str) -> Difference | None:
 
 def difference_scale(comparison: Comparison, name: str) -> tuple[float, str]:
     """Factor and unit in which a difference is shown: points of a fraction; percent of the reference's loss."""
-    if fmt.is_share(comparison.get("metric", "")):
+    if fmt.is_share(facts.metric(comparison)):
         return 100.0, " points"
     against = facts.mean(facts.arms(comparison).get(facts.reference(comparison, name) or ""))
     return (100.0 / against, " %") if against and against > 0 else (1.0, "")
@@ -77,7 +77,7 @@ def _margin(margin: float, unit: str) -> str:
 
 
 def headline_arm(comparison: Comparison) -> str | None:
-    """The arm the report leads with: the PEFT arm named `lora`, else the first PEFT arm, else the first that is not full."""
+    """The arm the report leads with: the PEFT arm named `lora`, else the first PEFT arm, else the first not full."""
     arms = facts.arms(comparison)
     adapters = [name for name, arm in arms.items() if facts.is_peft(name, arm)]
     others = [name for name, arm in arms.items() if not facts.is_full(name, arm)]
@@ -127,7 +127,7 @@ def _compared(comparison: Comparison, name: str, against: str, told: Difference)
 
 def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:
     """ "keeps 99.1 % of full fine-tuning's accuracy", or both losses; `owner` is "full fine-tuning's" or "full's"."""
-    metric, arms = comparison.get("metric", "loss"), facts.arms(comparison)
+    metric, arms = facts.metric(comparison), facts.arms(comparison)
     mine, theirs = facts.mean(arms[name]), facts.mean(arms[against])
     if fmt.is_share(metric) and theirs and theirs > 0:
         verb = "keeps" if mine <= theirs else "reaches"
@@ -137,7 +137,7 @@ def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:
 
 def _reached(comparison: Comparison, name: str) -> str:
     """What an arm reached and took in absolute figures, for when there is nothing to hold it against."""
-    arm, metric = facts.arms(comparison)[name], comparison.get("metric", "loss")
+    arm, metric = facts.arms(comparison)[name], facts.metric(comparison)
     figures = f"{_subject(comparison, name)} reaches {fmt.quality(facts.mean(arm), metric)} {fmt.metric_title(metric)}"
     if not fmt.is_share(metric):
         figures = f"{_subject(comparison, name)} reaches {_a_metric(metric)} of {fmt.quality(facts.mean(arm), metric)}"
@@ -155,7 +155,7 @@ def _reached(comparison: Comparison, name: str) -> str:
 
 
 def _costs(comparison: Comparison, name: str, against: str) -> str:
-    """ ", with 1.4 % of the parameters, 41 % of the memory, 1.7x the speed and a 7.4 MB checkpoint instead of 538 MB"."""
+    """ ", with 1.4 % of the parameters, 41 % of the memory and a 7.4 MB checkpoint instead of 538 MB"."""
     arm, other = facts.arms(comparison)[name], facts.arms(comparison)[against]
     parts = []
     if (share := facts.ratio(arm, other, "trainable_parameters")) is not None:
@@ -196,9 +196,9 @@ def stand_in(comparison: Comparison) -> str:
 
 def failure(arm: dict) -> str:
     """Why an arm has no figures, in a few words: "out of memory", "failed: ValueError: ...", "no figures"."""
-    reason = facts.first_line(arm.get("error")).rstrip(".")
+    reason = facts.telling_line(arm.get("error")).rstrip(".")
     if not reason and arm.get("failures"):
-        reason = facts.first_line(arm["failures"][0].get("error")).rstrip(".")
+        reason = facts.telling_line(arm["failures"][0].get("error")).rstrip(".")
     if arm.get("status") == "out-of-memory":
         return f"out of memory: {reason}" if reason and "out of memory" not in reason.lower() else "out of memory"
     if arm.get("status") == "failed":
@@ -208,7 +208,7 @@ def failure(arm: dict) -> str:
 
 def forgetting(comparison: Comparison) -> list[str]:
     """A line for each extra evaluation set: the base's value before and each arm's after."""
-    metric, lines = comparison.get("metric", "loss"), []
+    metric, lines = facts.metric(comparison), []
     for split in facts.extra_splits(comparison):
         before, after = facts.base_value(comparison, split), []
         for name, arm in facts.arms(comparison).items():

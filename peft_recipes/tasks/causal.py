@@ -38,10 +38,12 @@ class CausalTrainer(CountingMixin, SFTTrainer):
 def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """loss (mean over labelled tokens), perplexity and token accuracy of sums [examples, 3]."""
     losses, tokens, correct = np.asarray(prediction.predictions, dtype=np.float64).T
+    perplexity = metrics.compute("perplexity", losses=losses / tokens, tokens=tokens.astype(int))
+    accuracy = metrics.compute("token_accuracy", correct=correct.astype(int), tokens=tokens.astype(int))
     return {
-        "loss": float(losses.sum() / tokens.sum()),
-        **metrics.compute("perplexity", losses=losses / tokens, tokens=tokens.astype(int)),
-        **metrics.compute("token_accuracy", correct=correct.astype(int), tokens=tokens.astype(int)),
+        "loss": perplexity["loss"],
+        "perplexity": perplexity["perplexity"],
+        "token_accuracy": accuracy["token_accuracy"],
     }
 
 

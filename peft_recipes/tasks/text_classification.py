@@ -31,7 +31,7 @@ class TextClassification(Classification):
         notes = [f"{dropped} texts that stand in a later split too were taken out."] if dropped else []
         tokenised, cut = {}, 0
         for name, rows in splits.items():
-            tokens = tokenizer(rows["text"], truncation=True, max_length=self.recipe.max_length)["input_ids"]
+            tokens = tokenizer(list(rows["text"]), truncation=True, max_length=self.recipe.max_length)["input_ids"]
             cut += sum(len(t) == self.recipe.max_length for t in tokens) if name == "train" else 0
             kept = rows.select_columns(["label"]).rename_columns({"label": "labels"})
             masks = [[1] * len(t) for t in tokens]

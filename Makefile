@@ -1,0 +1,29 @@
+# Two commands on a bare machine: `make compare` and `make test`. Both install what they need first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install compare test lint clean
+
+install: $(STAMP)
+
+# Made anew when what is to be installed changes; the package itself is installed in place.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about two minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,quantised,test]'
+	@touch $(STAMP)
+
+compare: $(STAMP)
+	@$(BIN)/peft-recipes compare mnist-shift --embedded --arms full,head,lora --seeds 0,1,2 --output runs
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,190 @@
+"""The figures of quality: against trained parameters, against time, by rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from peft_recipes.reporting import drawing, facts
+from peft_recipes.reporting import formats as fmt
+from peft_recipes.reporting.drawing import Plot
+from peft_recipes.reporting.facts import Comparison
+
+
+class _Axis:
+    """The quality axis: fractions in percent, a loss as it is."""
+
+    def __init__(self, comparison: Comparison):
+        self.metric = facts.metric(comparison)
+        self.share = fmt.is_share(self.metric)
+        self.title = f"Test {fmt.metric_title(self.metric)}{' (%)' if self.share else ''}"
+        self.better = "up" if comparison.get("higher_is_better", True) else "down"
+
+    def scale(self, value: float) -> float:
+        return 100 * value if self.share else value
+
+    def show(self, value: float | None) -> str:
+        return fmt.quality(value, self.metric)
+
+
+def _error(comparison: Comparison, arm: dict) -> float | None:
+    """Half length of an arm's bar: one sd over seeds; for one seed of a fraction, its 95 % interval."""
+    deviation, value = facts.spread(arm), facts.mean(arm)
+    if deviation is not None:
+        return deviation
+    examples = facts.number((comparison.get("rows") or {}).get("test"))
+    if fmt.is_share(facts.metric(comparison)) and examples and value is not None and 0 <= value <= 1:
+        return 1.96 * math.sqrt(value * (1 - value) / examples)  # normal approximation of a proportion
+    return None
+
+
+def _bar_words(comparison: Comparison) -> str:
+    measured = facts.measured(comparison).values()
+    seeds = max((facts.seeds_done(arm) for arm in measured), default=0)
+    if any(facts.spread(arm) is not None for arm in measured):
+        return f" Bars: one standard deviation over {seeds} seeds."
+    if any(_error(comparison, arm) is not None for arm in measured):
+        return " Bars: 95 % interval over the test examples, one seed."
+    return ""
+
+
+def _base_line(comparison: Comparison, axes: Any, axis: _Axis) -> str:
+    """Draw the untuned base as a line across, so that the eye sees what tuning brought; its words for the caption."""
+    base = facts.base_value(comparison)
+    if base is None:
+        return ""
+    axes.axhline(axis.scale(base), color=drawing.BASE, linestyle=(0, (2, 2)), linewidth=1.4, zorder=1)
+    _line_name(axes, axis.scale(base), "untuned base", drawing.BASE)
+    return f" Dashed line: the untuned base, {axis.show(base)}."
+
+
+def _line_name(axes: Any, height: float, name: str, colour: str) -> None:
+    axes.annotate(name, (0.99, height), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  ha="right",
+                  va="top", color=colour, fontsize=10)  # fmt: skip
+
+
+def _quality_limits(axes: Any, axis: _Axis) -> None:
+    """Room around the points, and never so narrow a window that a difference of nothing looks like one."""
+    axes.margins(y=0.14)
+    low, high = axes.get_ylim()
+    least = 4.0 if axis.share else 0.04 * max(abs(low), abs(high))
+    lack = max(0.0, least - (high - low)) / 2
+    axes.set_ylim(low - lack, high + lack)
+
+
+def _scatter(
+    comparison: Comparison, field: str, name: str, title: str, x_title: str, show: Callable, log: bool
+) -> Plot | None:
+    """Quality against one cost, a point an arm; `show` writes a cost in words and at a logarithmic axis."""
+    styles, axis = drawing.arm_styles(comparison), _Axis(comparison)
+    costs = {arm: facts.number(found.get(field)) for arm, found in facts.measured(comparison).items()}
+    costs = {arm: cost for arm, cost in costs.items() if cost is not None and cost > 0}
+    if not costs:
+        return None
+    figure, axes = drawing.canvas()
+    divisor, unit = (1, "") if log else _time_unit(max(costs.values()))
+    points, bars = [], []
+    for arm, cost in costs.items():
+        x, y = cost / divisor, axis.scale(facts.mean(facts.arms(comparison)[arm]))
+        error = axis.scale(_error(comparison, facts.arms(comparison)[arm]) or 0)
+        if error:
+            axes.errorbar([x], [y], yerr=[error], color=styles[arm].colour, linewidth=1.6, capsize=3.5, zorder=2)
+            bars.append((x, y - error, y + error))
+        axes.plot(
+            [x],
+            [y],
+            styles[arm].marker,
+            color=styles[arm].colour,
+            markersize=9,
+            markeredgecolor=drawing.PAPER,
+            zorder=3,
+        )
+        points.append((x, y, facts.shorten(arm, 22)))
+    below = _base_line(comparison, axes, axis)
+    _quality_limits(axes, axis)
+    if log:
+        axes.set_xscale("log")
+        _log_ticks(axes, list(costs.values()), show)
+    else:
+        axes.set_xlim(left=0, right=1.12 * max(costs.values()) / divisor)
+    axes.set(xlabel=f"{x_title}{unit}", ylabel=axis.title)
+    drawing.label_points(figure, axes, points, bars)
+    arms = facts.arms(comparison)
+    told = "; ".join(
+        f"{facts.label(comparison, n)} {axis.show(facts.mean(arms[n]))} with {show(c)}" for n, c in costs.items()
+    )
+    caption = f"Further {axis.better} and left is better.{below}{_bar_words(comparison)}"
+    return Plot(name, title, caption, f"{axis.title} against {x_title.lower()}: {told}.{below}", figure)
+
+
+def _time_unit(longest: float) -> tuple[float, str]:
+    return (1, " (seconds)") if longest < 120 else (60, " (minutes)") if longest < 7200 else (3600, " (hours)")
+
+
+def _log_ticks(axes: Any, values: list[float], show: Callable) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    low, high = math.log10(min(values)), math.log10(max(values))
+    room = max(0.25, 0.12 * (high - low))
+    axes.set_xlim(10 ** (low - room), 10 ** (high + room))
+    decades = [10.0**power for power in range(math.ceil(low - room), math.floor(high + room) + 1)]
+    ticks = decades if len(decades) > 1 else sorted(set(values))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda x, _: show(x).replace(".0", ""))
+
+
+def quality_by_parameters(comparison: Comparison) -> Plot | None:
+    """Quality against trained parameters, logarithmic."""
+    return _scatter(comparison, "trainable_parameters", "parameters", "Quality against trained parameters",
+                    "Trained parameters, logarithmic", fmt.short_count, log=True)  # fmt: skip
+
+
+def quality_by_time(comparison: Comparison) -> Plot | None:
+    """Quality against training time."""
+    return _scatter(comparison, "training_seconds", "time", "Quality against training time", "Training time",
+                    fmt.seconds, log=False)  # fmt: skip
+
+
+def rank_curve(comparison: Comparison) -> Plot | None:
+    """Quality by rank, for arms that differ in nothing else."""
+    groups = facts.rank_groups(comparison)
+    if not groups:
+        return None
+    arms, styles, axis = facts.arms(comparison), drawing.arm_styles(comparison), _Axis(comparison)
+    figure, axes = drawing.canvas()
+    for group in groups:
+        style = styles[group[-1]] if len(groups) > 1 else drawing.Style(drawing.VERMILLION, "o", "-", "")
+        ranks, values = [arms[name]["rank"] for name in group], [axis.scale(facts.mean(arms[name])) for name in group]
+        errors = [_error(comparison, arms[name]) for name in group]
+        bars = None if any(error is None for error in errors) else [axis.scale(error) for error in errors]
+        axes.errorbar(ranks, values, yerr=bars, color=style.colour, linestyle=style.line, marker=style.marker,
+                      markersize=8,
+                      markeredgecolor=drawing.PAPER, linewidth=1.9, elinewidth=1.6, capsize=3.5)  # fmt: skip
+        if len(groups) > 1:
+            axes.annotate(facts.shorten(group[-1], 18), (ranks[-1], values[-1]), xytext=(8, 0),
+                          textcoords="offset points",
+                          va="center", color=style.colour, fontweight="bold")  # fmt: skip
+    below = _full_line(comparison, axes, axis)
+    ranks = sorted({arms[name]["rank"] for group in groups for name in group})
+    _quality_limits(axes, axis)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, [str(rank) for rank in ranks], minor=False)
+    axes.minorticks_off()
+    axes.margins(x=0.1)
+    axes.set(xlabel="Rank, logarithmic", ylabel=axis.title)
+    told = "; ".join(f"rank {arms[n]['rank']} {axis.show(facts.mean(arms[n]))}" for group in groups for n in group)
+    caption = f"Same method and targets, the rank alone differs.{below}{_bar_words(comparison)}"
+    return Plot("rank", "Quality by rank", caption, f"{axis.title} by rank: {told}.{below}", figure)
+
+
+def _full_line(comparison: Comparison, axes: Any, axis: _Axis) -> str:
+    against = facts.reference(comparison)
+    full = facts.mean(facts.arms(comparison).get(against or ""))
+    if full is None:
+        return ""
+    axes.axhline(axis.scale(full), color=drawing.BLUE, linestyle="--", linewidth=1.6, zorder=1)
+    _line_name(axes, axis.scale(full), "full", drawing.BLUE)
+    return f" Dashed line: full fine-tuning, {axis.show(full)}."

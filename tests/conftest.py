@@ -1,0 +1,180 @@
+"""Small random models and small data, made here: no test needs a network, a Hub or anything outside this folder."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them: nothing may ask a Hub, and nothing of the user's caches may be used or changed.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PEFT_RECIPES_TESTING="1")
+
+GOOD = ["bright", "lovely", "warm", "happy", "fine", "splendid", "glad", "sweet"]
+BAD = ["awful", "cold", "nasty", "sad", "grim", "dull", "poor", "bitter"]
+FILLER = ["the", "a", "film", "day", "was", "is", "and", "it", "this", "that", "very", "so", "we", "saw"]
+_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory):
+    """Every cache in a folder of this test session."""
+    root = tmp_path_factory.mktemp("caches")
+    before = {name: os.environ.get(name) for name in ("PEFT_RECIPES_CACHE", "HF_HOME", "HF_DATASETS_CACHE")}
+    os.environ.update(PEFT_RECIPES_CACHE=str(root / "own"), HF_HOME=str(root / "hf"))
+    os.environ["HF_DATASETS_CACHE"] = str(root / "datasets")
+    import datasets.config
+
+    datasets.config.HF_DATASETS_CACHE = root / "datasets"
+    yield root
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """(text, "good" or "bad"): which one is told by three of its words; no text twice."""
+    draw, made = random.Random(seed), {}
+    while len(made) < count:
+        label = ("bad", "good")[len(made) % 2]
+        words = draw.sample(FILLER, 3) + draw.sample(GOOD if label == "good" else BAD, 3)
+        draw.shuffle(words)
+        made[" ".join(words)] = label
+    return list(made.items())
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+    """A csv of 160 short texts with the columns text, label."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(sentences(160))
+    return path
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory) -> Path:
+    """A jsonl of 48 Alpaca rows of unequal length."""
+    import json
+
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    rows = [
+        {"instruction": f"say {word} in a film", "input": FILLER[i % 5] if i % 3 else "", "output": f"{text} {word}"}
+        for i, (text, word) in enumerate(sentences(48, seed=3))
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def tokenizer(chat: bool = False):
+    """A word tokenizer over the sentences' words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"]
+    words = [*special, *sorted({*GOOD, *BAD, *FILLER, "good", "bad", "say", "in", "###", "Instruction:", "Response:"})]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"], model_max_length=64,
+    )  # fmt: skip
+    if chat:
+        wrapped.chat_template = _TEMPLATE
+    return wrapped
+
+
+def tiny_config(kind: str, vocab: int):
+    """A configuration of a few thousand weights."""
+    from transformers import DistilBertConfig, GPT2Config, LlamaConfig
+
+    if kind == "distilbert":
+        return DistilBertConfig(vocab_size=vocab, dim=32, hidden_dim=64, n_layers=2, n_heads=2,
+                                max_position_embeddings=64, pad_token_id=0)  # fmt: skip
+    if kind == "gpt2":
+        return GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1,
+                          eos_token_id=1, pad_token_id=None)  # fmt: skip
+    return LlamaConfig(vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                       num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None,
+                       eos_token_id=1, pad_token_id=0, tie_word_embeddings=True)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny("gpt2" | "llama" | "distilbert") -> the folder of a random base with its tokenizer; made once each."""
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(f"tiny-{kind}")
+            words = tokenizer(chat=kind == "llama")
+            transformers.set_seed(0)
+            config = tiny_config(kind, len(words))
+            auto = transformers.AutoModel if kind == "distilbert" else transformers.AutoModelForCausalLM
+            auto.from_config(config).save_pretrained(folder)
+            words.save_pretrained(folder)
+            made[kind] = folder
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture
+def classify(tiny, reviews):
+    """A recipe of two seconds: tiny DistilBERT, 160 texts, the arms full, head and lora."""
+    from peft import LoraConfig
+
+    from peft_recipes import Arm, Dataset, Recipe, targets
+
+    def make(kind: str = "distilbert", **changes):
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets(kind, "all-linear"))
+        options = {
+            "name": "tiny",
+            "task": "text-classification",
+            "model": str(tiny(kind)),
+            "dataset": Dataset(str(reviews), train=96, validation=24, test=40),
+            "max_length": 16,
+            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16, "use_cpu": True},
+            "arms": {
+                "full": Arm(learning_rate=5e-3),
+                "head": Arm("head", learning_rate=1e-2),
+                "lora": Arm(lora, learning_rate=2e-2),
+            },
+        }
+        return Recipe(**{**options, **changes})
+
+    return make
+
+
+@pytest.fixture
+def instruct(tiny, questions):
+    """A recipe of a few seconds: tiny Llama, 48 questions, the arms full and lora."""
+    from peft import LoraConfig
+
+    from peft_recipes import Arm, Dataset, Recipe, targets
+
+    def make(kind: str = "llama", **changes):
+        options = {
+            "name": "tiny-sft",
+            "task": "sft",
+            "model": str(tiny(kind)),
+            "dataset": Dataset(str(questions), train=32, validation=8, test=8),
+            "max_length": 48,
+            "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True},
+            "arms": {
+                "full": Arm(learning_rate=1e-3),
+                "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "attention")), learning_rate=1e-2),
+            },
+            "prompts": [{"kind": "question", "prompt": "say good in a film"}],
+        }
+        return Recipe(**{**options, **changes})
+
+    return make

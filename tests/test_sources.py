@@ -1,0 +1,201 @@
+"""Data is cut the same way every time, and what is wrong with it is named with its file, row and column."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+from conftest import sentences
+
+from peft_recipes import Dataset, RecipeError
+from peft_recipes.data import columns
+from peft_recipes.data.sources import load_splits
+
+
+def csv_of(path, rows, header="text,label"):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def hundred(tmp_path):
+    return csv_of(tmp_path / "d.csv", [f"{text},{label}" for text, label in sentences(100)])
+
+
+def test_one_split_is_cut_into_three_without_overlap(hundred):
+    splits = load_splits(Dataset(str(hundred), train=0.7, validation=0.1, test=0.2))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 70, "validation": 10, "test": 20}
+    assert len({i for rows in splits.values() for i in rows["id"]}) == 100
+
+
+def test_shares_that_add_up_to_one_lose_no_row(tmp_path):
+    path = csv_of(tmp_path / "d.csv", [f"{text},{label}" for text, label in sentences(97)])
+    splits = load_splits(Dataset(str(path), train=0.7, validation=0.1, test=0.2))
+    assert sum(len(rows) for rows in splits.values()) == 97
+
+
+def test_the_cut_depends_on_the_datasets_seed_alone(hundred):
+    first, again = (load_splits(Dataset(str(hundred), seed=1))["test"]["id"] for _ in range(2))
+    other = load_splits(Dataset(str(hundred), seed=2))["test"]["id"]
+    assert list(first) == list(again) != list(other)
+
+
+def test_rows_put_aside_for_the_base_are_in_no_other_split(hundred):
+    splits = load_splits(Dataset(str(hundred), pretrain=30, train=40, validation=10, test=20))
+    assert [len(splits[s]) for s in ("pretrain", "train", "validation", "test")] == [30, 40, 10, 20]
+    assert len({i for rows in splits.values() for i in rows["id"]}) == 100
+
+
+def test_balance_takes_as_many_of_each_class(tmp_path):
+    rows = [f"{text},{label}" for text, label in sentences(60)]
+    path = csv_of(tmp_path / "d.csv", [r for r in rows if r.endswith("good")] + [r for r in rows if "bad" in r][:10])
+    splits = load_splits(Dataset(str(path), balance=True, train=0.5, validation=0.25, test=0.25))
+    labels = [label for rows in splits.values() for label in rows["label"]]
+    assert labels.count("good") == labels.count("bad") == 10
+
+
+def test_a_folder_of_files_has_their_splits(tmp_path):
+    for split, seed in (("train", 0), ("test", 9)):
+        csv_of(tmp_path / f"{split}.csv", [f"{text},{label}" for text, label in sentences(30, seed)])
+    splits = load_splits(Dataset(str(tmp_path), train=None, validation=0.2, test=None, test_split="test"))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 24, "validation": 6, "test": 30}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv", "tsv"])
+def test_local_formats_hold_the_same_rows(tmp_path, suffix):
+    rows = [{"text": text, "label": label} for text, label in sentences(20)]
+    path, table = tmp_path / f"d.{suffix}", datasets.Dataset.from_list(rows)
+    if suffix == "parquet":
+        table.to_parquet(path)
+    elif suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        table.to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
+    splits = load_splits(Dataset(str(path), train=0.6, validation=0.2, test=0.2))
+    found = {(row["text"], row["label"]) for part in splits.values() for row in part}
+    assert found == {(row["text"], row["label"]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("d.csv", "", "is empty"),
+        ("d.csv", "text,label\n", "is empty: it has a header and no rows"),
+        ("d.csv", "text,label\na,1\nb,2,3\nc,1\n", "line 3: 3 values where the header has 2 (text, label)"),
+        ("d.csv", 'text,label\na,1\n"b,2\nc,1\n', "line"),
+        ("d.csv", b"text,label\n\xff\xfe,1\n", "not UTF-8"),
+        ("d.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2: not valid JSON"),
+        ("d.jsonl", '{"text": "a"}\n[1]\n', "line 2: expected a JSON object"),
+        ("d.parquet", b"PAR1 not really", "can't be read"),
+    ],
+)
+def test_a_broken_file_names_the_file_and_the_line(tmp_path, name, text, said):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError) as raised:
+        load_splits(Dataset(str(path)))
+    assert said in str(raised.value)
+    assert name in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"train": 500}, "asks for 500"),
+        ({"path": "./nowhere.csv"}, "is not there"),
+        ({"path": "./nowhere"}, "is not there"),
+        ({"path": "embedded:mnits"}, "Did you mean 'mnist'"),
+    ],
+)
+def test_data_that_can_not_be_had_says_what_to_do(hundred, source, said):
+    with pytest.raises(RecipeError) as raised:
+        load_splits(Dataset(**{"path": str(hundred), **source}))
+    assert said in str(raised.value)
+
+
+def test_a_missing_split_names_those_that_are_there(tmp_path):
+    for split in ("train", "test"):
+        csv_of(tmp_path / f"{split}.csv", ["a,1", "b,2"])
+    with pytest.raises(RecipeError, match="Did you mean 'test'"):
+        load_splits(Dataset(str(tmp_path), test_split="tset"))
+
+
+def rows_of(**values):
+    table = datasets.Dataset.from_dict(values)
+    return table.add_column("id", [f"train-{i}" for i in range(len(table))])
+
+
+def test_a_missing_column_names_those_that_are_there():
+    with pytest.raises(RecipeError, match=r"no column 'label'.*It has: text, lable"):
+        columns.class_labels({"train": rows_of(text=["a"], lable=[1])}, Dataset("d.csv"))
+
+
+@pytest.mark.parametrize("bad", [[1.5, 2.0], [True, False], [["a"], ["b"]], [None, "a"]])
+def test_a_label_of_another_kind_is_named_with_its_row(bad):
+    with pytest.raises(RecipeError, match=r"row train-\d, column 'label': a label is a whole number or text"):
+        columns.class_labels({"train": rows_of(text=["a", "b"], label=bad)}, Dataset("d.csv"))
+
+
+def test_labels_outside_those_declared_are_named():
+    source = Dataset("d.csv", labels=["ham", "spam"])
+    with pytest.raises(RecipeError, match=r"label 'eggs' is not one of dataset\.labels"):
+        columns.class_labels({"train": rows_of(text=["a", "b"], label=["ham", "eggs"])}, source)
+
+
+def test_text_that_is_no_text_is_named_with_its_row():
+    with pytest.raises(RecipeError, match="row train-1, column 'text': expected text, got None"):
+        columns.classification_rows(
+            rows_of(text=["a", None], label=[0, 1]), Dataset("d.csv"), "text", ["no", "yes"]
+        )  # fmt: skip
+
+
+def test_examples_that_stand_in_test_leave_train():
+    splits = {
+        "train": rows_of(text=["a", "b", "c", "d"]),
+        "validation": rows_of(text=["b"]),
+        "test": rows_of(text=["c"]),
+    }
+    kept, dropped = columns.without_test_examples(splits, ["text"])
+    assert (list(kept["train"]["text"]), dropped) == (["a", "d"], 2)
+
+
+def test_the_fingerprint_follows_the_examples_and_nothing_else(hundred, tmp_path):
+    copy = tmp_path / "elsewhere.csv"
+    copy.write_text(hundred.read_text())
+    here, there = (columns.fingerprint(load_splits(Dataset(str(path)))) for path in (hundred, copy))
+    copy.write_text(hundred.read_text().replace("film", "flim"))
+    assert here == there != columns.fingerprint(load_splits(Dataset(str(copy))))
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"instruction": "do", "input": "", "output": "done"}, [{"role": "user", "content": "do"}], "done"),
+        ({"instruction": "do", "input": "x", "output": "y"}, [{"role": "user", "content": "do\n\nx"}], "y"),
+        ({"prompt": "do", "completion": "done"}, [{"role": "user", "content": "do"}], "done"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            [{"role": "user", "content": "a"}],
+            "b",
+        ),
+    ],
+)
+def test_every_sft_format_becomes_prompt_and_completion(row, prompt, answer):
+    rows = datasets.Dataset.from_list([{**row, "id": "train-0"}])
+    made, empty = columns.sft_rows(rows, Dataset("d"), chat=True)
+    assert made[0] == {"id": "train-0", "prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
+    assert empty == 0
+
+
+def test_rows_without_an_answer_are_left_out_and_counted():
+    rows = rows_of(instruction=["a", "b"], input=["", ""], output=["x", "  "])
+    made, empty = columns.sft_rows(rows, Dataset("d"), chat=False)
+    assert (len(made), empty, made[0]["completion"]) == (1, 1, "x")
+
+
+def test_columns_of_no_sft_format_list_the_formats():
+    with pytest.raises(RecipeError, match=r"question, answer.*alpaca"):
+        columns.sft_rows(rows_of(question=["a"], answer=["b"]), Dataset("d"), chat=True)
