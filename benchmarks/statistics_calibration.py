@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy
 from scipy import stats
 
 from peft_recipes.statistics import metric_interval, paired_difference
@@ -151,6 +152,12 @@ def cases() -> Iterator[Case]:
                     yield Case(metric, "plain", seeds, examples, run_sd, gap=3.0 if metric == "accuracy" else 1.5)
 
 
+def one_row_a_line(head: dict, rows: list[dict]) -> str:
+    """JSON of `head` and its `rows`, to be read and compared by people too."""
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    return json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comparisons", type=int, default=2_000, help="simulated comparisons a row")
@@ -163,25 +170,25 @@ def main() -> None:
     rows, start = [], time.perf_counter()
     for case in cases():
         row = asdict(case) | simulate(case, options.comparisons, options.seed)
+        row["width"] = round(row["width"], 5)
         line = f"{case.metric:9}{case.kind:10}{case.seeds:6}{case.examples:9}{case.run_sd:7.1f}{case.gap:5.1f}"
         line += f"{row['excluded']:10.1%}"
         if case.gap:
-            row["theory_z"], row["theory_t"] = theory(case, np.random.default_rng(0))
+            row["theory_z"], row["theory_t"] = (round(p, 4) for p in theory(case, np.random.default_rng(0)))
             line += f"  {row['theory_z']:6.1%} {row['theory_t']:6.1%}"
         elif case.seeds > 1 and not 0.03 <= row["excluded"] <= 0.07:
             line += "  outside 3 to 7 %"
         print(line, flush=True)
         rows.append(row)
     if options.output:
-        document = {
+        head = {
             "comparisons": options.comparisons,
             "resamples": RESAMPLES,
             "seed": options.seed,
             "seconds": round(time.perf_counter() - start, 1),
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            "rows": rows,
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
         }
-        Path(options.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        Path(options.output).write_text(one_row_a_line(head, rows), encoding="utf-8")
         print(f"Written to {options.output}", file=sys.stderr)
 
 

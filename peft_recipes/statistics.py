@@ -21,9 +21,10 @@ bootstrap", The American Statistician 69:371). So the spread of n values is corr
 interval is stretched by Student's quantile over the normal one, at Satterthwaite's (1946) degrees of freedom.
 
 How often that is right was measured: benchmarks/statistics_calibration.py prints the rates of false claims, and the
-power against theory. No rule keeps them at 5 % for every size of the run effects when these are seen two or three
-times; this one keeps 4 to 6.5 % with three seeds or more, where both arms vary with the seed, and about 3 to 7.5 % with
-two. Its power lies between those of the t test that must learn the spread of runs and the z test that knows it.
+power against theory. No rule keeps the rate at 5 % for every size of the run effects when these are seen two or three
+times. Where both arms vary with the seed this one keeps 3.5 to 7 % with three seeds or more, and 3 to 8 % with two.
+Its power lies between that of the t test on the runs' means, which must learn how much runs vary, and that of the
+normal approximation, which knows it: the fewer the seeds, the nearer to the first.
 """
 
 from __future__ import annotations

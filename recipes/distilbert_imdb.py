@@ -24,7 +24,12 @@ recipe = Recipe(
         seed=42,  # IMDB's rows are sorted by label
     ),
     max_length=128,
-    training={"num_train_epochs": 2, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 32},
+    training={
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 32,
+        "train_sampling_strategy": "group_by_length",  # less padding
+    },
     arms={
         "full": Arm(learning_rate=5e-5),
         "head": Arm("head", learning_rate=1e-3),

@@ -21,7 +21,14 @@ recipe = Recipe(
     model="openai-community/gpt2",
     dataset=Dataset("flytech/python-codes-25k", text="output", train=5_000, validation=200, test=500),
     max_length=256,
-    training={"num_train_epochs": 1, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8},
+    training={
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 0.25,  # four times a run
+        "train_sampling_strategy": "group_by_length",  # less padding
+    },
     arms={
         "full": Arm(learning_rate=5e-5),
         "lora": Arm(lora([*targets("gpt2", "attention"), "mlp.c_proj"]), learning_rate=5e-4),  # every c_attn and c_proj

@@ -30,6 +30,7 @@ recipe = Recipe(
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 16,
         "weight_decay": 0.1,
+        "train_sampling_strategy": "group_by_length",  # less padding
     },
     arms={
         "full": Arm(learning_rate=5e-5),

@@ -16,7 +16,14 @@ recipe = Recipe(
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     dataset=Dataset("tatsu-lab/alpaca", train=5_000, validation=100, test=200),
     max_length=256,
-    training={"num_train_epochs": 1, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8},
+    training={
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 0.25,  # four times a run
+        "train_sampling_strategy": "group_by_length",  # less padding
+    },
     arms={
         "full": Arm(learning_rate=2e-5),
         "lora": Arm(

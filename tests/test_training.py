@@ -116,13 +116,15 @@ def test_one_seed_gives_the_same_run_and_another_gives_another(classify, run, tm
     assert not rows[0]["loss"].equals(rows[2]["loss"])
 
 
-def test_every_arm_sees_the_same_examples_in_the_same_order(classify, tmp_path, monkeypatch):
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_every_arm_sees_the_same_examples_in_the_same_order(classify, tmp_path, monkeypatch, order):
     from peft_recipes.tasks.counting import CountingMixin
 
     seen: dict[str, list] = {}
     step = CountingMixin.training_step
     dropout = Arm(LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_lin"]), learning_rate=1e-2)
-    recipe = classify(arms={**classify().arms, "dropout": dropout})
+    training = {**classify().training, "train_sampling_strategy": order}
+    recipe = classify(arms={**classify().arms, "dropout": dropout}, training=training)
     for arm in recipe.arms:
         seen[arm] = batches = []
 

@@ -1,4 +1,4 @@
-"""What our trainers add to the libraries' own: the tokens and examples of every step, counted as they are used."""
+"""What our trainers add to the libraries' own: counts of what steps used, and one order of examples for all arms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class CountingMixin(Trainer):
@@ -22,6 +23,16 @@ class CountingMixin(Trainer):
         tokens = mask.sum() if mask is not None else 0
         self._counts.append((tokens, mask.numel() if mask is not None else 0, first.shape[0]))
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
+        """The library's sampler; where it groups by length, drawn from the data's own seed.
+
+        By itself it draws from the global state, which each arm (its adapter, its dropout) leaves in another place.
+        """
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = torch.Generator().manual_seed(self.args.data_seed)
+        return sampler
 
     def step_counts(self) -> tuple[list[int] | None, list[int] | None, list[int]]:
         """Tokens, computed positions and examples of each optimiser step (tokens None where inputs have no mask)."""
