@@ -1,0 +1,84 @@
+"""Plans: the parameter counts of the write-ups, exactly, from configurations alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import DistilBertConfig, GPT2Config, LlamaConfig
+
+from peft_recipes import load_recipe, plan
+
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+           "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    """Without the data a plan still tells everything but the steps of an epoch."""
+    from peft_recipes.data import sources
+    from peft_recipes.errors import RecipeError
+
+    def refuse(*_):
+        raise RecipeError("not here")
+
+    monkeypatch.setattr(sources, "load_splits", refuse)
+
+
+def with_hub_data(name, config, tmp_path):
+    config.save_pretrained(tmp_path / "base")
+    return plan(load_recipe(name, changes=[f"model={tmp_path / 'base'}"]))
+
+
+def test_smollm2(tmp_path):
+    arms = with_hub_data("smollm2-alpaca", LlamaConfig(**SMOLLM2), tmp_path)["arms"]
+    assert (arms["lora"]["trainable_parameters"], arms["lora"]["total_parameters"]) == (1_843_200, 134_515_008)
+    assert arms["full"]["trainable_parameters"] == 134_515_008
+    assert len(arms["lora"]["modules"]) == 4 * 30 and len(arms["lora-all"]["modules"]) == 7 * 30
+
+
+def test_distilbert(tmp_path):
+    lora = with_hub_data("distilbert-imdb", DistilBertConfig(), tmp_path)["arms"]["lora"]
+    assert (lora["adapter_parameters"], lora["head_parameters"]) == (589_824, 592_130)
+    assert lora["total_parameters"] == 66_955_010
+
+
+def test_gpt2(tmp_path):
+    arms = with_hub_data("gpt2-sms-spam", GPT2Config(), tmp_path)["arms"]
+    assert arms["lora"]["adapter_parameters"] == 2_359_296
+    assert arms["head"]["trainable_parameters"] == 2 * 768
+
+
+def test_the_small_cnn():
+    arms = plan(load_recipe("mnist-shift"))["arms"]
+    trainable = {name: arm["trainable_parameters"] for name, arm in arms.items()}
+    assert trainable["full"] == arms["lora"]["total_parameters"] == 421_642
+    assert (trainable["head"], trainable["lora"], trainable["lora-r2"]) == (1_290, 27_216, 6_804)
+    assert arms["lora-conv"]["modules"] == ["conv1", "conv2", "fc1", "classifier"]
+
+
+def test_without_the_data_the_steps_are_unknown_and_a_note_says_why(tmp_path):
+    made = with_hub_data("smollm2-alpaca", LlamaConfig(**SMOLLM2), tmp_path)
+    assert all(arm["steps"] is None for arm in made["arms"].values())
+    assert any("number of steps" in note for note in made["notes"])
+    json.dumps(made)
+
+
+def test_steps_follow_from_rows_batch_accumulation_and_epochs():
+    from peft_recipes.planning import steps
+
+    recipe = load_recipe("gpt2-sms-spam")
+    assert steps(recipe, {"train": 1045}) == 131 * 5
+    recipe = load_recipe("gpt2-sms-spam", changes=["training.gradient_accumulation_steps=4"])
+    assert steps(recipe, {"train": 1045}) == 33 * 5
+
+
+def test_an_architecture_without_a_row_is_planned_with_a_note(tmp_path):
+    from transformers import Olmo2Config
+
+    config = Olmo2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    made = with_hub_data("smollm2-alpaca", config, tmp_path)
+    assert len(made["arms"]["lora"]["modules"]) == 8
+    assert any("olmo2" in note for note in made["notes"])
