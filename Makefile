@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install compare test lint clean
+.PHONY: install compare test lint kept readme clean
 
 install: $(STAMP)
 
@@ -18,6 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 compare: $(STAMP)
 	@$(BIN)/peft-recipes compare mnist-shift --embedded --arms full,head,lora --seeds 0,1,2 --output runs
+
+# The adapters that are kept in the repository, and the figures of the README that come from them.
+kept: $(STAMP)
+	@$(BIN)/peft-recipes compare mnist-shift --embedded --seeds 0,1,2 --output adapters
+	@$(MAKE) --no-print-directory readme
+
+readme: $(STAMP)
+	@$(BIN)/python adapters/write_readme.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.architectures import ARCHITECTURES, head_modules, parameters_by_component
+from peft_recipes.architectures import (
+    ARCHITECTURES,
+    GROUPS,
+    architecture_of,
+    head_modules,
+    parameters_by_component,
+    targets_of,
+)
 from peft_recipes.errors import RecipeError
-from peft_recipes.recipe import Arm
+from peft_recipes.recipe import Arm, Recipe
 
 if TYPE_CHECKING:
     import torch.nn as nn
     from peft import PeftConfig
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # PEFT's own name of a recipe's task; None where it has none (images) and the plain PeftModel is right.
 PEFT_TASKS = {"text-classification": "SEQ_CLS", "sft": "CAUSAL_LM", "language-modeling": "CAUSAL_LM"}
@@ -53,6 +61,45 @@ def apply_arm(
     in_head -= sum(n for path, n in trainable.items() if _adapts_head(path, head)) if arm.peft is not None else 0
     adapter = sum(trainable.values()) - in_head if arm.peft is not None else 0
     return made, Parameters(sum(trainable.values()), adapter, in_head, sum(components.values()), components)
+
+
+def fit_targets(recipe: Recipe, config: PretrainedConfig) -> tuple[Recipe, list[str]]:
+    """The recipe with targets that are another architecture's group made this base's same group, and notes that say so.
+
+    A recipe's `targets("gpt2", "all-linear")` on a Llama (`--set model=...`) means all of the Llama's linear layers.
+    Targets that are no group of the table, or that fit the base already, stay as they are.
+    """
+    notes, arms = [], dict(recipe.arms)
+    for name, arm in recipe.arms.items():
+        group = _foreign_group(getattr(arm.peft, "target_modules", None), config.model_type)
+        if group is None:
+            continue
+        changed = copy.deepcopy(arm.peft)
+        found = targets_of(config, group).names
+        changed.target_modules = found if isinstance(found, str) else set(found)
+        if hasattr(changed, "fan_in_fan_out"):
+            changed.fan_in_fan_out = architecture_of(config).fan_in_fan_out
+        arms[name] = Arm(changed, learning_rate=arm.learning_rate)
+        notes.append(
+            f"arm '{name}': its targets are another architecture's {group}; here {config.model_type}'s are used."
+        )
+    return (dataclasses.replace(recipe, arms=arms), notes) if notes else (recipe, [])
+
+
+def _foreign_group(names: Any, model_type: str) -> str | None:
+    """The group ("attention", "mlp", "all-linear") that some other row's targets are, and this model type's are not."""
+    if not names:
+        return None
+    wanted = names if isinstance(names, str) else set(names)
+    own = ARCHITECTURES.get(model_type)
+    groups = [g for row in ARCHITECTURES.values() for g in GROUPS if _as_set(row.group(g)) == wanted]
+    if not groups or (own is not None and any(_as_set(own.group(g)) == wanted for g in GROUPS)):
+        return None
+    return groups[0]
+
+
+def _as_set(names: list[str] | str) -> set[str] | str:
+    return names if isinstance(names, str) else set(names)
 
 
 def _adapts_head(path: str, head: list[str]) -> bool:

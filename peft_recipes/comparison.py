@@ -92,7 +92,7 @@ def compare(
     names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
     output = Path(output)
     check_output(output)
-    fingerprint = preflight(recipe, names)
+    recipe, fingerprint = preflight(recipe, names)
     folder = output / recipe.name
     make_folder(folder)
     recipe.to_yaml(folder / "recipe.yaml")
@@ -137,15 +137,20 @@ def read_comparison(folder: str | Path) -> Comparison:
     return Comparison(data, path.parent)
 
 
-def preflight(recipe: Recipe, arms: Sequence[str]) -> str:
-    """Finds what can be found wrong before the first run: data, columns, targets. Returns the data's fingerprint."""
+def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, str]:
+    """Finds what can be found wrong before the first run: data, columns, targets.
+
+    Returns the recipe as it will run (targets fitted to its base) and the data's fingerprint.
+    """
     from peft_recipes import bases
+    from peft_recipes.arms import fit_targets
     from peft_recipes.saving import with_arm_on_meta
     from peft_recipes.tasks import task_of
 
     task = task_of(recipe)
     prepared = task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))
+    recipe, _ = fit_targets(recipe, config)
     problems = []
     for name in arms:
         try:
@@ -154,7 +159,7 @@ def preflight(recipe: Recipe, arms: Sequence[str]) -> str:
             problems += error.problems
     if problems:
         raise RecipeError(*problems)
-    return prepared.fingerprint
+    return recipe, prepared.fingerprint
 
 
 def _chosen_arms(recipe: Recipe, arms: Iterable[str] | None) -> list[str]:

@@ -20,6 +20,7 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
     Raises RecipeError: an unknown arm, a configuration that can't be had, a target that hits nothing.
     """
     from peft_recipes import bases
+    from peft_recipes.arms import fit_targets
     from peft_recipes.tasks import task_of
 
     names = list(recipe.arms if arms is None else arms)
@@ -30,6 +31,7 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
         recipe = recipe.with_changes({"dataset": {"labels": labels}})
     task = task_of(recipe)
     config = bases.load_config(recipe, **task.base_options(None))
+    recipe, fitted = fit_targets(recipe, config)
     planned, problems = {}, []
     for name in names:
         try:
@@ -45,7 +47,7 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
         "embedded": recipe.uses_stand_ins,
         "rows": rows,
         "arms": planned,
-        "notes": [*notes, *_architecture_notes(config)],
+        "notes": [*notes, *fitted, *_architecture_notes(config)],
     }
 
 

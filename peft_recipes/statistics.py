@@ -44,13 +44,13 @@ ONE_SEED = (
     "No method can tell the two apart from one run; use three seeds or more."
 )
 TWO_SEEDS = (
-    "Two seeds: how much runs differ is barely known, and up to one claim in eight may be false where only one "
-    "of the arms varies with the seed. Three seeds or more keep the stated confidence."
+    "Two seeds: how much runs differ is barely known. Of equal arms, up to one in twelve may seem to differ instead of "
+    "one in twenty, and one in eight where only one of the two varies with the seed. Use three seeds or more."
 )
 
 # Calibrated, not derived (benchmarks/statistics_calibration.py): each is a compromise between run effects of no size,
 # where the interval is too wide, and of middling size, where it is too narrow.
-_SLACK = 0.1  # runs - noise may fall this share of `examples` below 0; cut at 0, equal runs give 3.1 %, with it 4 %
+_SLACK = 0.1  # how far below 0, in shares of `examples`, runs - noise may go: false claims without run effects 3 -> 4 %
 _ONSET = 1 / 16  # per degree of freedom: how gently the guessed spread lowers df once it exceeds the noise
 _LEAST_DF = {1: 1.0, 2: 1.5}  # by number of arms; binds with two seeds only, where Satterthwaite's guess is very noisy
 

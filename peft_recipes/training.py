@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import checks
-from peft_recipes.arms import Parameters, apply_arm
+from peft_recipes import bases, checks
+from peft_recipes.arms import Parameters, apply_arm, fit_targets
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.hardware import Hardware, choose, environment
 from peft_recipes.measuring import StepMeter, Stopwatch
@@ -88,6 +88,7 @@ class _OneRun:
             self.task: Task = task_of(self.recipe)
         with self.watch("data"):
             self.prepared: Prepared = self.task.prepare()
+            self._fit_targets()
         self.signature = signature(self.recipe, self.arm_name, self.seed, self.prepared.fingerprint)
         done = read_run(self.folder) if self.resume else None
         if done is not None and done.ok and done.data.get("signature") == self.signature:
@@ -108,6 +109,12 @@ class _OneRun:
                 raise
             write_json(self.folder / RUN_FILE, data)
         return Run(self.folder, data)
+
+    def _fit_targets(self) -> None:
+        config = bases.load_config(self.recipe)
+        self.recipe, notes = fit_targets(self.recipe, config)
+        self.arm = self.recipe.arms.get(self.arm_name)
+        self.prepared.notes += [note for note in notes if f"'{self.arm_name}'" in note]
 
     def _arm_applied(self, base: nn.Module, new_weights: list[str]) -> tuple[nn.Module, Parameters]:
         if self.arm is None:

@@ -399,7 +399,7 @@ def test_the_embedded_mnist_looks_like_the_hubs():
 # --- models ----------------------------------------------------------------------------------------------------------
 
 TINY = pretraining.Pretraining(
-    n_embd=48, n_layer=1, n_head=2, vocab_size=400, n_positions=32, rows_per_step=8, steps=150, validation_rows=4
+    n_embd=48, n_layer=1, n_head=2, vocab_size=400, n_positions=32, row_length=16, steps=200, validation_rows=8
 )
 TEXTS = [f"Return the {kind} of the {thing} along axis {n}." for kind in ("sum", "mean", "largest value")
          for thing in ("array", "table", "graph") for n in range(20)]  # fmt: skip
@@ -411,6 +411,7 @@ def test_a_pretrained_gpt2_loads_has_a_pad_token_of_its_own_and_has_learned(tmp_
     outcome = pretraining.pretrain(TEXTS, tmp_path, TINY)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert outcome.validation_loss < outcome.unigram_loss - 0.5
+    assert outcome.trained_tokens == 200 * 4 * 16
     assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id == model.config.eos_token_id
     assert tokenizer.decode(tokenizer("a  b\n    c ümlaut")["input_ids"]) == "a  b\n    c ümlaut"
     assert tokenizer.model_max_length == model.config.n_positions == 32

@@ -204,3 +204,12 @@ def test_one_class_in_the_train_split_is_an_error(classify, tmp_path):
     with pytest.raises(RecipeError, match="of one class, 'good'"):
         train(recipe, "lora", output=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_targets_of_another_architecture_become_the_same_group_of_this_one(classify, tmp_path):
+    # The recipe names DistilBERT's linear layers; on a Llama the same group is meant, and said.
+    recipe = classify(model=str(classify("llama").model))
+    run = train(recipe, "lora", output=tmp_path)
+    assert {"q_proj", "down_proj"} <= set(run.data["target_modules"])
+    assert any("another architecture's all-linear" in note for note in run.data["notes"])
+    assert "q_proj" in (run.folder / "recipe.yaml").read_text()
