@@ -31,8 +31,8 @@ def results(comparison: dict[str, Any]) -> str:
         "",
         *(f"- {escape_inline(line)}" for line in forgetting(comparison)),
         "",
-        f"Written from [{folder}/comparison.json]({folder}/comparison.json), which `make kept` made; the whole report is "
-        f"[comparison.md]({folder}/comparison.md). Other recipes are yours to run: the figures above are this one's alone.",
+        f"Written from [{folder}/comparison.json]({folder}/comparison.json), which `make kept` made; the whole report "
+        f"is [comparison.md]({folder}/comparison.md).",
         "",
     ]
     return "\n".join(lines)
@@ -56,8 +56,8 @@ def index(comparisons: list[dict[str, Any]]) -> str:
         lines += [
             f"## [{name}]({name}/comparison.md)",
             "",
-            f"{escape_inline(comparison['title'])}. Base `{comparison['model']}`, data `{comparison['dataset']}`, seeds "
-            f"{', '.join(map(str, comparison['seeds']))}.",
+            f"{escape_inline(comparison['title'])}. Base `{comparison['model']}`, data `{comparison['dataset']}`, "
+            f"seeds {', '.join(map(str, comparison['seeds']))}.",
             "",
             table_markdown(comparison, most=5),
             "",

@@ -21,47 +21,47 @@ if TYPE_CHECKING:
 
 
 def show_recipes(recipes: list[Recipe]) -> None:
-    """One line a recipe."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("recipe", "task", "model", "data", "arms"):
-        table.add_column(name, overflow="fold")
+    """Three lines a recipe."""
+    console = Console(highlight=False)
     for recipe in recipes:
-        table.add_row(recipe.name, recipe.task, recipe.model, recipe.dataset.path, ", ".join(recipe.arms))
-    console = Console()
-    console.print(table)
-    console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]", highlight=False)
+        console.print(f"[bold]{recipe.name}[/bold]  {escape(recipe.title)}")
+        console.print(f"    {recipe.task}: {escape(recipe.model)} on {escape(recipe.dataset.path)}", soft_wrap=True)
+        console.print(f"    arms: {', '.join(recipe.arms)}")
+    console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]")
 
 
 def show_plan(plan: dict[str, Any]) -> None:
     """A plan as a table, and the modules each arm hits."""
-    console = Console()
+    console = Console(highlight=False)
     title = f"{plan['recipe']}: {plan['model']} on {plan['dataset']}"
     console.print(f"[bold]{escape(title)}[/bold]" + (" (embedded stand-ins)" if plan["embedded"] else ""))
+    total = next(iter(plan["arms"].values()))["total_parameters"]
+    console.print(f"{total:,} parameters in the base with its task head\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm")
-    for name in ("trains", "of", "share", "adapter", "head", "checkpoint", "steps", "weights+optimizer", "rate"):
+    for name in ("trains", "share", "head", "checkpoint", "steps", "memory*", "rate"):
         table.add_column(name, justify="right")
     for name, arm in plan["arms"].items():
         table.add_row(
             name,
             f"{arm['trainable_parameters']:,}",
-            f"{arm['total_parameters']:,}",
             f"{arm['trainable_parameters'] / arm['total_parameters']:.2%}",
-            f"{arm['adapter_parameters']:,}",
-            f"{arm['head_parameters']:,}",
+            f"{arm['head_parameters']:,}" if arm["head_parameters"] else "-",
             formats.human_bytes(arm["checkpoint_bytes"]),
             "?" if arm["steps"] is None else f"{arm['steps']:,}",
             formats.human_bytes(arm["memory"]["total"]),
             f"{arm['learning_rate']:g}",
         )
     console.print(table)
+    console.print("* weights, gradients and optimizer states; activations come on top\n")
     for name, arm in plan["arms"].items():
-        console.print(f"  {name} learns in {len(arm['modules'])} modules: {escape(_few(arm['modules']))}")
+        modules = arm["modules"]
+        console.print(f"{name} learns in {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_few(modules))}")
     for note in plan["notes"]:
         console.print(f"Note: {escape(note)}")
 
 
-def _few(modules: list[str], most: int = 6) -> str:
+def _few(modules: list[str], most: int = 4) -> str:
     shown = ", ".join(modules[:most])
     return shown if len(modules) <= most else f"{shown}, ... {modules[-1]}"
 

@@ -47,12 +47,16 @@ def test_rows_put_aside_for_the_base_are_in_no_other_split(hundred):
     assert len({i for rows in splits.values() for i in rows["id"]}) == 100
 
 
-def test_balance_takes_as_many_of_each_class(tmp_path):
-    rows = [f"{text},{label}" for text, label in sentences(60)]
-    path = csv_of(tmp_path / "d.csv", [r for r in rows if r.endswith("good")] + [r for r in rows if "bad" in r][:10])
+def test_balance_takes_as_many_of_each_class_and_mixes_them(tmp_path):
+    common = [(f"good film number {i}", "good") for i in range(900)]
+    rare = [(f"bad film number {i}", "bad") for i in range(100)]
+    path = csv_of(tmp_path / "d.csv", [f"{text},{label}" for text, label in common + rare])
     splits = load_splits(Dataset(str(path), balance=True, train=0.5, validation=0.25, test=0.25))
-    labels = [label for rows in splits.values() for label in rows["label"]]
-    assert labels.count("good") == labels.count("bad") == 10
+    counts = {name: list(rows["label"]) for name, rows in splits.items()}
+    assert sum(labels.count("good") for labels in counts.values()) == 100
+    assert sum(labels.count("bad") for labels in counts.values()) == 100
+    # The rare class must not all end in one split: each has between a third and two thirds of it.
+    assert all(1 / 3 < labels.count("bad") / len(labels) < 2 / 3 for labels in counts.values())
 
 
 def test_a_folder_of_files_has_their_splits(tmp_path):

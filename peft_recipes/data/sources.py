@@ -99,7 +99,8 @@ def _shuffled(rows: datasets.Dataset, source: Dataset) -> datasets.Dataset:
     for i, label in enumerate(rows[source.label]):
         by_class.setdefault(label, []).append(i)
     smallest = min(len(places) for places in by_class.values())
-    return rows.select(sorted(i for places in by_class.values() for i in places[:smallest]))
+    # Shuffled once more: the rare class was spread over all rows, the common one's share stands at their beginning.
+    return rows.select([i for places in by_class.values() for i in places[:smallest]]).shuffle(seed=source.seed)
 
 
 def missing_column(column: str, key: str, there: list[str], path: str) -> str:
