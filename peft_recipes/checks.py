@@ -48,6 +48,16 @@ def more_than_one_class(train: datasets.Dataset, labels: list[str], path: str) -
         )
 
 
+def missing_classes(splits: dict[str, datasets.Dataset], labels: list[str]) -> list[str]:
+    """A note for each evaluation split that lacks a class of the train split: its accuracy would say little."""
+    learnt = set(splits["train"]["label"])
+    return [
+        f"The {split} split has no example of: {', '.join(labels[i] for i in sorted(gone))}."
+        for split in ("validation", "test")
+        if (gone := learnt - set(splits[split]["label"]))
+    ]
+
+
 def has_labelled_tokens(rows: datasets.Dataset, max_length: int, split: str) -> tuple[datasets.Dataset, int]:
     """The rows that keep a labelled token after truncation, and how many do not. Raises RecipeError when none does."""
     keep = [i for i, labels in enumerate(rows["labels"]) if any(label != -100 for label in labels[1:])]

@@ -213,3 +213,11 @@ def test_targets_of_another_architecture_become_the_same_group_of_this_one(class
     assert {"q_proj", "down_proj"} <= set(run.data["target_modules"])
     assert any("another architecture's all-linear" in note for note in run.data["notes"])
     assert "q_proj" in (run.folder / "recipe.yaml").read_text()
+
+
+def test_a_class_that_is_not_tested_is_said(classify, tmp_path):
+    path = tmp_path / "d.csv"
+    rows = [f"words {i},{'rare' if i == 3 else 'ab'[i % 2]}" for i in range(100)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    notes = task_of(classify(dataset=Dataset(str(path), train=0.9, validation=0.05, test=0.05))).prepare().notes
+    assert "The test split has no example of: rare." in notes

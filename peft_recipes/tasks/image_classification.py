@@ -65,7 +65,8 @@ class ImageClassification(Classification):
         pixels = {name: PixelRows(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         fingerprint = self._fingerprint(splits)
-        return Prepared(pixels, ids, fingerprint, processor, labels, samples=self._samples(splits["test"], labels))
+        notes, samples = checks.missing_classes(splits, labels), self._samples(splits["test"], labels)
+        return Prepared(pixels, ids, fingerprint, processor, labels, notes, samples)
 
     def _source(self, split: str) -> Dataset:
         if split == "pretrain":
