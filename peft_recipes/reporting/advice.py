@@ -110,6 +110,8 @@ def _more_targets(comparison: Comparison, name: str) -> list[str]:
                     f"({_called(comparison, other_name)})."
                 ]
             return [f"More targets did not help: adapting {added} too went from {figures}."]
+    if comparison.get("task") == "image-classification":
+        return [f"Adapt more modules than {_targets(arm)}."]
     return [f"Adapt more modules than {_targets(arm)}: attention and mlp together usually come nearest to full."]
 
 
