@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.recipe import Recipe
-from peft_recipes.runs import BASE, Run, check_output, make_folder, read_run, run_folder, signature, write_json
+from peft_recipes.runs import (
+    BASE,
+    Run,
+    check_output,
+    locked,
+    make_folder,
+    read_run,
+    run_folder,
+    signature,
+    write_json,
+)
 from peft_recipes.workers import Job, Progress, run_in_fresh_process, teller
 
 if TYPE_CHECKING:
@@ -95,16 +105,17 @@ def compare(
     recipe, fingerprint = preflight(recipe, names)
     folder = output / recipe.name
     make_folder(folder)
-    recipe.to_yaml(folder / "recipe.yaml")
     jobs: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
-    for number, job in enumerate(jobs, 1):
-        tell = teller(on_progress, job, number, len(jobs))
-        done = _finished(output, recipe, job, fingerprint)
-        if done and not overwrite:
-            tell("kept")
-        else:
-            run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell)
-    return collect(recipe, names, seeds, output)
+    with locked(folder):
+        recipe.to_yaml(folder / "recipe.yaml")
+        for number, job in enumerate(jobs, 1):
+            tell = teller(on_progress, job, number, len(jobs))
+            done = _finished(output, recipe, job, fingerprint)
+            if done and not overwrite:
+                tell("kept")
+            else:
+                run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell)
+        return collect(recipe, names, seeds, output)
 
 
 def collect(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], output: Path) -> Comparison:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,3 +111,21 @@ def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
         for path in folder.iterdir():
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Two processes never write one folder; a dead one's lock does not count (the system lets go of it)."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        message = f"{folder} is being written by another process; wait for it, or name another --output."
+        raise RecipeError(message) from error
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()

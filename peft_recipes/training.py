@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from peft_recipes.runs import (
     Run,
     check_output,
     clear,
+    locked,
     make_folder,
     read_run,
     run_folder,
@@ -99,12 +99,12 @@ class _OneRun:
             base, new_weights = self.task.load_base(self.prepared)
         model, parameters = self._arm_applied(base, new_weights)
         make_folder(self.folder)
-        with _locked(self.folder):
+        with locked(self.folder):
             clear(self.folder, keep=(".lock", "log.txt"))
             self.recipe.to_yaml(self.folder / "recipe.yaml")
             try:
                 data = self._measured(model, parameters)
-            except BaseException as error:
+            except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
                 write_json(self.folder / RUN_FILE, self._failure(error))
                 raise
             write_json(self.folder / RUN_FILE, data)
@@ -231,25 +231,6 @@ def _write_predictions(folder: Path, evaluations: dict[str, Evaluation]) -> None
     temporary = folder / ".predictions.parquet"
     pandas.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
     temporary.replace(folder / "predictions.parquet")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes never write one run folder; a dead one's lock does not count (the system lets go of it)."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(str(folder / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RecipeError(
-            f"{folder} is being written by another process; wait for it or name another --output."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
 
 
 def _printer() -> type:

@@ -147,3 +147,12 @@ def test_a_wrong_arm_or_seed_writes_nothing(classify, tmp_path, arms, seeds, sai
 def test_a_folder_without_a_comparison_says_so(tmp_path):
     with pytest.raises(RecipeError, match=r"no comparison\.json"):
         read_comparison(tmp_path)
+
+
+def test_two_comparisons_never_write_one_folder(classify, tmp_path):
+    from peft_recipes.runs import locked
+
+    (tmp_path / "tiny").mkdir()
+    with locked(tmp_path / "tiny"), pytest.raises(RecipeError, match="being written by another process"):
+        compare(classify(), ["lora"], output=tmp_path)
+    assert list((tmp_path / "tiny").iterdir()) == []

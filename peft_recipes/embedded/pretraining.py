@@ -109,7 +109,8 @@ def packed_rows(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: in
     """(rows, length) token ids: the texts one after another, an end token after each; what fills no row is dropped."""
     import torch
 
-    ids = [token for text in tokenizer(texts)["input_ids"] for token in [*text, tokenizer.eos_token_id]]
+    encoded = tokenizer.backend_tokenizer.encode_batch(texts)
+    ids = [token for text in encoded for token in [*text.ids, tokenizer.eos_token_id]]
     return torch.tensor(ids[: len(ids) // length * length], dtype=torch.long).view(-1, length)
 
 
