@@ -43,9 +43,9 @@ recipe = Recipe(
         "dataset": {
             "path": "embedded:docstring-topics",
             "labels": None,
-            "train": 1_600,
-            "validation": 200,
-            "test": 600,
+            "train": 800,
+            "validation": 150,
+            "test": 400,
             "test_split": None,
         },
     },

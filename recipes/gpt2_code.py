@@ -43,9 +43,9 @@ recipe = Recipe(
         "dataset": {
             "path": "embedded:stdlib-functions",
             "text": "text",
-            "train": 1_200,
-            "validation": 100,
-            "test": 300,
+            "train": 500,
+            "validation": 50,
+            "test": 200,
         },
     },
 )

@@ -46,9 +46,9 @@ recipe = Recipe(
     ],
     embedded={
         "model": "embedded:smollm2-135m-instruct",
-        "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 40, "test": 120},
+        "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 24, "test": 60},
         "max_length": 128,
-        "training": {"max_steps": 60},
+        "training": {"max_steps": 20},
     },
 )
 

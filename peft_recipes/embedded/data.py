@@ -14,6 +14,7 @@ import inspect
 import json
 import random
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -101,8 +102,9 @@ def stdlib_functions() -> dict[str, Dataset]:
 
 
 def inputs() -> dict[str, Any]:
-    """What decides the rows: the documented versions, and the code that reads them."""
-    return {"versions": versions(), "code": [inspect.getsource(module) for module in (libraries, documentation, prose)]}
+    """What decides the rows: the documented versions, and the code that reads and chooses."""
+    modules = (libraries, documentation, prose, sys.modules[__name__])
+    return {"versions": versions(), "code": [inspect.getsource(module) for module in modules]}
 
 
 # --- documented objects and the part each plays ----------------------------------------------------------------------

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import data
+from peft_recipes.embedded import data, pretraining
 from peft_recipes.embedded.cache import quiet_bars, say
 from peft_recipes.embedded.packages import MINILM, SMOLLM2, carried
-from peft_recipes.embedded.pretraining import Pretraining, pretrain
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def largest_gap(one, other, batch) -> float:
 
 def gpt2(folder: Path) -> None:
     """A small GPT-2 pretrained on the docstrings that play no part in any dataset."""
-    outcome = pretrain([row.docstring for row in data.parts()["pretraining"]], folder)
+    outcome = pretraining.pretrain([row.docstring for row in data.parts()["pretraining"]], folder)
     say(
         f"  {outcome.trained_tokens:,} tokens read; validation loss {outcome.validation_loss:.2f} nats a token "
         f"(token frequencies alone: {outcome.unigram_loss:.2f})."
@@ -165,4 +164,4 @@ def gpt2(folder: Path) -> None:
 
 def gpt2_inputs() -> dict[str, Any]:
     """What decides the pretrained weights, beside the machine's own arithmetic."""
-    return {**data.inputs(), "settings": asdict(Pretraining())}
+    return {**data.inputs(), "pretraining": inspect.getsource(pretraining)}
