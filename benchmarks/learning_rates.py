@@ -36,14 +36,31 @@ def main() -> None:
         for words in given.rates:
             arm, _, rates = words.partition("=")
             tried[arm] = [_tried(given, arm, rate, Path(folder)) for rate in rates.split(",")]
-    metric = load_recipe(given.recipe).metric
-    best = {arm: _best(rows, metric) for arm, rows in tried.items()}
     name = given.recipe + ("-embedded" if given.embedded else "")
-    Path(given.into).mkdir(parents=True, exist_ok=True)
-    found = {"recipe": given.recipe, "embedded": given.embedded, "changes": given.changes, "split": "validation",
-             "metric": metric, "best": best, "tried": tried, "environment": environment(choose())}  # fmt: skip
-    write_json(Path(given.into) / f"{name}.json", found)
-    print(json.dumps(best))
+    path = Path(given.into) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = merged(json.loads(path.read_text()) if path.is_file() else {}, given, tried)
+    write_json(path, found)
+    print(json.dumps(found["best"]))
+
+
+def merged(before: dict, given: argparse.Namespace, tried: dict[str, list[dict]]) -> dict:
+    """What was found before, with what was tried now added; a rate that was tried again replaces its figures."""
+    metric = load_recipe(given.recipe).metric
+    rows = dict(before.get("tried", {}))
+    for arm, new in tried.items():
+        rates = {row["learning_rate"]: row for row in [*rows.get(arm, []), *new]}
+        rows[arm] = [rates[rate] for rate in sorted(rates)]
+    return {
+        "recipe": given.recipe,
+        "embedded": given.embedded,
+        "changes": given.changes,
+        "split": "validation",
+        "metric": metric,
+        "best": {arm: _best(tries, metric) for arm, tries in rows.items()},
+        "tried": rows,
+        "environment": environment(choose()),
+    }
 
 
 def _tried(given: argparse.Namespace, arm: str, rate: str, folder: Path) -> dict:

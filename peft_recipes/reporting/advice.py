@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 
+from peft_recipes.architectures import ARCHITECTURES
 from peft_recipes.reporting import facts, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.curves import curve
@@ -110,8 +111,8 @@ def _more_targets(comparison: Comparison, name: str) -> list[str]:
                     f"({_called(comparison, other_name)})."
                 ]
             return [f"More targets did not help: adapting {added} too went from {figures}."]
-    if comparison.get("task") == "image-classification":
-        return [f"Adapt more modules than {_targets(arm)}."]
+    if any(set(row.group("all-linear")) == mine for row in ARCHITECTURES.values()):
+        return []  # there are no more, the CNN's convolutions apart
     return [f"Adapt more modules than {_targets(arm)}: attention and mlp together usually come nearest to full."]
 
 
