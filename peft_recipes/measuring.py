@@ -6,15 +6,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from peft_recipes.checks import loss_is_finite
 from peft_recipes.hardware import synchronise
-
-if TYPE_CHECKING:
-    import torch
 
 WARMUP_STEPS = 3  # the first steps fill caches and are reported apart
 

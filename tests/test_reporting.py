@@ -697,16 +697,15 @@ def test_stand_ins_lead_to_the_command_for_the_real_thing():
     assert "stand-ins" not in advised(small())
 
 
-def test_an_equivalent_adapter_is_advised_to_save_more_and_be_shared():
+def test_an_equivalent_adapter_is_advised_to_save_more():
     told = advised(small())
     assert "--set arms.lora.peft.r=8`" in told
-    assert "`peft-recipes push lora/seed-0 --repo-id ORG/NAME`" in told
 
 
 def test_forgetting_and_slow_serving_are_pointed_out_with_their_numbers():
     told = advised(small())
     assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning 3.5 points)" in told
-    assert "0.79 ms with the adapter and 0.62 ms merged (`peft-recipes merge lora/seed-0 --output DIR`)" in told
+    assert "`merge_and_unload`): an answer takes 0.79 ms with the adapter and 0.62 ms merged" in told
 
 
 def test_advice_is_short():

@@ -221,15 +221,14 @@ def serving(comparison: Comparison) -> list[str]:
     own, merged = facts.number(latency.get("adapter")), facts.number(latency.get("merged"))
     if own is None or not merged or own < 1.1 * merged:
         return []
-    folder = shlex.quote(_clean(arm.get("folder") or "ADAPTER"))
     return [
-        f"Merge before serving: an answer takes {fmt.milliseconds(own)} with the adapter and "
-        f"{fmt.milliseconds(merged)} merged (`peft-recipes merge {folder} --output DIR`)."
+        f"Merge before serving (PEFT's `merge_and_unload`): an answer takes {fmt.milliseconds(own)} with the adapter "
+        f"and {fmt.milliseconds(merged)} merged."
     ]
 
 
 def when_it_works(comparison: Comparison) -> list[str]:
-    """The headline arm is as good as full or better: save more, then share it."""
+    """The headline arm is as good as full or better: save more."""
     name = words.headline_arm(comparison)
     told = words.describe_difference(comparison, name) if name else None
     arm = facts.arms(comparison).get(name or "") or {}
@@ -239,10 +238,6 @@ def when_it_works(comparison: Comparison) -> list[str]:
     if smaller and not any(name in group for group in facts.rank_groups(comparison)):
         command = _compare(comparison, _pair(comparison, name), f"arms.{name}.peft.r={smaller}")
         lines.append(f"Half the rank may do as well, at half the checkpoint: `{command}`.")
-    if arm.get("folder") and not comparison.get("embedded"):
-        lines.append(
-            f"Share it with its evidence: `peft-recipes push {shlex.quote(_clean(arm['folder']))} --repo-id ORG/NAME`."
-        )
     return lines
 
 
