@@ -21,7 +21,7 @@ _BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 def results(comparison: dict[str, Any]) -> str:
     """The README's block: the sentence, the plot, the table, what was forgotten."""
     folder = f"adapters/{comparison['recipe']}"
-    plot = "quality_by_parameters"
+    plot = "parameters"
     lines = [
         f"> {escape_inline(verdict_sentence(comparison, headline_arm(comparison)))}",
         "",
