@@ -77,6 +77,7 @@ def _train(task: Task, prepared: Prepared, folder: Path) -> None:
             train_dataset=prepared.splits["pretrain"],
             data_collator=task.collator(prepared),
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         made = Path(temporary) / "base"
         trainer.model.save_pretrained(made)
