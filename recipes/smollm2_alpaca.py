@@ -46,9 +46,9 @@ recipe = Recipe(
     ],
     embedded={
         "model": "embedded:smollm2-135m-instruct",
-        "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 24, "test": 60},
+        "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 8, "test": 40},
         "max_length": 128,
-        "training": {"max_steps": 20},
+        "training": {"max_steps": 10, "eval_steps": 0.5},
     },
 )
 

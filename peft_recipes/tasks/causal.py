@@ -139,7 +139,7 @@ class Causal(Task):
         if not self.recipe.prompts:
             return None
         return [
-            {**row, "answer": self._generate(model, prepared.processor, row["prompt"], max_new_tokens=96)}
+            {**row, "answer": self._generate(model, prepared.processor, row["prompt"], max_new_tokens=64)}
             for row in self.recipe.prompts
         ]
 
