@@ -6,12 +6,15 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from peft_recipes.checks import loss_is_finite
 from peft_recipes.hardware import synchronise
+
+if TYPE_CHECKING:
+    from peft_recipes.data.packing import Counts
 
 WARMUP_STEPS = 3  # the first steps fill caches and are reported apart
 
@@ -129,28 +132,29 @@ class StepMeter(TrainerCallback):
             point = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
             self.validation.append({"step": state.global_step, **point})
 
-    def figures(self, tokens: list[int] | None, computed: list[int] | None, examples: list[int]) -> dict[str, Any]:
-        """The run's training figures. tokens, computed, examples: of each step, in order.
+    def figures(self, counts: list[Counts]) -> dict[str, Any]:
+        """The run's training figures. counts: of each step, in order.
 
         seconds, tokens_per_second and examples_per_second leave the first 3 steps out (all steps count where there
-        are no more than that); warmup_seconds has them.
+        are no more than that); warmup_seconds has them. computed_tokens is below tokens where a shared prefix was
+        computed once; padding_share is padding among the computed positions. Both are None for images.
         """
         skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
         seconds = sum(self.steps[skip:])
+        tokens, computed, examples = ([getattr(c, n) for c in counts] for n in ("tokens", "computed", "examples"))
 
-        def rate(counts: list[int] | None) -> float | None:
-            return sum(counts[skip:]) / seconds if counts and seconds else None
+        def rate(each: list[int]) -> float | None:
+            return sum(each[skip:]) / seconds if any(each) and seconds else None
 
-        padded = 1 - sum(tokens) / sum(computed) if tokens and computed and sum(computed) else None
         return {
             "steps": len(self.steps),
             "seconds": seconds,
             "warmup_steps": skip,
             "warmup_seconds": sum(self.steps[:skip]),
             "median_step_seconds": statistics.median(self.steps) if self.steps else None,
-            "tokens": sum(tokens) if tokens else None,
-            "computed_tokens": sum(computed) if computed else None,
-            "padding_share": padded,
+            "tokens": sum(tokens) or None,
+            "computed_tokens": sum(computed) or None,
+            "padding_share": sum(c.padding for c in counts) / sum(computed) if any(computed) else None,
             "examples": sum(examples),
             "tokens_per_second": rate(tokens),
             "examples_per_second": rate(examples),

@@ -1,4 +1,4 @@
-"""Recipe, Arm, Dataset: one fine-tuning problem as pure data, checked when made, to YAML and back without loss."""
+"""Recipe and Arm: one fine-tuning problem as pure data, checked when made, to YAML and back without loss."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.dataset import Dataset, Pretraining
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.options import CAUSAL_TASKS, TASKS, training_problems
 from peft_recipes.plain import key_problems, merge, part, peft_from_dict, peft_to_dict, read_yaml
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 EMBEDDED = "embedded:"
+BATCHES = ("shared-prefix", "padded")
 
 # Written into every file name and repository name, so kept to what all of them take.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z", re.IGNORECASE)
@@ -82,83 +84,13 @@ class Arm:
 
 
 @dataclass
-class Dataset:
-    """Where the examples come from, which columns they have, and how they are cut into splits.
-
-    path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME"; name, revision: the Hub's.
-    text, label, image: column names.
-    format: of SFT rows: "alpaca", "prompt-completion", "messages" or "text"; None finds it by the columns.
-    labels: the class names in order, where the data does not carry them (and so that a plan needs no data).
-    train, validation, test: rows (whole number) or share (below 1) of each split, None: all that is left.
-    train_split, validation_split, test_split: the source's splits; a split that is None is cut from train_split.
-    seed: of the shuffle before cutting. balance: as many rows of each class as the smallest has.
-    pretrain: rows put aside first, for training the base itself (recipes with `pretraining`).
-    transform: what is done to images: {"rotation": degrees, "noise": standard deviation}.
-    """
-
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    text: str = "text"
-    label: str = "label"
-    image: str = "image"
-    format: str | None = None
-    labels: list[str] | None = None
-    train: int | float | None = None
-    validation: int | float | None = 0.1
-    test: int | float | None = 0.2
-    train_split: str = "train"
-    validation_split: str | None = None
-    test_split: str | None = None
-    seed: int = 42
-    balance: bool = False
-    pretrain: int = 0
-    transform: dict[str, float] | None = None
-
-    def problems(self, where: str = "dataset") -> list[str]:
-        found = []
-        if not isinstance(self.path, str) or not self.path.strip():
-            found.append(f"{where}.path: expected a Hub id, a file, a folder or embedded:NAME, got {self.path!r}.")
-        for split in ("train", "validation", "test"):
-            size = getattr(self, split)
-            number = isinstance(size, (int, float)) and not isinstance(size, bool)
-            if size is not None and not (number and (0 < size < 1 or (float(size).is_integer() and size >= 1))):
-                found.append(
-                    f"{where}.{split}: expected a number of rows, a share between 0 and 1, or null; got {size!r}."
-                )
-        shares = [s for s in (self.train, self.validation, self.test) if isinstance(s, float) and 0 < s < 1]
-        if sum(shares) > 1 + 1e-9:
-            found.append(f"{where}: the shares of train, validation and test add up to {sum(shares):g}, more than 1.")
-        if self.format not in (None, "alpaca", "prompt-completion", "messages", "text"):
-            found.append(unknown("format", self.format, ["alpaca", "prompt-completion", "messages", "text"], where))
-        for key in self.transform or {}:
-            if key not in ("rotation", "noise"):
-                found.append(unknown("key", key, ["rotation", "noise"], f"{where}.transform"))
-        for key in ("pretrain", "seed"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
-                found.append(f"{where}.{key}: expected a whole number of 0 or more, got {getattr(self, key)!r}.")
-        if not isinstance(self.balance, bool):
-            found.append(f"{where}.balance: expected true or false, got {self.balance!r}.")
-        return found
-
-
-@dataclass
-class Pretraining:
-    """How the base itself is trained first, where no pretrained one exists (the small CNN), on the `pretrain` rows."""
-
-    num_train_epochs: int = 5
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-
-@dataclass
 class Recipe:
     """One fine-tuning problem as pure data.
 
     name: also the folder of its runs. task: one of `TASKS`. model: a Hub id, a folder, "embedded:NAME" or "small-cnn".
     dataset: see `Dataset`. arms: name -> Arm. training: any TrainingArguments (SFTConfig for causal tasks) option.
-    max_length: tokens an example may have. metric: what arms are compared by, "accuracy" or "loss".
+    max_length: tokens an example may have. batches: of causal models, "shared-prefix" (exact, see data/packing.py) or
+    "padded". max_row_tokens: how long a shared row may be. metric: what arms are compared by, "accuracy" or "loss".
     margin: how near is equivalent, absolute (default: 0.01 of accuracy, 1 % of the full arm's loss).
     evaluate_also: further evaluation sets: name -> what differs from `dataset` ({"clean": {"transform": None}}).
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
@@ -176,6 +108,8 @@ class Recipe:
     description: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     max_length: int = 256
+    batches: str = "shared-prefix"
+    max_row_tokens: int = 4_096
     metric: str | None = None
     margin: float | None = None
     evaluate_also: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -213,8 +147,12 @@ class Recipe:
         metrics = ("loss",) if self.task in CAUSAL_TASKS else ("accuracy", "loss")
         if self.metric not in metrics:
             found.append(unknown("metric", str(self.metric), metrics, f"task {self.task}"))
-        if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 2:
-            found.append(f"max_length: expected a whole number of tokens of 2 or more, got {self.max_length!r}.")
+        for key in ("max_length", "max_row_tokens"):
+            tokens = getattr(self, key)
+            if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 2:
+                found.append(f"{key}: expected a whole number of tokens of 2 or more, got {tokens!r}.")
+        if self.batches not in BATCHES:
+            found.append(unknown("value", str(self.batches), BATCHES, "batches"))
         if self.margin is not None and (not isinstance(self.margin, (int, float)) or not 0 < self.margin < math.inf):
             found.append(f"margin: expected a number above 0, got {self.margin!r}.")
         found += self.dataset.problems()

@@ -158,8 +158,7 @@ class _OneRun:
             trainer.train()
         checks.weights_moved(before, trainer.accelerator.unwrap_model(trainer.model), self.arm_name)
         self.checks["weights moved"] = True
-        tokens, computed, examples = trainer.step_counts()
-        return meter.figures(tokens, computed, examples)
+        return {**meter.figures(trainer.step_counts()), "batches": trainer.batches}
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Evaluation]:
         splits = ["validation", "test", *self.recipe.evaluate_also]

@@ -27,7 +27,6 @@ recipe = Recipe(
         "per_device_eval_batch_size": 8,
         "eval_strategy": "steps",
         "eval_steps": 0.25,  # four times a run
-        "train_sampling_strategy": "group_by_length",  # less padding
     },
     arms={
         "full": Arm(learning_rate=5e-5),

@@ -15,7 +15,7 @@ LINEAR = targets("small-cnn", "all-linear")  # fc1, classifier
 
 
 def lora(rank: int, target_modules: list[str]) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules)  # alpha = r: a scale of 1 at every rank
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=target_modules)  # a scale of 2 at every rank
 
 
 recipe = Recipe(

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import EvalPrediction, Trainer
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from peft_recipes import bases, checks, metrics
 from peft_recipes.data import columns
+from peft_recipes.data.packing import PaddedCollator
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
-from peft_recipes.tasks.counting import CountingMixin
+from peft_recipes.tasks.causal_trainer import CausalTrainer
 
 if TYPE_CHECKING:
     import datasets
     import torch.nn as nn
 
 _TIMED_TOKENS = 32  # what generation's speed is measured on
-
-
-class CausalTrainer(CountingMixin, SFTTrainer):
-    """trl's SFTTrainer, counting, and with every example's own loss when it evaluates."""
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None):
-        """Instead of logits: [batch, 3] the summed loss, the labelled tokens and the rightly predicted ones."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs, use_cache=False, fused_lm_head=True)
-        sums = [-output.log_probs.float().sum(1), output.label_mask.sum(1), output.is_top1.sum(1)]
-        stacked = torch.stack([s.to(torch.float64 if s.device.type != "mps" else torch.float32) for s in sums], dim=1)
-        return None, stacked, torch.zeros(len(stacked), 1, device=stacked.device)
 
 
 def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -61,15 +50,15 @@ class Causal(Task):
         arguments.dataset_kwargs = {**(arguments.dataset_kwargs or {}), "skip_prepare_dataset": True}
         return arguments
 
+    @abstractmethod
     def text_rows(
         self, raw: dict[str, datasets.Dataset], tokenizer: Any
     ) -> tuple[dict[str, datasets.Dataset], list[str]]:
         """The splits with what is to be learnt as text, and notes on what was left out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         """input_ids and labels (-100 where nothing is learnt) of one row, not yet cut."""
-        raise NotImplementedError
 
     def prepare(self) -> Prepared:
         tokenizer = bases.load_tokenizer(self.recipe)
@@ -101,15 +90,22 @@ class Causal(Task):
         return model, new
 
     def trainer(self, model: nn.Module, prepared: Prepared, arguments: SFTConfig, callbacks: list[Any]):
-        return CausalTrainer(
+        made = CausalTrainer(
             model=model,
             args=arguments,
+            data_collator=PaddedCollator(prepared.processor.pad_token_id),
             train_dataset=prepared.splits["train"],
             eval_dataset=_longest_first(prepared.splits["validation"])[0],
             processing_class=prepared.processor,
             compute_metrics=causal_metrics,
             callbacks=callbacks,
         )
+        batch = min(arguments.per_device_train_batch_size, len(prepared.splits["train"]))
+        first = [prepared.splits["train"][i] for i in range(batch)]
+        made.choose_batches(self.recipe.batches, self.recipe.max_length, self.recipe.max_row_tokens, first)
+        if made.batches != "shared-prefix" and self.recipe.batches == "shared-prefix":
+            prepared.notes.append(f"Batches are padded, not shared: {made.batches.partition(': ')[2]}.")
+        return made
 
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
         rows, order = _longest_first(prepared.splits[split])

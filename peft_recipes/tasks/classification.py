@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,9 +52,9 @@ class Classification(Task):
             callbacks=callbacks,
         )
 
+    @abstractmethod
     def collator(self, prepared: Prepared) -> Any:
         """Examples to one batch."""
-        raise NotImplementedError
 
     def lengths(self, prepared: Prepared, split: str) -> list[int] | None:
         """Tokens of each example, by which evaluation is sorted; None where all are alike."""

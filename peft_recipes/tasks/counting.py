@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from peft_recipes.data.packing import COUNTS, Counts
+
 
 class CountingMixin(Trainer):
-    """Counts what goes through `training_step`: non-padding tokens, computed positions, examples."""
+    """Counts what goes through `training_step`: non-padding tokens, computed positions, padding, examples."""
+
+    batches = "padded"  # how its batches are made, and why where that was not the first choice
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._counts: list[tuple[torch.Tensor | int, int, int]] = []
+        self._counts: list[Counts] = []
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        mask = inputs.get("attention_mask")
-        first = next(v for v in inputs.values() if isinstance(v, torch.Tensor))
-        # The sum stays a tensor: reading it here would make a GPU wait.
-        tokens = mask.sum() if mask is not None else 0
-        self._counts.append((tokens, mask.numel() if mask is not None else 0, first.shape[0]))
+        self._counts.append(inputs.pop(COUNTS) if COUNTS in inputs else _counted(inputs))
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
@@ -34,10 +35,21 @@ class CountingMixin(Trainer):
             sampler.generator = torch.Generator().manual_seed(self.args.data_seed)
         return sampler
 
-    def step_counts(self) -> tuple[list[int] | None, list[int] | None, list[int]]:
-        """Tokens, computed positions and examples of each optimiser step (tokens None where inputs have no mask)."""
+    def step_counts(self) -> list[Counts]:
+        """The counts of each optimiser step, in order."""
         every = self.args.gradient_accumulation_steps
-        steps = [self._counts[i : i + every] for i in range(0, len(self._counts), every)]
-        sums = [[int(sum(int(count[k]) for count in step)) for step in steps] for k in range(3)]
-        has_tokens = any(sums[1])
-        return (sums[0] if has_tokens else None), (sums[1] if has_tokens else None), sums[2]
+        return [_sum(self._counts[i : i + every]) for i in range(0, len(self._counts), every)]
+
+
+def _counted(inputs: dict[str, Any]) -> Counts:
+    """The counts of a padded batch with a 2-D mask, or of one without any (images)."""
+    mask = inputs.get("attention_mask")
+    examples = next(v for v in inputs.values() if isinstance(v, torch.Tensor)).shape[0]
+    if mask is None:
+        return Counts(0, 0, 0, examples)
+    tokens = mask.sum()  # stays a tensor: reading it here would make a GPU wait
+    return Counts(tokens, mask.numel(), mask.numel() - tokens, examples)
+
+
+def _sum(parts: list[Counts]) -> Counts:
+    return Counts(*(int(sum(int(getattr(part, f.name)) for part in parts)) for f in fields(Counts)))

@@ -1,0 +1,145 @@
+"""trl's SFTTrainer, counting, on shared or padded rows, its vocabulary head computed at labelled positions alone."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from trl import SFTTrainer
+
+from peft_recipes.data.packing import COUNTS, EXAMPLES, IGNORED, KEPT, PaddedCollator, SharedPrefixCollator, why_padded
+from peft_recipes.tasks.counting import CountingMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch.nn as nn
+
+# Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
+# memory that a few hundred labelled positions don't need, and costs a third of a small model's step.
+_LOGITS_BYTES = 512 * 2**20
+_SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays near 1e-6
+
+
+class CausalTrainer(CountingMixin, SFTTrainer):
+    """trl's SFTTrainer on our collators' batches, with every example's own loss when it evaluates."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+        """The mean over labelled tokens of the optimiser step, over all its batches and processes, as trl's own."""
+        inputs = {k: v for k, v in inputs.items() if k != COUNTS}
+        if not self._direct(inputs):
+            plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT)}
+            return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
+        losses, _, targets = labelled_losses(model, inputs)
+        tokens = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / torch.as_tensor(tokens).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the tokens of all
+        return (loss, None) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None):
+        """Instead of logits: [examples, 3] the summed loss, the labelled tokens and the rightly predicted ones."""
+        counts = inputs.pop(COUNTS)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if self._direct(inputs):
+                sums = example_sums(model, inputs, counts.examples)
+            else:
+                plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT)}
+                sums = _rows_to_examples(model(**plain, use_cache=False, fused_lm_head=True), inputs, counts.examples)
+        return None, sums, torch.zeros(len(sums), 1, device=sums.device)
+
+    def _direct(self, inputs: dict[str, Any]) -> bool:
+        """Whether the logits at labelled positions are few enough to be held, and the loss is the plain one."""
+        if KEPT not in inputs or self.args.loss_type != "nll" or self.label_smoother is not None:
+            return False
+        if self.aux_loss_enabled or self.compute_loss_func is not None:
+            return False
+        config = self.accelerator.unwrap_model(self.model).config.get_text_config()
+        return len(inputs["labels"]) * len(inputs[KEPT]) * config.vocab_size * 4 <= _LOGITS_BYTES
+
+    def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, first: Sequence[dict[str, Any]]) -> str:
+        """Sets the collator: shared rows where `wanted` and exact, else padded ones. Returns which, and why if padded.
+
+        first: the examples of a batch, which is computed both ways (no gradient) before shared rows are trusted.
+        """
+        model = self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        virtual = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
+        why = None if wanted == "shared-prefix" else "as the recipe asks"
+        why = why or why_padded(base, max_length, virtual)
+        pad = self.processing_class.pad_token_id
+        padded = PaddedCollator(pad, keeps_logits=_keeps_logits(base) and not virtual)
+        shared = SharedPrefixCollator.for_model(base, pad, max_row_tokens)
+        if why is None:
+            gap = largest_gap(model, shared(first), padded(first))
+            if not gap <= _SAME_LOSS:
+                why = f"the first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
+        self.data_collator = padded if why else shared
+        if why and self.args.train_sampling_strategy == "random":
+            self.args.train_sampling_strategy = "group_by_length"  # less padding
+        self.batches = f"padded: {why}" if why else "shared-prefix"
+        return self.batches
+
+
+def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets."""
+    kept = inputs[KEPT]
+    given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS)}
+    logits = model(**given, use_cache=False).logits.float()
+    targets = inputs["labels"].index_select(1, kept + 1)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(targets), logits, targets
+
+
+def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:
+    """[examples, 3]: each example's summed loss, labelled tokens and rightly predicted ones."""
+    losses, logits, targets = labelled_losses(model, inputs)
+    owners = inputs[EXAMPLES].index_select(1, inputs[KEPT] + 1)
+    right = logits.argmax(-1) == targets
+    return _by_example(owners, targets != IGNORED, losses, right, examples)
+
+
+def _rows_to_examples(output: Any, inputs: dict[str, Any], examples: int) -> torch.Tensor:
+    """The same from trl's fused output, whose columns are those of the labels, moved by one."""
+    owners = inputs[EXAMPLES][:, 1:]
+    width = owners.shape[1]
+    parts = (output.label_mask.bool(), -output.log_probs.float(), output.is_top1.bool())
+    mask, losses, right = (part[:, -width:] if part.shape[1] > width else part for part in parts)
+    return _by_example(owners, mask, losses, right, examples)
+
+
+def _by_example(owners, mask, losses, right, examples: int) -> torch.Tensor:
+    kind = torch.float32 if losses.device.type == "mps" else torch.float64
+    values = torch.stack([losses.to(kind), mask.to(kind), right.to(kind)], dim=-1) * mask.unsqueeze(-1)
+    sums = torch.zeros(examples, 3, dtype=kind, device=losses.device)
+    return sums.index_add_(0, owners.clamp(min=0).flatten(), values.flatten(0, 1))
+
+
+@torch.no_grad()
+def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any]) -> float:
+    """The largest relative difference of an example's loss between two batches of the same examples, no dropout."""
+    counts = first[COUNTS]
+    place = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        one, two = (
+            example_sums(model, {k: v.to(place) for k, v in b.items() if isinstance(v, torch.Tensor)}, counts.examples)[
+                :, 0
+            ]
+            for b in (first, second)
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return float("inf")  # a model that can't take such a mask at all
+    finally:
+        model.train(was_training)
+    return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters

@@ -1,0 +1,236 @@
+"""Prefix-shared batches change nothing: every loss and every gradient is the padded batch's."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_config
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+from peft_recipes import train
+from peft_recipes.data.packing import (
+    COUNTS,
+    IGNORED,
+    KEPT,
+    PaddedCollator,
+    SharedPrefixCollator,
+    shareable_prefix,
+    why_padded,
+)
+from peft_recipes.tasks import causal_trainer, task_of
+from peft_recipes.tasks.causal_trainer import example_sums, labelled_losses, largest_gap
+
+VOCABULARY = 60
+KINDS = ("gpt2", "llama", "qwen2")
+
+
+def model_of(kind: str, attention: str = "sdpa", seed: int = 0):
+    if kind == "qwen2":
+        config = transformers.Qwen2Config(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=256,
+        )  # fmt: skip
+    else:
+        config = tiny_config(kind, VOCABULARY)
+    transformers.set_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def example(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    return [random.Random(seed * 1000 + i).randrange(3, VOCABULARY) for i in range(count)]
+
+
+SYSTEM = tokens(9, 99)
+BATCHES = {
+    "common prefix, prompts of unequal length": [
+        example(SYSTEM + tokens(n, n), tokens(m, n + 50)) for n, m in ((3, 4), (7, 2), (1, 9), (5, 5))
+    ],
+    "no common prefix": [example(tokens(n, n), tokens(n + 1, n + 9)) for n in (4, 8, 6)],
+    "one example": [example(SYSTEM + tokens(4, 1), tokens(6, 2))],
+    "prefixes of each other": [
+        example(SYSTEM, tokens(8, 7)[:2]), example(SYSTEM, tokens(8, 7)[:5]), example(SYSTEM, tokens(8, 7))
+    ],
+    "the same example twice": [example(SYSTEM, tokens(3, 1))] * 2,
+    "every token labelled": [{"input_ids": t, "labels": t} for t in (SYSTEM + tokens(5, 1), SYSTEM + tokens(9, 2))],
+    "truncated in the answer": [
+        {k: v[:14] for k, v in example(SYSTEM + tokens(n, n), tokens(20, n)).items()} for n in (1, 2, 4)
+    ],
+}  # fmt: skip
+
+
+def loss_and_gradients(model, batches):
+    """The mean over the labelled tokens of all batches, as one optimiser step of several has it, and its gradients."""
+    model.zero_grad()
+    count = sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches)
+    total = 0.0
+    for batch in batches:
+        inputs = {k: v for k, v in batch.items() if k != COUNTS}
+        loss = labelled_losses(model, inputs)[0].sum() / count
+        loss.backward()
+        total += loss.item()
+    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(model, first, second):
+    (one, grads), (two, others) = loss_and_gradients(model, first), loss_and_gradients(model, second)
+    assert one == pytest.approx(two, rel=1e-5)
+    assert grads.keys() == others.keys() and grads
+    largest = max(float(g.abs().max()) for g in others.values())
+    for name, gradient in grads.items():
+        assert float((gradient - others[name]).abs().max()) <= 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_shared_rows_give_the_padded_batchs_loss_and_gradients(kind, attention, name):
+    model = model_of(kind, attention)
+    shared, padded = SharedPrefixCollator.for_model(model, 0, 4096), PaddedCollator(0)
+    assert_same(model, [shared(BATCHES[name])], [padded(BATCHES[name])])
+
+
+@pytest.mark.parametrize("budget", [1, 20, 30, 4096])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_rows_gives_the_same(kind, budget):
+    model, examples = model_of(kind), BATCHES["common prefix, prompts of unequal length"]
+    shared = SharedPrefixCollator.for_model(model, 0, budget)(examples)
+    assert shared["input_ids"].shape[0] == {1: 4, 20: 4, 30: 2, 4096: 1}[budget]
+    assert_same(model, [shared], [PaddedCollator(0)(examples)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulated_batches_give_the_same(kind):
+    model = model_of(kind)
+    shared, padded = SharedPrefixCollator.for_model(model, 0, 4096), PaddedCollator(0)
+    batches = list(BATCHES.values())[:4]
+    assert_same(model, [shared(b) for b in batches], [padded(b) for b in batches])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_padded_reference_is_transformers_own_loss(kind):
+    model, batch = model_of(kind), PaddedCollator(0)(BATCHES["no common prefix"])
+    mine, _ = loss_and_gradients(model, [batch])
+    own = model(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}).loss.item()
+    assert mine == pytest.approx(own, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_learns_the_same(kind):
+    targets = ["attn.c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
+    model = get_peft_model(model_of(kind), LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+    examples = BATCHES["common prefix, prompts of unequal length"]
+    shared = SharedPrefixCollator.for_model(model.get_base_model(), 0, 4096)
+    assert_same(model, [shared(examples)], [PaddedCollator(0)(examples)])
+
+
+def test_the_prefix_is_computed_once_and_nothing_is_padded():
+    examples = BATCHES["common prefix, prompts of unequal length"]
+    counts = SharedPrefixCollator(0)(examples)[COUNTS]
+    lengths = [len(e["input_ids"]) for e in examples]
+    assert (counts.tokens, counts.examples, counts.padding) == (sum(lengths), 4, 0)
+    assert counts.computed == sum(lengths) - 3 * len(SYSTEM)
+    padded = PaddedCollator(0)(examples)[COUNTS]
+    assert (padded.tokens, padded.computed) == (sum(lengths), 4 * max(lengths))
+
+
+def test_the_prefix_ends_one_token_before_the_first_label():
+    first, second = example([1, 2, 3, 4], [5, 6]), example([1, 2, 3, 4, 7], [8])
+    assert shareable_prefix([first["input_ids"], second["input_ids"]], [first["labels"], second["labels"]]) == 3
+    assert shareable_prefix([first["input_ids"]], [first["labels"]]) == 0
+
+
+def test_the_losses_of_single_examples_come_out():
+    model, examples = model_of("llama"), BATCHES["common prefix, prompts of unequal length"]
+    batch = SharedPrefixCollator.for_model(model, 0, 4096)(examples)
+    sums = example_sums(model, batch, len(examples))
+    for row, one in zip(sums, examples, strict=True):
+        ids = torch.tensor([one["input_ids"]])
+        loss = model(input_ids=ids, labels=torch.tensor([one["labels"]])).loss.item()
+        labelled = sum(label != IGNORED for label in one["labels"])
+        assert row[0].item() == pytest.approx(loss * labelled, rel=1e-5) and row[1] == labelled
+
+
+def test_a_mask_that_a_model_does_not_heed_is_noticed():
+    model, examples = model_of("llama"), BATCHES["common prefix, prompts of unequal length"]
+    shared, padded = SharedPrefixCollator.for_model(model, 0, 4096)(examples), PaddedCollator(0)(examples)
+    assert largest_gap(model, shared, padded) < 1e-5
+    shared["attention_mask"] = torch.ones_like(shared["attention_mask"]).tril()
+    assert largest_gap(model, shared, padded) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"_attn_implementation": "flash_attention_2"}, "takes no mask"), ({"sliding_window": 8}, "looks back 8 tokens")],
+)
+def test_where_sharing_is_not_exact_it_says_why(change, reason):
+    model = model_of("qwen2")
+    assert why_padded(model, 64) is None
+    if "sliding_window" in change:
+        model.config.use_sliding_window = True
+        model.config.layer_types = ["sliding_attention"] * 2
+    for key, value in change.items():
+        setattr(model.config, key, value)
+    assert reason in why_padded(model, 64)
+
+
+def test_a_model_without_position_ids_is_padded():
+    config = transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=1, n_head=2)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    assert "takes no position_ids" in why_padded(model, 64)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("arm", ["full", "lora"])
+def test_a_run_ends_the_same_shared_or_padded(instruct, tmp_path, arm, accumulation):
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 8 // accumulation, "use_cpu": True,
+                "gradient_accumulation_steps": accumulation,
+                "train_sampling_strategy": "sequential"}  # fmt: skip  # padded ones would be grouped by length
+    runs = {}
+    for batches in ("shared-prefix", "padded"):
+        runs[batches] = train(instruct(batches=batches, training=training), arm, output=tmp_path / batches).data
+    shared, padded = runs["shared-prefix"], runs["padded"]
+    assert shared["training"]["batches"] == "shared-prefix" and padded["training"]["batches"].startswith("padded")
+    for (_, one), (_, two) in zip(shared["training"]["losses"], padded["training"]["losses"], strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    assert shared["metrics"]["test"]["loss"] == pytest.approx(padded["metrics"]["test"]["loss"], rel=1e-4)
+    assert shared["training"]["tokens"] == padded["training"]["tokens"]
+    assert shared["training"]["computed_tokens"] < padded["training"]["computed_tokens"]
+
+
+def test_a_run_whose_first_batch_differs_goes_on_padded_and_says_so(instruct, tmp_path, monkeypatch):
+    monkeypatch.setattr(causal_trainer, "largest_gap", lambda *_: 0.01)
+    data = train(instruct(), "lora", output=tmp_path).data
+    assert "losses differ by 1.0e-02" in data["training"]["batches"]
+    assert any("padded, not shared" in note for note in data["notes"])
+
+
+def test_virtual_tokens_are_padded_and_learn(instruct, tmp_path):
+    from peft_recipes import Arm
+
+    arm = Arm(PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), learning_rate=1e-2)
+    data = train(instruct(arms={"prompt": arm}), "prompt", output=tmp_path).data
+    assert "virtual tokens" in data["training"]["batches"]
+    assert data["metrics"]["test"]["loss"] > 0
+
+
+def test_logits_beyond_the_limit_are_left_to_trl_with_the_same_losses(instruct, tmp_path, monkeypatch):
+    recipe = instruct()
+    direct = train(recipe, "lora", output=tmp_path / "direct").data
+    monkeypatch.setattr(causal_trainer, "_LOGITS_BYTES", 0)
+    pieces = train(recipe, "lora", output=tmp_path / "pieces").data
+    for (_, one), (_, two) in zip(direct["training"]["losses"], pieces["training"]["losses"], strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    assert direct["metrics"]["test"]["loss"] == pytest.approx(pieces["metrics"]["test"]["loss"], rel=1e-4)
+
+
+def test_the_kept_columns_are_those_that_predict_a_label(instruct):
+    prepared = task_of(instruct()).prepare()
+    batch = PaddedCollator(0)([prepared.splits["train"][i] for i in range(3)])
+    assert set(batch[KEPT].tolist()) == {int(c) - 1 for _, c in (batch["labels"] != IGNORED).nonzero()}
