@@ -132,15 +132,18 @@ class StepMeter(TrainerCallback):
             point = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
             self.validation.append({"step": state.global_step, **point})
 
-    def figures(self, counts: list[Counts]) -> dict[str, Any]:
+    def figures(self, counts: list[Counts], first_pass: dict[str, Any] | None = None) -> dict[str, Any]:
         """The run's training figures. counts: of each step, in order.
 
         seconds, tokens_per_second and examples_per_second leave the first 3 steps out (all steps count where there
         are no more than that); warmup_seconds has them. computed_tokens is below tokens where a shared prefix was
         computed once; padding_share is padding among the computed positions. Both are None for images.
+        first_pass: seconds and peak_memory_bytes of what was computed once before the first step (a frozen
+        backbone's features): it is training, so it counts, in seconds and in the rates.
         """
         skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
-        seconds = sum(self.steps[skip:])
+        before = first_pass or {"seconds": 0.0, "peak_memory_bytes": 0}
+        seconds = sum(self.steps[skip:]) + before["seconds"]
         tokens, computed, examples = ([getattr(c, n) for c in counts] for n in ("tokens", "computed", "examples"))
 
         def rate(each: list[int]) -> float | None:
@@ -158,7 +161,8 @@ class StepMeter(TrainerCallback):
             "examples": sum(examples),
             "tokens_per_second": rate(tokens),
             "examples_per_second": rate(examples),
-            "peak_memory_bytes": self.memory.peak,
+            "first_pass_seconds": first_pass and first_pass["seconds"],
+            "peak_memory_bytes": max(self.memory.peak, before["peak_memory_bytes"]),
             "peak_memory_method": self.memory.method,
             "losses": self.losses,
             "validation": self.validation,

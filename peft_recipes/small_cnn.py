@@ -62,12 +62,16 @@ class SmallCnnForImageClassification(PreTrainedModel):
 
         With `labels` (batch,), class ids, also their mean cross entropy in nats.
         """
-        hidden = functional.max_pool2d(functional.relu(self.conv1(pixel_values)), 2)
-        hidden = functional.max_pool2d(functional.relu(self.conv2(hidden)), 2)
-        logits = self.classifier(functional.relu(self.fc1(hidden.flatten(start_dim=1))))
+        logits = self.classifier(self.features(pixel_values))
         loss = None if labels is None else functional.cross_entropy(logits, labels)
         output = ImageClassifierOutput(loss=loss, logits=logits)
         return output.to_tuple() if return_dict is False else output
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the classifier reads, (batch, 128), of images (batch, num_channels, image_size, image_size)."""
+        hidden = functional.max_pool2d(functional.relu(self.conv1(pixel_values)), 2)
+        hidden = functional.max_pool2d(functional.relu(self.conv2(hidden)), 2)
+        return functional.relu(self.fc1(hidden.flatten(start_dim=1)))
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own start (Kaiming, uniform); transformers' sd of 0.02 is meant for transformers."""

@@ -158,7 +158,8 @@ class _OneRun:
             trainer.train()
         checks.weights_moved(before, trainer.accelerator.unwrap_model(trainer.model), self.arm_name)
         self.checks["weights moved"] = True
-        return {**meter.figures(trainer.step_counts()), "batches": trainer.batches}
+        figures = meter.figures(trainer.step_counts(), getattr(trainer, "pass_figures", None))
+        return {**figures, "batches": trainer.batches}
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Evaluation]:
         splits = ["validation", "test", *self.recipe.evaluate_also]

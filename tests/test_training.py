@@ -34,7 +34,12 @@ def test_an_arm_learns_and_its_evidence_is_whole(run, arm):
     assert (data["training"]["steps"], data["training"]["warmup_steps"], data["training"]["examples"]) == (12, 3, 192)
     assert len(data["training"]["losses"]) == 12 and len(data["training"]["validation"]) == 2
     assert data["training"]["seconds"] > 0 and data["training"]["peak_memory_bytes"] > 10**7
-    assert 0 < data["training"]["tokens"] <= data["training"]["computed_tokens"]
+    training = data["training"]
+    assert training["tokens"] > 0 and training["padding_share"] >= 0
+    if arm == "head":  # on stored features: one position an example
+        assert training["computed_tokens"] == 192 and training["batches"] == "features"
+    else:
+        assert training["tokens"] <= training["computed_tokens"]
     assert data["metrics"]["test"].keys() == {"accuracy", "macro_f1", "loss"}
     assert [row["label"] for row in data["per_class"]] == ["bad", "good"]
     assert data["environment"]["versions"]["peft"] and data["environment"]["dataset_fingerprint"]
@@ -103,6 +108,19 @@ def test_plain_peft_loads_the_adapter_on_another_seeds_base(run, classify):
     assert guesses == rows["prediction"].tolist()
 
 
+@pytest.mark.parametrize("kind", ["classify", "instruct"])
+def test_predictions_stand_beside_their_own_ids_however_training_is_sampled(request, tmp_path, kind):
+    recipe = request.getfixturevalue(kind)()
+    runs = {}
+    for order in ("random", "group_by_length"):
+        recipe.training["train_sampling_strategy"] = order
+        recipe.training["per_device_eval_batch_size"] = 4
+        runs[order] = train(recipe, "base", output=tmp_path / order)
+    rows = [pandas.read_parquet(run.folder / "predictions.parquet") for run in runs.values()]
+    assert rows[0]["id"].tolist() == rows[1]["id"].tolist()
+    assert rows[0]["loss"].tolist() == pytest.approx(rows[1]["loss"].tolist(), rel=1e-4)
+
+
 def test_one_seed_gives_the_same_run_and_another_gives_another(classify, run, tmp_path):
     again, other = (
         train(classify(), "lora", seed=0, output=tmp_path),
@@ -129,7 +147,7 @@ def test_every_arm_sees_the_same_examples_in_the_same_order(classify, tmp_path, 
         seen[arm] = batches = []
 
         def spy(self, model, inputs, *args, batches=batches, **kwargs):
-            batches.append(inputs["input_ids"].tolist())
+            batches.append(inputs["labels"].tolist())
             return step(self, model, inputs, *args, **kwargs)
 
         monkeypatch.setattr(CountingMixin, "training_step", spy)

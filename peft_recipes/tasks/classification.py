@@ -11,14 +11,11 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from peft_recipes import metrics
 from peft_recipes.architectures import head_modules
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
-from peft_recipes.tasks.counting import CountingMixin
+from peft_recipes.tasks.counting import ClassificationTrainer
+from peft_recipes.tasks.head import HeadTrainer
 
 if TYPE_CHECKING:
     import torch.nn as nn
-
-
-class ClassificationTrainer(CountingMixin, Trainer):
-    """transformers' Trainer, counting."""
 
 
 def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -42,7 +39,10 @@ class Classification(Task):
     """Examples into one of the recipe's classes, by transformers' Trainer."""
 
     def trainer(self, model: nn.Module, prepared: Prepared, arguments: TrainingArguments, callbacks: list[Any]):
-        return ClassificationTrainer(
+        kind, more = ClassificationTrainer, {}
+        if self.trains_head_alone(model):
+            kind, more = HeadTrainer, {"lengths": [self.lengths(prepared, s) for s in ("train", "validation")]}
+        return kind(
             model=model,
             args=arguments,
             train_dataset=prepared.splits["train"],
@@ -50,7 +50,14 @@ class Classification(Task):
             data_collator=self.collator(prepared),
             compute_metrics=classification_metrics,
             callbacks=callbacks,
+            **more,
         )
+
+    def trains_head_alone(self, model: nn.Module) -> bool:
+        """Whether only the task head's own weights learn, so that the rest gives the same every epoch."""
+        head = tuple(f"{name}." for name in head_modules(model)) if not hasattr(model, "peft_config") else ()
+        learning = [name for name, p in model.named_parameters() if p.requires_grad]
+        return bool(head and learning) and all(name.startswith(head) for name in learning)
 
     @abstractmethod
     def collator(self, prepared: Prepared) -> Any:

@@ -25,20 +25,41 @@ class CountingMixin(Trainer):
         self._counts.append(inputs.pop(COUNTS) if COUNTS in inputs else _counted(inputs))
         return super().training_step(model, inputs, *args, **kwargs)
 
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop(COUNTS, None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler | None:
         """The library's sampler; where it groups by length, drawn from the data's own seed.
 
         By itself it draws from the global state, which each arm (its adapter, its dropout) leaves in another place.
         """
-        sampler = super()._get_train_sampler(*args, **kwargs)
+        lengths = getattr(self.train_dataset, "lengths", None)
+        if lengths and self.args.train_sampling_strategy == "group_by_length":  # features know their texts' lengths
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            sampler = LengthGroupedSampler(batch, lengths=lengths)
+        else:
+            sampler = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             sampler.generator = torch.Generator().manual_seed(self.args.data_seed)
         return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        """In order. Where training groups by length, the library would shuffle evaluation as well."""
+        strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "random"
+        try:
+            return super()._get_eval_sampler(eval_dataset)
+        finally:
+            self.args.train_sampling_strategy = strategy
 
     def step_counts(self) -> list[Counts]:
         """The counts of each optimiser step, in order."""
         every = self.args.gradient_accumulation_steps
         return [_sum(self._counts[i : i + every]) for i in range(0, len(self._counts), every)]
+
+
+class ClassificationTrainer(CountingMixin, Trainer):
+    """transformers' Trainer, counting."""
 
 
 def _counted(inputs: dict[str, Any]) -> Counts:
