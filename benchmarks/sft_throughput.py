@@ -1,0 +1,274 @@
+"""How fast one SFT step is: trl with its defaults, trl with its best flags, and this project, on the same rows.
+
+    python benchmarks/sft_throughput.py --data embedded --steps 12
+    python benchmarks/sft_throughput.py --data alpaca --steps 12       # needs the Hub
+
+Each of the three runs in a fresh process with the same model, LoRA, rows, batch and number of steps. tokens/s come
+from the step times after 3 warm-up steps; memory is the process's peak during the steps; losses and gradient norms of
+each step show that nothing changed (of the two that see the rows in the same order). The limit is the time
+that the needed matrix products alone would take at the measured GEMM rate. The last line of the output is one
+JSON document, which is also written to benchmarks/sft_throughput/, with every step of every arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ARMS = {
+    "trl-default": "trl's SFTTrainer as it comes (gradient checkpointing on), fp32",
+    "trl-best": "trl without gradient checkpointing, batches grouped by length (its packing is not exact here)",
+    "peft-recipes": "shared-prefix rows, the vocabulary head at labelled positions alone",
+}  # fmt: skip
+WARMUP = 3
+
+
+def main() -> None:
+    given = _arguments()
+    if given.one:
+        print(json.dumps(_one(given)))
+        return
+    found = {}
+    for arm in ARMS:
+        found[arm] = _in_fresh_process(arm, given)
+        speed, step = found[arm]["tokens_per_second"], found[arm]["median_step_seconds"]
+        peak = found[arm]["peak_memory_bytes"] / 1e9
+        print(f"{arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB", flush=True)
+    summary = _summary(found)
+    document = {**summary, "data": given.data, "model": given.model, "batch": given.batch, "steps": given.steps,
+                "means": ARMS, "arms": found, "environment": found["peft-recipes"].pop("environment")}  # fmt: skip
+    name = f"{given.data}-{given.model}-batch{given.batch}-{document['environment']['device']}.json"
+    path = Path(__file__).parent / "sft_throughput" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(summary))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=["alpaca", "embedded"], default="embedded")
+    parser.add_argument("--model", choices=["smollm2-135m", "gpt2"], default="smollm2-135m")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--bf16", action="store_true", help="compute in bf16 (on a GPU)")
+    parser.add_argument("--random-weights", action="store_true", help="speed is the same")
+    parser.add_argument("--one", choices=list(ARMS), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.steps <= WARMUP:
+        parser.error(f"--steps must be more than the {WARMUP} warm-up steps")
+    return given
+
+
+def _in_fresh_process(arm: str, given: argparse.Namespace) -> dict[str, Any]:
+    words = ["--one", arm, "--data", given.data, "--model", given.model]
+    words += ["--steps", str(given.steps), "--batch", str(given.batch)]
+    words += [flag for flag, on in (("--bf16", given.bf16), ("--random-weights", given.random_weights)) if on]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _summary(found: dict[str, Any]) -> dict[str, float]:
+    ours, default, best = found["peft-recipes"], found["trl-default"], found["trl-best"]
+    gaps = [abs(a - b) for a, b in zip(ours["losses"], default["losses"], strict=True)]
+    norms = [abs(a - b) for a, b in zip(ours["gradient_norms"], default["gradient_norms"], strict=True)]
+    return {
+        "ratio_to_trl_default": ours["tokens_per_second"] / default["tokens_per_second"],
+        "ratio_to_trl_best": ours["tokens_per_second"] / best["tokens_per_second"],
+        "memory_ratio_to_trl_default": ours["peak_memory_bytes"] / default["peak_memory_bytes"],
+        "largest_loss_difference": max(gaps),
+        "largest_gradient_norm_difference": max(norms),
+        "fraction_of_limit": ours["tokens_per_second"] / ours["limit_tokens_per_second"],
+    }
+
+
+def _one(given: argparse.Namespace) -> dict[str, Any]:
+    """One arm, in this process."""
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    import transformers
+
+    from peft_recipes.hardware import choose, environment
+    from peft_recipes.measuring import StepMeter
+    from peft_recipes.tasks import task_of
+
+    recipe = _recipe(given)
+    task = task_of(recipe)
+    prepared = task.prepare()
+    rows = prepared.splits["train"].select(range(min(given.batch * given.steps, len(prepared.splits["train"]))))
+    prepared.splits["train"] = rows
+    transformers.set_seed(0)
+    model = _model(given, task, prepared)
+    hardware = choose(recipe.training)
+    meter = StepMeter(hardware.device)
+    norms: list[float] = []
+    tokens: list[int] = []
+    labelled: list[int] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if given.one == "peft-recipes":
+            arguments = task.arguments(recipe.arms["lora"], 0, hardware, Path(folder), True)
+            from peft_recipes.arms import apply_arm
+
+            model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
+            trainer = task.trainer(model, prepared, arguments, [meter, _norms(norms)])
+        else:
+            trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, _norms(norms)])
+        trainer.data_collator = _counting(trainer.data_collator, tokens, labelled)
+        trainer.train()
+    tokens, labelled = tokens[: given.steps], labelled[: given.steps]  # the loader is a batch ahead
+    timed = slice(WARMUP, None)
+    made = {
+        "tokens_per_second": sum(tokens[timed]) / sum(meter.steps[timed]),
+        "median_step_seconds": statistics.median(meter.steps[timed]),
+        "step_seconds": meter.steps,
+        "tokens": tokens,
+        "peak_memory_bytes": meter.memory.peak,
+        "losses": [loss for _, loss in meter.losses],
+        "gradient_norms": norms,
+    }
+    if given.one == "peft-recipes":
+        computed = [counts.computed for counts in trainer.step_counts()[timed]]
+        made["batches"] = trainer.batches
+        made |= _limit(model, hardware, computed, sum(labelled[timed]), sum(tokens[timed]), given.bf16)
+        made["environment"] = environment(hardware)
+    return made
+
+
+def _recipe(given: argparse.Namespace) -> Any:
+    from peft_recipes import load_recipe
+
+    changes = [
+        f"training.per_device_train_batch_size={given.batch}",
+        f"training.max_steps={given.steps}",
+        "training.train_sampling_strategy=sequential",
+        "training.eval_strategy=no",
+        f"dataset.train={max(given.batch * given.steps, 8)}",
+        "max_length=256",
+        *(["training.bf16=true"] if given.bf16 else []),
+    ]
+    if given.model == "gpt2":
+        changes.append("model=embedded:gpt2-docstrings")  # its tokenizer; the weights are made below
+    return load_recipe("smollm2-alpaca", embedded=given.data == "embedded", changes=changes)
+
+
+def _model(given: argparse.Namespace, task: Any, prepared: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    if given.model == "gpt2":  # GPT-2 small's shape, with this tokenizer's vocabulary
+        words = max(50_257, len(prepared.processor))
+        config = GPT2Config(vocab_size=words, pad_token_id=prepared.processor.pad_token_id)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if given.random_weights:
+        from peft_recipes.bases import load_config
+
+        return AutoModelForCausalLM.from_config(load_config(task.recipe), dtype=torch.float32)
+    return task.load_base(prepared)[0]
+
+
+def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, folder: str, callbacks: list[Any]) -> Any:
+    """trl's trainer on the same tokenised rows, with its own collator, loss and flags."""
+    from trl import SFTConfig, SFTTrainer
+
+    from peft_recipes.arms import fit_targets
+
+    best = given.one == "trl-best"
+    recipe, _ = fit_targets(recipe, model.config)
+    config = SFTConfig(
+        output_dir=folder,
+        per_device_train_batch_size=given.batch,
+        max_steps=given.steps,
+        learning_rate=recipe.arms["lora"].learning_rate,
+        train_sampling_strategy="group_by_length" if best else "sequential",
+        **({"gradient_checkpointing": False} if best else {}),
+        max_length=recipe.max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        use_cpu=hardware.device == "cpu",
+        bf16=hardware.precision == "bf16",
+        dataloader_pin_memory=hardware.device == "cuda",
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+        data_seed=0,
+    )
+    return SFTTrainer(model=model, args=config, train_dataset=prepared.splits["train"], callbacks=callbacks,
+                      processing_class=prepared.processor, peft_config=recipe.arms["lora"].peft)  # fmt: skip
+
+
+def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
+    """A collator that writes down the tokens and the labels of each batch it makes."""
+
+    def counted(rows: list[dict[str, Any]]) -> Any:
+        tokens.append(sum(len(row["input_ids"]) for row in rows))
+        labelled.append(sum(label != -100 for row in rows for label in row["labels"][1:]))
+        return collate(rows)
+
+    return counted
+
+
+def _norms(into: list[float]) -> Any:
+    """A callback that keeps the gradient norm of each step."""
+    from transformers import TrainerCallback
+
+    class Norms(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "grad_norm" in (logs or {}):
+                into.append(float(logs["grad_norm"]))
+
+    return Norms()
+
+
+def _limit(model: Any, hardware: Any, computed: list[int], labelled: int, tokens: int, bf16: bool) -> dict[str, Any]:
+    """The time of the needed matrix products alone, at the measured rate.
+
+    A frozen layer costs 2 operations a weight and position forward and 2 backward (no gradient of its weight); the
+    vocabulary head the same at labelled positions. Attention is left out, so the limit is not quite reachable.
+    """
+    base = model.get_base_model()
+    head = base.config.vocab_size * base.config.hidden_size
+    outside = {id(base.get_input_embeddings().weight), id(base.get_output_embeddings().weight)}
+    body = sum(p.numel() for n, p in base.named_parameters()
+               if p.dim() == 2 and id(p) not in outside and "lora_" not in n and "wpe" not in n)  # fmt: skip
+    operations = 4 * (body * sum(computed) + head * labelled)
+    rate = _gemm_rate(hardware, base.config.hidden_size, max(int(statistics.median(computed)), 64), bf16)
+    return {
+        "gemm_flops_per_second": rate,
+        "needed_operations": operations,
+        "computed_positions": sum(computed),
+        "limit_tokens_per_second": tokens / (operations / rate),
+    }
+
+
+def _gemm_rate(hardware: Any, hidden: int, positions: int, bf16: bool) -> float:
+    """Operations a second of [positions, hidden] x [hidden, 4 hidden], the best of several tries."""
+    import torch
+
+    from peft_recipes.hardware import synchronise
+
+    kind = torch.bfloat16 if bf16 else torch.float32
+    a = torch.randn(positions, hidden, device=hardware.device, dtype=kind)
+    b = torch.randn(hidden, 4 * hidden, device=hardware.device, dtype=kind)
+    best = float("inf")
+    for _ in range(30):
+        synchronise(hardware.device)
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        synchronise(hardware.device)
+        best = min(best, (time.perf_counter() - start) / 10)
+    return 2 * positions * hidden * 4 * hidden / best
+
+
+if __name__ == "__main__":
+    main()
