@@ -1,10 +1,10 @@
-"""The memory that one training step will need, before anything is loaded: the step is played on tensors without data."""
+"""The memory that a training step will need, before anything is loaded: it is played on tensors without data."""
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,12 +68,15 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
 
 
-def step_memory(model: nn.Module, batch: dict[str, Any], loss_of: Any, optimizer: Any = None) -> dict[str, int]:
-    """Bytes that a training step needs, of a model from the meta device.
+def step_memory(
+    model: nn.Module, batch: dict[str, Any], loss_of: Callable[..., torch.Tensor], optimizer: Any = None
+) -> dict[str, int]:
+    """Bytes that a training step needs, of a model from the meta device (which it leaves without use).
 
-    batch: as a collator makes it, real tensors. loss_of(model, batch): the loss. optimizer: of torch, AdamW by default.
-    Two steps are played (the optimiser's states come with the first). Returns weights, gradients, optimizer and
-    activations (what the peak holds beside the other three, the logits among it), and their total, the peak.
+    batch: as a collator makes it. loss_of(model, batch): the loss. optimizer: a torch optimizer's class, AdamW by
+    default. Returns weights, gradients, optimizer (its states), activations (all that the peak holds beside those,
+    logits among it) and total, the peak. Where nothing but a head learns on features (no gradient reaches the
+    backbone), pass a loss that is computed under no_grad: the pass over the backbone is the peak.
     """
     with without_data(model):
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -85,14 +88,32 @@ def step_memory(model: nn.Module, batch: dict[str, Any], loss_of: Any, optimizer
         model.train()
         with live:
             given = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            for _ in range(2):
-                live.peak = live.live
-                loss = loss_of(model, given)
+            loss = loss_of(model, given)
+            if loss.requires_grad:
                 loss.backward()
-                del loss
+            peak = live.peak  # before the optimiser's states, which `step` makes
+            if loss.requires_grad:
                 chosen.step()
-                chosen.zero_grad()
-        gradients = sum(p.numel() * p.element_size() for p in trainable)
-        states = sum(t.numel() * t.element_size() for s in chosen.state.values() for t in s.values() if t.dim() > 0)
-    rest = max(live.peak - weights - gradients - states, 0)
-    return {"weights": weights, "gradients": gradients, "optimizer": states, "activations": rest, "step": live.peak}
+        gradients = sum(p.numel() * p.element_size() for p in trainable if p.grad is not None)
+        states = sum(
+            t.numel() * t.element_size()
+            for state in chosen.state.values()
+            for t in state.values()
+            if isinstance(t, torch.Tensor) and t.dim() > 0
+        )
+    # From the second step on, the states are there while the activations are.
+    peak = max(peak, weights + gradients) + states
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": states,
+        "activations": max(peak - weights - gradients - states, 0),
+        "total": peak,
+    }
+
+
+def loaded_libraries_bytes() -> int:
+    """What this process holds resident: on a CPU the libraries and the data are in a run's peak as well."""
+    import psutil
+
+    return psutil.Process().memory_info().rss

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.recipe import EMBEDDED, Arm, Recipe
 
-_FP32 = 4  # bytes
+if TYPE_CHECKING:
+    from peft_recipes.tasks.base import Prepared, Task
 
 
 def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
@@ -26,16 +27,15 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
     names = list(recipe.arms if arms is None else arms)
     if problems := [unknown("arm", n, recipe.arms, f"recipe {recipe.name}") for n in names if n not in recipe.arms]:
         raise RecipeError(*problems)
-    rows, labels, notes = _data(recipe)
-    if recipe.dataset.labels is None and labels:
-        recipe = recipe.with_changes({"dataset": {"labels": labels}})
     task = task_of(recipe)
-    config = bases.load_config(recipe, **task.base_options(None))
+    prepared, notes = _data(recipe, task)
+    rows = prepared.rows if prepared else None
+    config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, fitted = fit_targets(recipe, config)
     planned, problems = {}, []
     for name in names:
         try:
-            planned[name] = _arm(task, config, recipe.arms[name], name) | {"steps": steps(recipe, rows)}
+            planned[name] = _arm(task, prepared, config, recipe.arms[name], name) | {"steps": steps(recipe, rows)}
         except RecipeError as error:
             problems += error.problems
     if problems:
@@ -51,7 +51,7 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
     }
 
 
-def _arm(task: Any, config: Any, arm: Arm, name: str) -> dict[str, Any]:
+def _arm(task: Any, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, Any]:
     from peft_recipes.module_matching import matched_modules
     from peft_recipes.saving import meta_checkpoint_bytes, with_arm_on_meta
 
@@ -66,7 +66,7 @@ def _arm(task: Any, config: Any, arm: Arm, name: str) -> dict[str, Any]:
         "total_parameters": parameters.total,
         "modules": modules,
         "checkpoint_bytes": meta_checkpoint_bytes(model, arm),
-        "memory": memory(parameters.total + parameters.adapter, parameters.trainable),
+        "memory": memory(task, prepared, config, arm, name),
     }
 
 
@@ -77,13 +77,61 @@ def _modules(model: Any, arm: Arm) -> list[str]:
     return head_modules(model) if arm.method == "head" else [name for name, _ in model.named_children()]
 
 
-def memory(weights: int, trainable: int) -> dict[str, int]:
-    """Bytes of weights, gradients and optimiser states (AdamW keeps two numbers a trained weight), all fp32.
+def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, Any]:
+    """The peak of an arm's training step in bytes, part by part, and what the machine has.
 
-    Activations come on top: they depend on batch and length, and are not in it.
+    The step is played on tensors without data (memory.py), on the largest batch that the data makes; where the data
+    can't be had, on examples of max_length. libraries: what the process itself holds resident, which a run's peak on
+    a CPU holds as well (0 on a GPU). fits: whether `total` is within the machine's memory.
     """
-    parts = {"weights": weights * _FP32, "gradients": trainable * _FP32, "optimizer": 2 * trainable * _FP32}
-    return {**parts, "total": sum(parts.values())}
+    from peft_recipes.hardware import choose, device_memory_bytes
+    from peft_recipes.memory import loaded_libraries_bytes, step_memory
+    from peft_recipes.saving import with_arm_on_meta
+
+    training = task.recipe.training
+    hardware = choose(training)
+    libraries = loaded_libraries_bytes() if hardware.device == "cpu" else 0
+    model, _ = with_arm_on_meta(task, config, arm, name)
+    loss, size = task.step_loss, training.get("per_device_train_batch_size", 8)
+    if arm.method == "head":  # the pass over the frozen backbone, in evaluation's batches, is its peak
+        loss, size = _pass_only(task), training.get("per_device_eval_batch_size", 8)
+    elif training.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = task.largest_batch(model, prepared, size)
+    parts = step_memory(model, batch, loss)
+    total, has = parts["total"] + libraries, device_memory_bytes(hardware.device)
+    return {**parts, "libraries": libraries, "total": total, "machine": has, "fits": has is None or total < has}
+
+
+def _pass_only(task: Task) -> Callable[..., Any]:
+    import torch
+
+    def loss(model: Any, batch: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return task.step_loss(model, batch)
+
+    return loss
+
+
+def too_large(name: str, memory: dict[str, Any], recipe: Recipe) -> str:
+    """What an arm that does not fit needs, and what would make it fit."""
+    needs, has = (f"{memory[key] / 1e9:.1f} GB" for key in ("total", "machine"))
+    batch = recipe.training.get("per_device_train_batch_size", 8)
+    ways = []
+    if memory["activations"] > 0.2 * memory["total"]:
+        if batch > 1:
+            ways.append(f"a smaller batch (--set training.per_device_train_batch_size={max(batch // 2, 1)} "
+                        f"--set training.gradient_accumulation_steps="
+                        f"{2 * recipe.training.get('gradient_accumulation_steps', 1)})")  # fmt: skip
+        if not recipe.training.get("gradient_checkpointing"):
+            ways.append("--set training.gradient_checkpointing=true")
+        ways.append(f"shorter examples (--set max_length={max(recipe.max_length // 2, 2)})")
+    if memory["optimizer"] + memory["gradients"] > 0.2 * memory["total"]:
+        ways.append("an adapter arm, whose gradients and optimizer states are small")
+    ways.append("a smaller base")
+    return (
+        f"arm '{name}' would need about {needs} at its peak and this machine has {has}. What helps: {'; '.join(ways)}."
+    )
 
 
 def steps(recipe: Recipe, rows: dict[str, int] | None) -> int | None:
@@ -98,23 +146,15 @@ def steps(recipe: Recipe, rows: dict[str, int] | None) -> int | None:
     return math.ceil(updates * training.get("num_train_epochs", 3))
 
 
-def _data(recipe: Recipe) -> tuple[dict[str, int] | None, list[str] | None, list[str]]:
-    """Rows a split, class names, and notes; without them where the data can't be had but the plan can."""
-    from peft_recipes.data import columns, sources
-
-    classifies = recipe.task.endswith("classification")
+def _data(recipe: Recipe, task: Task) -> tuple[Prepared | None, list[str]]:
+    """The data as a run will have it; without it, and a note why, where it can't be had but the plan can."""
     try:
-        splits = sources.load_splits(recipe.dataset)
-        labels = columns.class_labels(splits, recipe.dataset) if classifies else None
-        if recipe.task == "text-classification":
-            splits, _ = columns.without_test_examples(splits, [recipe.dataset.text])
+        return task.prepare(), []
     except RecipeError as error:
-        if classifies and recipe.dataset.labels is None:
+        needed = recipe.task.endswith("classification") and recipe.dataset.labels is None
+        if needed or recipe.dataset.path.startswith(EMBEDDED):
             raise
-        if recipe.dataset.path.startswith(EMBEDDED):
-            raise
-        return None, None, [f"Without the data there is no number of steps: {error}"]
-    return {name: len(rows) for name, rows in splits.items()}, labels, []
+        return None, [f"Without the data there is no number of steps: {error}"]
 
 
 def _architecture_notes(config: Any) -> list[str]:

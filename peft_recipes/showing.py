@@ -39,7 +39,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(f"{total:,} parameters in the base with its task head\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm")
-    for name in ("trains", "share", "head", "checkpoint", "steps", "memory*", "rate"):
+    for name in ("trains", "share", "head", "checkpoint", "steps", "peak memory*", "rate"):
         table.add_column(name, justify="right")
     for name, arm in plan["arms"].items():
         table.add_row(
@@ -49,11 +49,13 @@ def show_plan(plan: dict[str, Any]) -> None:
             f"{arm['head_parameters']:,}" if arm["head_parameters"] else "-",
             formats.human_bytes(arm["checkpoint_bytes"]),
             "?" if arm["steps"] is None else f"{arm['steps']:,}",
-            formats.human_bytes(arm["memory"]["total"]),
+            formats.human_bytes(arm["memory"]["total"]) + ("" if arm["memory"]["fits"] else " does not fit"),
             f"{arm['learning_rate']:g}",
         )
     console.print(table)
-    console.print("* weights, gradients and optimizer states; activations come on top\n")
+    memory = next(iter(plan["arms"].values()))["memory"]
+    has = f" This machine has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
+    console.print(f"* estimated, of the largest batch: weights, gradients, optimizer, activations, libraries.{has}\n")
     for name, arm in plan["arms"].items():
         modules = arm["modules"]
         console.print(f"{name} learns in {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_few(modules))}")

@@ -75,6 +75,14 @@ class Task(ABC):
     def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
         """`count` test examples, each as a batch of one for the model's forward, on the CPU."""
 
+    @abstractmethod
+    def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
+        """A batch as large as training will see: of the data, or (prepared None) of examples of max_length."""
+
+    def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a batch as the trainer computes it."""
+        return model(**batch).loss
+
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
         """What the base's configuration is given (the labels). prepared is None when only a plan is made."""
         return {}

@@ -13,14 +13,15 @@ from trl import SFTConfig
 
 from peft_recipes import bases, checks, metrics
 from peft_recipes.data import columns
-from peft_recipes.data.packing import PaddedCollator
+from peft_recipes.data.packing import COUNTS, PaddedCollator, SharedPrefixCollator, why_padded
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
-from peft_recipes.tasks.causal_trainer import CausalTrainer
+from peft_recipes.tasks.causal_trainer import CausalTrainer, labelled_losses, tensors
 
 if TYPE_CHECKING:
     import datasets
     import torch.nn as nn
 
+_TRIED_BATCHES = 32  # of which the largest stands for a run's in a memory estimate
 _TIMED_TOKENS = 32  # what generation's speed is measured on
 
 
@@ -106,6 +107,28 @@ class Causal(Task):
         if made.batches != "shared-prefix" and self.recipe.batches == "shared-prefix":
             prepared.notes.append(f"Batches are padded, not shared: {made.batches.partition(': ')[2]}.")
         return made
+
+    def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
+        virtual = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        pad = (prepared.processor.pad_token_id if prepared else 0) or 0
+        shares = self.recipe.batches == "shared-prefix" and not why_padded(base, self.recipe.max_length, virtual)
+        collate = (
+            SharedPrefixCollator.for_model(base, pad, self.recipe.max_row_tokens) if shares else PaddedCollator(pad)
+        )
+        if prepared is None:
+            length = self.recipe.max_length
+            return tensors(collate([{"input_ids": [i] * length, "labels": [i] * length} for i in range(size)]))
+        rows = prepared.splits["train"]
+        draw = np.random.default_rng(0)
+        tried = [draw.choice(len(rows), min(size, len(rows)), replace=False) for _ in range(_TRIED_BATCHES)]
+        if not shares:  # grouped by length: the longest stand in one batch
+            tried = [np.argsort([-len(ids) for ids in rows["input_ids"]])[:size]]
+        made = [collate([rows[int(i)] for i in chosen]) for chosen in tried]
+        return tensors(max(made, key=lambda batch: batch[COUNTS].computed))
+
+    def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return labelled_losses(model, batch)[0].sum()
 
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
         rows, order = _longest_first(prepared.splits[split])

@@ -141,5 +141,10 @@ def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any])
     return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
 
 
+def tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A batch without its counts."""
+    return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+
+
 def _keeps_logits(model: nn.Module) -> bool:
     return "logits_to_keep" in inspect.signature(type(model).forward).parameters

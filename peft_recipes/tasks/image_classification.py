@@ -116,6 +116,12 @@ class ImageClassification(Classification):
     def collator(self, prepared: Prepared) -> Any:
         return collate
 
+    def largest_batch(self, model: Any, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
+        side = model.config.image_size
+        high, wide = side if isinstance(side, (list, tuple)) else (side, side)
+        pixels = torch.zeros(size, model.config.num_channels, high, wide)
+        return {"pixel_values": pixels, "labels": torch.zeros(size, dtype=torch.long)}
+
     def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
         rows = prepared.splits["test"]
         return [{"pixel_values": collate([rows[i]])["pixel_values"]} for i in range(min(count, len(rows)))]

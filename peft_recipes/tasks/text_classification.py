@@ -50,6 +50,14 @@ class TextClassification(Classification):
     def collator(self, prepared: Prepared) -> DataCollatorWithPadding:
         return DataCollatorWithPadding(prepared.processor)
 
+    def largest_batch(self, model: Any, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        model.config.pad_token_id = model.config.pad_token_id or 0  # as `load_base` sets it from the tokenizer
+        longest = max(self.lengths(prepared, "train")) if prepared else self.recipe.max_length
+        ids = torch.ones(size, longest, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": ids, "labels": torch.zeros(size, dtype=torch.long)}
+
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return [len(tokens) for tokens in prepared.splits[split]["input_ids"]]
 
