@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.stored import stored
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import (
@@ -24,6 +25,8 @@ from peft_recipes.workers import Job, Progress, run_in_fresh_process, teller
 
 if TYPE_CHECKING:
     import pandas
+
+    from peft_recipes.tasks.base import Prepared
 
 
 class Comparison:
@@ -102,24 +105,33 @@ def compare(
     names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
     output = Path(output)
     check_output(output)
-    recipe, fingerprint = preflight(recipe, names)
+    recipe, prepared, estimates = preflight(recipe, names)
     folder = output / recipe.name
     make_folder(folder)
     jobs: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
-    with locked(folder):
+    with locked(folder), stored(prepared, folder / ".data") as data:
         recipe.to_yaml(folder / "recipe.yaml")
         for number, job in enumerate(jobs, 1):
             tell = teller(on_progress, job, number, len(jobs))
-            done = _finished(output, recipe, job, fingerprint)
+            done = _finished(output, recipe, job, prepared.fingerprint)
             if done and not overwrite:
                 tell("kept")
             else:
-                run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell)
-        return collect(recipe, names, seeds, output)
+                run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data)
+        return collect(recipe, names, seeds, output, estimates)
 
 
-def collect(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], output: Path) -> Comparison:
-    """The comparison of the runs that lie below `output`, written to their recipe's folder."""
+def collect(
+    recipe: Recipe,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    estimates: dict[str, dict[str, Any]] | None = None,
+) -> Comparison:
+    """The comparison of the runs that lie below `output`, written to their recipe's folder.
+
+    estimates: each arm's memory by the plan, to stand beside what was measured.
+    """
     from peft_recipes.evidence import comparison_data
     from peft_recipes.reporting import write_reports
 
@@ -127,6 +139,8 @@ def collect(recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], output: P
     runs = {(arm, seed): _run_or_failure(output, recipe, (arm, seed)) for arm in arms for seed in seeds}
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
     data = comparison_data(recipe, runs, base, list(arms), list(seeds))
+    for arm, estimate in (estimates or {}).items():
+        data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)
     write_reports(data, folder)
     return Comparison(data, folder)
@@ -148,29 +162,31 @@ def read_comparison(folder: str | Path) -> Comparison:
     return Comparison(data, path.parent)
 
 
-def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, str]:
-    """Finds what can be found wrong before the first run: data, columns, targets.
+def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, Prepared, dict[str, dict[str, Any]]]:
+    """Finds what can be found wrong before the first run: data, columns, targets, memory.
 
-    Returns the recipe as it will run (targets fitted to its base) and the data's fingerprint.
+    Returns the recipe as it will run (targets fitted to its base), its data, and each arm's memory by the plan.
     """
-    from peft_recipes import bases
+    from peft_recipes import bases, planning
     from peft_recipes.arms import fit_targets
-    from peft_recipes.saving import with_arm_on_meta
     from peft_recipes.tasks import task_of
 
     task = task_of(recipe)
     prepared = task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, _ = fit_targets(recipe, config)
-    problems = []
+    problems, estimates = [], {}
     for name in arms:
         try:
-            with_arm_on_meta(task, config, recipe.arms[name], name)
+            estimates[name] = planning.memory(task, prepared, config, recipe.arms[name], name)
         except RecipeError as error:
             problems += error.problems
+            continue
+        if not estimates[name]["fits"] and "memory" not in recipe.skip_checks:
+            problems.append(planning.too_large(name, estimates[name], recipe))
     if problems:
         raise RecipeError(*problems)
-    return recipe, prepared.fingerprint
+    return recipe, prepared, estimates
 
 
 def _chosen_arms(recipe: Recipe, arms: Iterable[str] | None) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.options import CAUSAL_TASKS
 from peft_recipes.recipe import EMBEDDED, Arm, Recipe
 
 if TYPE_CHECKING:
@@ -82,25 +84,60 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
 
     The step is played on tensors without data (memory.py), on the largest batch that the data makes; where the data
     can't be had, on examples of max_length. libraries: what the process itself holds resident, which a run's peak on
-    a CPU holds as well (0 on a GPU). fits: whether `total` is within the machine's memory.
+    a CPU holds as well (0 on a GPU). fits: whether `total` is within the machine's memory. gradient_checkpointing:
+    whether it was counted with; where the recipe does not say, it is only where the step would not fit without.
     """
     from peft_recipes.hardware import choose, device_memory_bytes
-    from peft_recipes.memory import loaded_libraries_bytes, step_memory
+    from peft_recipes.memory import loaded_libraries_bytes
+
+    hardware = choose(task.recipe.training)
+    libraries = loaded_libraries_bytes() if hardware.device == "cpu" else 0
+    has = device_memory_bytes(hardware.device)
+    asked = task.recipe.training.get("gradient_checkpointing")
+    found: dict[str, Any] = {}
+    for checkpointing in (False, True) if asked is None else (asked,):
+        parts = _step_memory(task, prepared, config, arm, name, checkpointing)
+        total = parts["total"] + libraries
+        found = {**parts, "libraries": libraries, "total": total, "machine": has, "fits": has is None or total < has,
+                 "gradient_checkpointing": checkpointing}  # fmt: skip
+        if found["fits"] or arm.method == "head":
+            break
+    return found
+
+
+def _step_memory(
+    task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str, checkpointing: bool
+) -> dict[str, int]:
+    from peft_recipes.memory import step_memory
     from peft_recipes.saving import with_arm_on_meta
 
     training = task.recipe.training
-    hardware = choose(training)
-    libraries = loaded_libraries_bytes() if hardware.device == "cpu" else 0
     model, _ = with_arm_on_meta(task, config, arm, name)
-    loss, size = task.step_loss, training.get("per_device_train_batch_size", 8)
     if arm.method == "head":  # the pass over the frozen backbone, in evaluation's batches, is its peak
-        loss, size = _pass_only(task), training.get("per_device_eval_batch_size", 8)
-    elif training.get("gradient_checkpointing"):
+        batch = task.largest_batch(model, prepared, training.get("per_device_eval_batch_size", 8))
+        return step_memory(model, batch, _pass_only(task))
+    if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = task.largest_batch(model, prepared, size)
-    parts = step_memory(model, batch, loss)
-    total, has = parts["total"] + libraries, device_memory_bytes(hardware.device)
-    return {**parts, "libraries": libraries, "total": total, "machine": has, "fits": has is None or total < has}
+    batch = task.largest_batch(model, prepared, training.get("per_device_train_batch_size", 8))
+    return step_memory(model, batch, task.step_loss)
+
+
+def surely_fits(task: Task, config: Any) -> bool:
+    """Whether even a full fine-tune of the longest examples needs less than half of the machine, by a rough bound.
+
+    16 bytes a weight (itself, gradient, AdamW's two states), 34 numbers a position, layer and unit of width
+    (Korthikanti et al. 2022, table 2), and three copies of the logits. Then there is no need to play the step.
+    """
+    from peft_recipes.hardware import choose, device_memory_bytes
+
+    has = device_memory_bytes(choose(task.recipe.training).device)
+    weights = sum(p.numel() for p in task.meta_model(copy.deepcopy(config)).parameters())
+    training, text = task.recipe.training, config.get_text_config()
+    layers, width = (getattr(text, key, 0) or 0 for key in ("num_hidden_layers", "hidden_size"))
+    batch = max(training.get("per_device_train_batch_size", 8), training.get("per_device_eval_batch_size", 8))
+    positions = batch * task.recipe.max_length
+    vocabulary = text.vocab_size if task.recipe.task in CAUSAL_TASKS else 0
+    return has is None or 16 * weights + 4 * positions * (34 * layers * width + 3 * vocabulary) < has / 2
 
 
 def _pass_only(task: Task) -> Callable[..., Any]:
@@ -117,8 +154,8 @@ def too_large(name: str, memory: dict[str, Any], recipe: Recipe) -> str:
     """What an arm that does not fit needs, and what would make it fit."""
     needs, has = (f"{memory[key] / 1e9:.1f} GB" for key in ("total", "machine"))
     batch = recipe.training.get("per_device_train_batch_size", 8)
-    ways = []
-    if memory["activations"] > 0.2 * memory["total"]:
+    ways, step = [], memory["total"] - memory["libraries"]
+    if memory["activations"] > 0.2 * step:
         if batch > 1:
             ways.append(f"a smaller batch (--set training.per_device_train_batch_size={max(batch // 2, 1)} "
                         f"--set training.gradient_accumulation_steps="
@@ -126,11 +163,12 @@ def too_large(name: str, memory: dict[str, Any], recipe: Recipe) -> str:
         if not recipe.training.get("gradient_checkpointing"):
             ways.append("--set training.gradient_checkpointing=true")
         ways.append(f"shorter examples (--set max_length={max(recipe.max_length // 2, 2)})")
-    if memory["optimizer"] + memory["gradients"] > 0.2 * memory["total"]:
+    if memory["optimizer"] + memory["gradients"] > 0.2 * step:
         ways.append("an adapter arm, whose gradients and optimizer states are small")
-    ways.append("a smaller base")
+    ways.append("a smaller base, or one that is quantised")
     return (
-        f"arm '{name}' would need about {needs} at its peak and this machine has {has}. What helps: {'; '.join(ways)}."
+        f"arm '{name}' needs about {needs} at its peak; this machine has {has}. What helps: {'; '.join(ways)}. "
+        "To try all the same: --set skip_checks=[memory]."
     )
 
 

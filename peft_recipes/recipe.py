@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.dataset import Dataset, Pretraining
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.guards import GUARDS
 from peft_recipes.options import CAUSAL_TASKS, TASKS, training_problems
 from peft_recipes.plain import key_problems, merge, part, peft_from_dict, peft_to_dict, read_yaml
 
@@ -94,6 +95,7 @@ class Recipe:
     margin: how near is equivalent, absolute (default: 0.01 of accuracy, 1 % of the full arm's loss).
     evaluate_also: further evaluation sets: name -> what differs from `dataset` ({"clean": {"transform": None}}).
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
+    skip_checks: guards of checks.py that are not to be heeded, by name.
     embedded: what `--embedded` changes, in the shape of the recipe itself ({"model": ..., "dataset": {...}, ...}).
 
     Raises RecipeError that holds *every* problem found.
@@ -116,6 +118,7 @@ class Recipe:
     pretraining: Pretraining | None = None
     prompts: list[dict[str, str]] = field(default_factory=list)
     trust_remote_code: bool = False
+    skip_checks: list[str] = field(default_factory=list)
     embedded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -155,6 +158,10 @@ class Recipe:
             found.append(unknown("value", str(self.batches), BATCHES, "batches"))
         if self.margin is not None and (not isinstance(self.margin, (int, float)) or not 0 < self.margin < math.inf):
             found.append(f"margin: expected a number above 0, got {self.margin!r}.")
+        if not isinstance(self.skip_checks, list):
+            found.append(f"skip_checks: expected a list of names, got {self.skip_checks!r}.")
+        else:
+            found += [unknown("check", str(c), GUARDS, "skip_checks") for c in self.skip_checks if c not in GUARDS]
         found += self.dataset.problems()
         found += self._arm_problems() + self._prompt_problems() + self._also_problems()
         return found + training_problems(self.training, self.task)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes import bases, checks
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
+from peft_recipes.data import stored
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.hardware import Hardware, choose, environment
 from peft_recipes.measuring import StepMeter, Stopwatch
@@ -45,13 +46,14 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
+    data: str | Path | None = None,
 ) -> Run:
     """Trains one arm of a recipe with one seed, here, and returns its run.
 
     arm: a name among the recipe's arms, or "base" for the untrained base (evaluated only). resume: a finished run of
     the same recipe, data and code is returned as it is, an unfinished one starts again. overwrite: whatever is there
-    is trained anew. Raises RecipeError for a mistake in what was given (then nothing is written), and whatever stopped
-    the run otherwise (then run.json says so).
+    is trained anew. data: where a comparison keeps the data it prepared for all its runs. Raises RecipeError for a
+    mistake in what was given (then nothing is written), and whatever stopped the run otherwise (run.json says so).
     """
     if arm != BASE and arm not in recipe.arms:
         raise RecipeError(unknown("arm", arm, recipe.arms, f"recipe {recipe.name}"))
@@ -59,7 +61,7 @@ def train(
     folder = run_folder(output, recipe, arm, seed)
     check_output(output)
     _check_free(folder, resume, overwrite)
-    return _OneRun(recipe, arm, seed, folder, resume, quiet).do()
+    return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None).do()
 
 
 def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -71,9 +73,9 @@ def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
 class _OneRun:
     """The stages of a run, in their order; each is timed under its own name."""
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, folder: Path, resume: bool, quiet: bool):
+    def __init__(self, recipe: Recipe, arm: str, seed: int, folder: Path, resume: bool, quiet: bool, data: Path | None):
         self.recipe, self.arm_name, self.seed, self.folder = recipe, arm, seed, folder
-        self.resume, self.quiet = resume, quiet
+        self.resume, self.quiet, self.data = resume, quiet, data
         self.arm: Arm | None = recipe.arms.get(arm)
         self.watch = Stopwatch()
         self.hardware: Hardware = choose(recipe.training)
@@ -87,12 +89,14 @@ class _OneRun:
         with self.watch("imports"):
             self.task: Task = task_of(self.recipe)
         with self.watch("data"):
-            self.prepared: Prepared = self.task.prepare()
+            self.prepared: Prepared = stored.read(self.data, self.recipe) if self.data else self.task.prepare()
             self._fit_targets()
         self.signature = signature(self.recipe, self.arm_name, self.seed, self.prepared.fingerprint)
         done = read_run(self.folder) if self.resume else None
         if done is not None and done.ok and done.data.get("signature") == self.signature:
             return done
+        with self.watch("checks"):
+            self._check_memory()
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
         with self.watch("load"):
@@ -115,6 +119,22 @@ class _OneRun:
         self.recipe, notes = fit_targets(self.recipe, config)
         self.arm = self.recipe.arms.get(self.arm_name)
         self.prepared.notes += [note for note in notes if f"'{self.arm_name}'" in note]
+
+    def _check_memory(self) -> None:
+        """Refuses an arm that will not fit, and turns gradient checkpointing on where the step fits only so."""
+        from peft_recipes import planning
+
+        config = bases.load_config(self.recipe, **self.task.base_options(self.prepared))
+        if self.arm is None or "memory" in self.recipe.skip_checks or planning.surely_fits(self.task, config):
+            return
+        needs = planning.memory(self.task, self.prepared, config, self.arm, self.arm_name)
+        if not needs["fits"]:
+            raise RecipeError(planning.too_large(self.arm_name, needs, self.recipe))
+        if needs["gradient_checkpointing"] and "gradient_checkpointing" not in self.recipe.training:
+            self.recipe = self.recipe.with_changes({"training": {"gradient_checkpointing": True}})
+            self.task.recipe = self.recipe
+            self.prepared.notes.append(f"arm '{self.arm_name}': gradient checkpointing is on; without it the step "
+                                       "would not fit this machine's memory.")  # fmt: skip
 
     def _arm_applied(self, base: nn.Module, new_weights: list[str]) -> tuple[nn.Module, Parameters]:
         if self.arm is None:

@@ -1,4 +1,4 @@
-"""The process that one run of a comparison is trained in: `python -m peft_recipes.worker RECIPE ARM SEED OUTPUT`."""
+"""The process of one run of a comparison: `python -m peft_recipes.worker RECIPE ARM SEED OUTPUT [DATA]`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.quiet import quiet_libraries
 
 
-def work(recipe_file: str, arm: str, seed: int, output: str) -> int:
-    """Trains one run and returns the exit code: 0 done, 1 failed (its run.json says why), 2 a mistake in the recipe."""
+def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = None) -> int:
+    """Trains one run and returns the exit code: 0 done, 1 failed (its run.json says why), 2 a mistake in the recipe.
+
+    data: the folder of the comparison's prepared data; without it the run prepares its own.
+    """
     quiet_libraries()
     from peft_recipes.catalog import resolved_recipe
     from peft_recipes.runs import RUN_FILE, make_folder, run_folder, write_json
@@ -18,7 +21,7 @@ def work(recipe_file: str, arm: str, seed: int, output: str) -> int:
 
     recipe = resolved_recipe(Path(recipe_file))
     try:
-        train(recipe, arm, seed=seed, output=output, overwrite=True)
+        train(recipe, arm, seed=seed, output=output, overwrite=True, data=data)
         return 0
     except RecipeError as error:
         folder = run_folder(Path(output), recipe, arm, seed)
@@ -32,4 +35,4 @@ def work(recipe_file: str, arm: str, seed: int, output: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]))
+    sys.exit(work(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:6]))

@@ -45,14 +45,28 @@ def teller(on_progress: Callable[[Progress], None] | None, job: Job, number: int
     return tell
 
 
-def run_in_fresh_process(output: Path, recipe: Recipe, job: Job, yaml: Path, tell: Callable[..., None]) -> None:
-    """One run in its own process: its peak memory is its own, and its crash is a row of the table."""
+def run_in_fresh_process(
+    output: Path, recipe: Recipe, job: Job, yaml: Path, tell: Callable[..., None], data: Path | None = None
+) -> None:
+    """One run in its own process: its peak memory is its own, and its crash is a row of the table.
+
+    data: where the comparison keeps what it prepared once for all its runs.
+    """
     arm, seed = job
     folder = run_folder(output, recipe, arm, seed)
     make_folder(folder)
     (folder / RUN_FILE).unlink(missing_ok=True)
     (folder / "log.jsonl").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "peft_recipes.worker", str(yaml), arm, str(seed), str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "peft_recipes.worker",
+        str(yaml),
+        arm,
+        str(seed),
+        str(output),
+        *([str(data)] if data else []),
+    ]
     tell("running")
     with (
         (folder / "log.txt").open("wb") as log,

@@ -82,3 +82,34 @@ def test_an_architecture_without_a_row_is_planned_with_a_note(tmp_path):
     made = with_hub_data("smollm2-alpaca", config, tmp_path)
     assert len(made["arms"]["lora"]["modules"]) == 8
     assert any("olmo2" in note for note in made["notes"])
+
+
+def test_an_arm_that_will_not_fit_is_refused_with_what_would_help(instruct, tmp_path, monkeypatch):
+    from peft_recipes import RecipeError, compare, hardware, train
+
+    monkeypatch.undo()  # the data is needed here
+    monkeypatch.setattr(hardware, "device_memory_bytes", lambda _: 10**6)
+    for start in (
+        lambda: train(instruct(), "full", output=tmp_path / "o"),
+        lambda: compare(instruct(), output=tmp_path / "o"),
+    ):
+        with pytest.raises(RecipeError, match=r"needs about .* this machine has 0.0 GB") as refused:
+            start()
+        assert "skip_checks=[memory]" in str(refused.value) and "per_device_train_batch_size=4" in str(refused.value)
+    assert not (tmp_path / "o").exists()
+    run = train(instruct(skip_checks=["memory"]), "full", output=tmp_path / "o")
+    assert run.ok
+
+
+def test_checkpointing_is_counted_where_the_step_fits_only_so(tmp_path, monkeypatch):
+    from peft_recipes import hardware
+
+    LlamaConfig(**SMOLLM2).save_pretrained(tmp_path / "base")
+    recipe = load_recipe("smollm2-alpaca", changes=[f"model={tmp_path / 'base'}"])
+    roomy = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
+    assert not roomy["gradient_checkpointing"]
+    limit = roomy["total"] - roomy["activations"] // 3
+    monkeypatch.setattr(hardware, "device_memory_bytes", lambda _: limit)
+    tight = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
+    assert tight["gradient_checkpointing"] and tight["fits"]
+    assert tight["activations"] < roomy["activations"] / 2
