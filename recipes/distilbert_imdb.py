@@ -48,6 +48,11 @@ recipe = Recipe(
             "test": 400,
             "test_split": None,
         },
+        "arms": {  # rates: benchmarks/learning_rates/distilbert-imdb-embedded.json, on the validation split
+            "full": {"learning_rate": 1e-4},
+            "head": {"learning_rate": 2e-2},
+            "lora": {"learning_rate": 3e-3},
+        },
     },
 )
 

@@ -46,6 +46,11 @@ recipe = Recipe(
             "validation": 50,
             "test": 200,
         },
+        "arms": {  # rates: benchmarks/learning_rates/gpt2-code-embedded.json, on the validation split
+            "full": {"learning_rate": 1e-3},
+            "lora": {"learning_rate": 1e-2},
+            "lora-c-attn": {"learning_rate": 1e-2},
+        },
     },
 )
 

@@ -48,6 +48,11 @@ recipe = Recipe(
             "test": 300,
         },
         "training": {"num_train_epochs": 3},
+        "arms": {  # rates: benchmarks/learning_rates/gpt2-sms-spam-embedded.json, on the validation split
+            "full": {"learning_rate": 3e-4},
+            "head": {"learning_rate": 1e-3},
+            "lora": {"learning_rate": 3e-3},
+        },
     },
 )
 

@@ -48,6 +48,11 @@ recipe = Recipe(
         "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 8, "test": 40},
         "max_length": 128,
         "training": {"max_steps": 10, "eval_steps": 0.5},
+        "arms": {  # rates: benchmarks/learning_rates/smollm2-alpaca-embedded.json, on the validation split
+            "full": {"learning_rate": 1e-4},
+            "lora": {"learning_rate": 1e-3},
+            "lora-all": {"learning_rate": 1e-3},
+        },
     },
 )
 

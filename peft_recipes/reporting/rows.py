@@ -101,10 +101,10 @@ MEANINGS = {
     "training_seconds": "sum of optimiser-step times, median over seeds, without the first 3 steps, loading, "
     "evaluation and saving; beside it the speed against full",
     "peak_memory_bytes": "highest during the training steps: allocated on a GPU, resident on a CPU; beside it the "
-    "part of full's",
+    "part of full's, and what the plan had estimated",
     "checkpoint_bytes": "bytes on disk that restore the arm on top of the base, measured; beside it the part of full's",
-    "tokens": "non-padding tokens trained on a second",
-    "examples": "examples trained on a second",
+    "tokens": "non-padding tokens trained on a second; beside it padding's part of the computed positions",
+    "examples": "examples trained on a second; beside it padding's part of the computed positions",
     "latency_ms": "median at batch 1 after warm-up, with the adapter; beside it merged",
     "generation": "greedy generation with the adapter; beside it merged",
     "learning_rate": "the arm's own, chosen on the validation split",
@@ -209,7 +209,11 @@ def _share_of_full(comparison: Comparison, name: str, key: str) -> Cell:
 
 
 def _memory(comparison: Comparison, name: str) -> Cell:
-    return _share_of_full(comparison, name, "peak_memory_bytes")
+    cell = _share_of_full(comparison, name, "peak_memory_bytes")
+    planned = facts.number((_arm(comparison, name).get("estimated_memory") or {}).get("total"))
+    if planned is None:
+        return cell
+    return Cell(cell.text, f"{cell.sub}, plan {fmt.human_bytes(planned)}".removeprefix(", "))
 
 
 def _checkpoint(comparison: Comparison, name: str) -> Cell:
@@ -217,11 +221,16 @@ def _checkpoint(comparison: Comparison, name: str) -> Cell:
 
 
 def _examples(comparison: Comparison, name: str) -> Cell:
-    return Cell(fmt.rate(_arm(comparison, name).get("examples_per_second")))
+    return Cell(fmt.rate(_arm(comparison, name).get("examples_per_second")), _padding(comparison, name))
 
 
 def _tokens(comparison: Comparison, name: str) -> Cell:
-    return Cell(fmt.rate(_arm(comparison, name).get("tokens_per_second")))
+    return Cell(fmt.rate(_arm(comparison, name).get("tokens_per_second")), _padding(comparison, name))
+
+
+def _padding(comparison: Comparison, name: str) -> str:
+    share = facts.number(_arm(comparison, name).get("padding_share"))
+    return f"{fmt.percent(share)} padding" if share is not None else ""
 
 
 def _latency(comparison: Comparison, name: str) -> Cell:

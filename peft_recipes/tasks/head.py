@@ -38,7 +38,8 @@ class HeadTrainer(ClassificationTrainer):
             train = self._rows(backbone, pick, 0, Path(folder))
             synchronise(self.args.device.type)
             self.pass_figures = {"seconds": time.perf_counter() - start, "peak_memory_bytes": memory.read()}
-            inner = self._on_features(backbone, train, self._rows(backbone, pick, 1, Path(folder)))
+            validation = self._rows(backbone, pick, 1, Path(folder)) if self.args.eval_strategy != "no" else None
+            inner = self._on_features(backbone, train, validation)
             result = inner.train(*args, **kwargs)
         self.state, self._counts, self.batches = inner.state, inner._counts, "features"
         return result
@@ -53,7 +54,9 @@ class HeadTrainer(ClassificationTrainer):
         rows = (self.train_dataset, self.eval_dataset)[split]
         return feature_rows(self, backbone, pick, rows, self._lengths[split], folder / f"{split}.npy")
 
-    def _on_features(self, backbone: Backbone, train: FeatureRows, validation: FeatureRows) -> ClassificationTrainer:
+    def _on_features(
+        self, backbone: Backbone, train: FeatureRows, validation: FeatureRows | None
+    ) -> ClassificationTrainer:
         args = copy.copy(self.args)
         args.remove_unused_columns = False
         inner = ClassificationTrainer(

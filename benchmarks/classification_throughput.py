@@ -1,0 +1,115 @@
+"""How fast an epoch of classification is: a plain Trainer script with its defaults, and this project's arms.
+
+    python benchmarks/classification_throughput.py                     # both recipes, embedded stand-ins
+    python benchmarks/classification_throughput.py --recipe distilbert-imdb --epochs 5 --arms head
+
+The plain script pads every text to its batch in random order (Trainer's defaults, with the data collator that its
+documentation uses) and evaluates as it comes. Each arm runs in a fresh process, with the same model, rows, batch and
+number of steps; seconds are those of the optimiser steps (for a head also of the pass over its frozen backbone). The
+last line of the output is one JSON document, also written to benchmarks/classification_throughput/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RECIPES = ["distilbert-imdb", "gpt2-sms-spam"]
+WAYS = ["plain-trainer", "peft-recipes"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, action="append")
+    parser.add_argument("--arms", default="full,head,lora")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--hub", action="store_true", help="the recipe's own data and model instead of stand-ins")
+    parser.add_argument("--set", dest="changes", action="append", default=[])
+    parser.add_argument("--one", nargs=3, metavar=("RECIPE", "ARM", "WAY"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(_one(given)))
+        return
+    found: dict[str, Any] = {}
+    for recipe in given.recipe or RECIPES:
+        for arm in given.arms.split(","):
+            rows = {way: _in_fresh_process(recipe, arm, way, given) for way in WAYS}
+            plain, ours = (rows[way]["seconds"] for way in WAYS)
+            found[f"{recipe}/{arm}"] = {"ratio": plain / ours, **rows}
+            print(
+                f"{recipe:16} {arm:5} {plain:8.1f} s plain {ours:8.1f} s ours   {plain / ours:5.2f} times", flush=True
+            )
+    environment = next(iter(found.values()))["peft-recipes"]["environment"]
+    for row in found.values():
+        for way in WAYS:
+            row[way].pop("environment")
+    document = {"epochs": given.epochs, "embedded": not given.hub, "found": found, "environment": environment}
+    folder = Path(__file__).parent / "classification_throughput"
+    folder.mkdir(exist_ok=True)
+    name = "-".join([*(given.recipe or ["all"]), *given.arms.split(","), f"{given.epochs}-epochs"])
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps({"ratios": {name: row["ratio"] for name, row in found.items()}}))
+
+
+def _in_fresh_process(recipe: str, arm: str, way: str, given: argparse.Namespace) -> dict[str, Any]:
+    words = ["--one", recipe, arm, way, "--epochs", str(given.epochs), *(["--hub"] if given.hub else [])]
+    words += [word for change in given.changes for word in ("--set", change)]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{recipe} {arm} {way} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _one(given: argparse.Namespace) -> dict[str, Any]:
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    import transformers
+
+    from peft_recipes import load_recipe
+    from peft_recipes.arms import apply_arm
+    from peft_recipes.hardware import choose, environment
+    from peft_recipes.measuring import StepMeter
+    from peft_recipes.tasks import task_of
+
+    name, arm, way = given.one
+    changes = [f"training.num_train_epochs={given.epochs}", "training.eval_strategy=no", *given.changes]
+    recipe = load_recipe(name, embedded=not given.hub, changes=changes)
+    task = task_of(recipe)
+    prepared = task.prepare()
+    transformers.set_seed(0)
+    base, new = task.load_base(prepared)
+    model, _ = apply_arm(base, recipe.arms[arm], recipe.task, new)
+    hardware = choose(recipe.training)
+    meter = StepMeter(hardware.device)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = task.arguments(recipe.arms[arm], 0, hardware, Path(folder), True)
+        if way == "plain-trainer":
+            arguments.train_sampling_strategy = "random"
+            trainer = transformers.Trainer(
+                model=model, args=arguments, train_dataset=prepared.splits["train"], callbacks=[meter],
+                data_collator=transformers.DataCollatorWithPadding(prepared.processor),
+            )  # fmt: skip
+            trainer.train()
+            first = 0.0
+        else:
+            trainer = task.trainer(model, prepared, arguments, [meter])
+            trainer.train()
+            first = (getattr(trainer, "pass_figures", None) or {"seconds": 0.0})["seconds"]
+    return {
+        "seconds": sum(meter.steps) + first,
+        "first_pass_seconds": first,
+        "steps": len(meter.steps),
+        "losses": [loss for _, loss in meter.losses],
+        "peak_memory_bytes": meter.memory.peak,
+        "environment": environment(hardware),
+    }
+
+
+if __name__ == "__main__":
+    main()
