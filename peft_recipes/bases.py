@@ -65,6 +65,7 @@ def load_model(recipe: Recipe, auto_class: Any, *, folder: str | Path | None = N
             trust_remote_code=recipe.trust_remote_code,
             output_loading_info=True,
             use_safetensors=True,  # a pickle is never loaded
+            **({"attn_implementation": recipe.attention} if recipe.attention else {}),
             **options,
         )
     new = sorted(info["missing_keys"])

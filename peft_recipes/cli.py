@@ -99,13 +99,14 @@ def plan(
     arms: Arms = "",
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006  (typer reads it, nobody changes it)
+    trial: Annotated[bool, typer.Option("--trial", help="Load the weights and time three steps of each arm.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Parameters, targets, checkpoint size and steps of every arm, before anything is loaded."""
+    """Parameters, targets, checkpoint size, steps and memory of every arm, before anything is loaded."""
     from peft_recipes.planning import plan as make_plan
     from peft_recipes.showing import show_plan
 
-    made = make_plan(_load(recipe, embedded, changes), _names(arms))
+    made = make_plan(_load(recipe, embedded, changes), _names(arms), trial=trial)
     if as_json:
         print(json.dumps(made, indent=1))
     else:

@@ -169,8 +169,12 @@ def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, Prepared, di
     """
     from peft_recipes import bases, planning
     from peft_recipes.arms import fit_targets
+    from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
 
+    # One trial decides for all runs: near its threshold, two processes might choose two precisions.
+    bf16 = choose(recipe.training, recipe.threads).precision == "bf16"
+    recipe = recipe.with_changes({"training": {"bf16": bf16}})
     task = task_of(recipe)
     prepared = task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))

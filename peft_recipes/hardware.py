@@ -7,10 +7,13 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+_TRIAL = 256  # side of the matrices that precision is tried on: half a millisecond in fp32
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "evaluate", "bitsandbytes")
 
@@ -38,11 +41,16 @@ class Hardware:
         return {"use_cpu": self.device == "cpu", "bf16": self.precision == "bf16", "fp16": False}
 
 
-def choose(training: dict[str, Any] | None = None) -> Hardware:
-    """CUDA, then Apple's MPS, then the CPU; `use_cpu` and `bf16` in a recipe's training options decide first."""
+def choose(training: dict[str, Any] | None = None, threads: int | None = None) -> Hardware:
+    """CUDA, then Apple's MPS, then the CPU; `use_cpu` and `bf16` in a recipe's training options decide first.
+
+    threads: of the CPU, for this process from now on; None leaves torch's own choice (or OMP_NUM_THREADS).
+    """
     import torch
 
     asked = training or {}
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = "cpu"
     if not asked.get("use_cpu"):
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -51,15 +59,41 @@ def choose(training: dict[str, Any] | None = None) -> Hardware:
     return Hardware(device, name, precision, torch.get_num_threads())
 
 
-def bf16_pays(device: str) -> bool:
-    """Whether bf16 is the precision to compute in, unless the recipe says otherwise: on a GPU that has it.
+# A CPU's matrix products must be this much faster in bf16 for training to gain: weights stay fp32, so each step casts
+# them, and everything between the products stays as slow as it was. {measured}
+_BF16_PAYS = 4.0
 
-    On a CPU fp32 unless asked for: one without fast bf16 is a hundred times slower in it (seen: 1.1 against 126
-    GFLOP/s), and figures from two machines are to agree.
+
+def bf16_pays(device: str) -> bool:
+    """Whether bf16 is the precision to compute in, unless the recipe says otherwise.
+
+    On a GPU that has it natively; on a CPU by a trial of a few milliseconds. One without fast bf16 can be a hundred
+    times slower in it (seen: 1.1 against 126 GFLOP/s).
     """
     import torch
 
-    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bf16_speedup() >= _BF16_PAYS
+
+
+@functools.cache
+def bf16_speedup() -> float:
+    """How many times as fast a matrix product is in bf16 as in fp32 on this CPU: the best of five of each, once."""
+    import torch
+
+    best = []
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = (torch.ones(_TRIAL, _TRIAL, dtype=kind) for _ in range(2))
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+            if times[-1] > 0.02:
+                break  # so slow that nothing more need be known
+        best.append(min(times))
+    return best[0] / best[1]
 
 
 def synchronise(device: str) -> None:
@@ -79,6 +113,7 @@ def environment(hardware: Hardware) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.system(),
         "memory_bytes": device_memory_bytes(hardware.device),
+        "bf16_speedup": round(bf16_speedup(), 2) if hardware.device == "cpu" else None,
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "peft_recipes": code_version(),
         "git_commit": _git_commit(),

@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from peft_recipes.tasks.base import Prepared, Task
 
 
-def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
+def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = False) -> dict[str, Any]:
     """The plan of a recipe, as `peft-recipes plan --json` prints it.
 
     Needs the base's configuration, not its weights; the data is looked at for the number of steps, and for the class
-    names where the recipe does not say them. steps is None where the data can't be had, and `notes` says so.
+    names where the recipe does not say them. steps and tokens are None where the data can't be had, and `notes` says
+    so. trial: the weights are loaded after all, and three steps of each arm tell how long the run will take.
     Raises RecipeError: an unknown arm, a configuration that can't be had, a target that hits nothing.
     """
     from peft_recipes import bases
     from peft_recipes.arms import fit_targets
+    from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
+    from peft_recipes.trial import timed
 
     names = list(recipe.arms if arms is None else arms)
     if problems := [unknown("arm", n, recipe.arms, f"recipe {recipe.name}") for n in names if n not in recipe.arms]:
@@ -34,20 +37,28 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None) -> dict[str, Any]:
     rows = prepared.rows if prepared else None
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, fitted = fit_targets(recipe, config)
+    task.recipe = recipe
     planned, problems = {}, []
     for name in names:
         try:
-            planned[name] = _arm(task, prepared, config, recipe.arms[name], name) | {"steps": steps(recipe, rows)}
+            planned[name] = _arm(task, prepared, config, recipe.arms[name], name)
+            planned[name] |= {"steps": steps(recipe, rows), "tokens": tokens(task, prepared, steps(recipe, rows))}
         except RecipeError as error:
             problems += error.problems
     if problems:
         raise RecipeError(*problems)
+    if trial:
+        if prepared is None:
+            raise RecipeError(f"A trial needs the data. {notes[0]}")
+        for name in names:
+            planned[name]["trial"] = timed(recipe, task, prepared, name, planned[name]["steps"])
     return {
         "recipe": recipe.name,
         "model": recipe.model,
         "dataset": recipe.dataset.path,
         "embedded": recipe.uses_stand_ins,
         "rows": rows,
+        "hardware": choose(recipe.training, recipe.threads).to_dict(),
         "arms": planned,
         "notes": [*notes, *fitted, *_architecture_notes(config)],
     }
@@ -90,7 +101,7 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     from peft_recipes.hardware import choose, device_memory_bytes
     from peft_recipes.memory import loaded_libraries_bytes
 
-    hardware = choose(task.recipe.training)
+    hardware = choose(task.recipe.training, task.recipe.threads)
     libraries = loaded_libraries_bytes() if hardware.device == "cpu" else 0
     has = device_memory_bytes(hardware.device)
     asked = task.recipe.training.get("gradient_checkpointing")
@@ -182,6 +193,18 @@ def steps(recipe: Recipe, rows: dict[str, int] | None) -> int | None:
     batches = math.ceil(rows["train"] / training.get("per_device_train_batch_size", 8))
     updates = max(math.ceil(batches / training.get("gradient_accumulation_steps", 1)), 1)
     return math.ceil(updates * training.get("num_train_epochs", 3))
+
+
+def tokens(task: Task, prepared: Prepared | None, steps: int | None) -> int | None:
+    """Tokens that a run trains on: the steps' examples at the train split's mean length; None for images."""
+    lengths = task.lengths(prepared, "train") if prepared else None
+    if not lengths or not steps:
+        return None
+    training = task.recipe.training
+    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
+    rounds = training.get("num_train_epochs", 3) if training.get("max_steps", -1) <= 0 else None
+    examples = len(lengths) * rounds if rounds else steps * batch
+    return round(examples * sum(lengths) / len(lengths))
 
 
 def _data(recipe: Recipe, task: Task) -> tuple[Prepared | None, list[str]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 EMBEDDED = "embedded:"
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 BATCHES = ("shared-prefix", "padded")
 
 # Written into every file name and repository name, so kept to what all of them take.
@@ -95,7 +96,8 @@ class Recipe:
     margin: how near is equivalent, absolute (default: 0.01 of accuracy, 1 % of the full arm's loss).
     evaluate_also: further evaluation sets: name -> what differs from `dataset` ({"clean": {"transform": None}}).
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
-    skip_checks: guards of checks.py that are not to be heeded, by name.
+    attention: how attention is computed ("sdpa", "eager", "flash_attention_2"; None: the library's choice). threads: of
+    the CPU (None: torch's choice, or OMP_NUM_THREADS). skip_checks: names of guards that are not to be heeded.
     embedded: what `--embedded` changes, in the shape of the recipe itself ({"model": ..., "dataset": {...}, ...}).
 
     Raises RecipeError that holds *every* problem found.
@@ -118,6 +120,8 @@ class Recipe:
     pretraining: Pretraining | None = None
     prompts: list[dict[str, str]] = field(default_factory=list)
     trust_remote_code: bool = False
+    attention: str | None = None
+    threads: int | None = None
     skip_checks: list[str] = field(default_factory=list)
     embedded: dict[str, Any] = field(default_factory=dict)
 
@@ -158,6 +162,10 @@ class Recipe:
             found.append(unknown("value", str(self.batches), BATCHES, "batches"))
         if self.margin is not None and (not isinstance(self.margin, (int, float)) or not 0 < self.margin < math.inf):
             found.append(f"margin: expected a number above 0, got {self.margin!r}.")
+        if self.attention not in (None, *ATTENTION):
+            found.append(unknown("value", str(self.attention), ATTENTION, "attention"))
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            found.append(f"threads: expected a whole number of 1 or more, got {self.threads!r}.")
         if not isinstance(self.skip_checks, list):
             found.append(f"skip_checks: expected a list of names, got {self.skip_checks!r}.")
         else:

@@ -30,17 +30,27 @@ def show_recipes(recipes: list[Recipe]) -> None:
     console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]")
 
 
+def _trial(found: dict[str, Any]) -> str:
+    whole = formats.seconds(found["estimated_seconds"]) if found["estimated_seconds"] else "?"
+    return f"{whole} ({formats.seconds(found['seconds_per_step'])} a step)"
+
+
 def show_plan(plan: dict[str, Any]) -> None:
     """A plan as a table, and the modules each arm hits."""
     console = Console(highlight=False)
     title = f"{plan['recipe']}: {plan['model']} on {plan['dataset']}"
     console.print(f"[bold]{escape(title)}[/bold]" + (" (embedded stand-ins)" if plan["embedded"] else ""))
+    has = plan["hardware"]
+    console.print(f"on {has['device']} ({has['device_name']}), {has['precision']}, {has['threads']} threads")
     total = next(iter(plan["arms"].values()))["total_parameters"]
     console.print(f"{total:,} parameters in the base with its task head\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm")
-    for name in ("trains", "share", "head", "checkpoint", "steps", "peak memory*", "rate"):
+    tried = any("trial" in arm for arm in plan["arms"].values())
+    for name in ("trains", "share", "head", "checkpoint", "steps", "tokens", "peak memory*", "rate"):
         table.add_column(name, justify="right")
+    if tried:
+        table.add_column("training, by a trial", justify="right")
     for name, arm in plan["arms"].items():
         table.add_row(
             name,
@@ -49,8 +59,10 @@ def show_plan(plan: dict[str, Any]) -> None:
             f"{arm['head_parameters']:,}" if arm["head_parameters"] else "-",
             formats.human_bytes(arm["checkpoint_bytes"]),
             "?" if arm["steps"] is None else f"{arm['steps']:,}",
+            "-" if arm["tokens"] is None else f"{arm['tokens']:,}",
             formats.human_bytes(arm["memory"]["total"]) + ("" if arm["memory"]["fits"] else " does not fit"),
             f"{arm['learning_rate']:g}",
+            *([_trial(arm["trial"])] if tried else []),
         )
     console.print(table)
     memory = next(iter(plan["arms"].values()))["memory"]

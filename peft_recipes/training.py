@@ -78,8 +78,9 @@ class _OneRun:
         self.resume, self.quiet, self.data = resume, quiet, data
         self.arm: Arm | None = recipe.arms.get(arm)
         self.watch = Stopwatch()
-        self.hardware: Hardware = choose(recipe.training)
+        self.hardware: Hardware = choose(recipe.training, recipe.threads)
         self.checks: dict[str, Any] = {}
+        self.attention: str | None = None
 
     def do(self) -> Run:
         import transformers
@@ -101,6 +102,7 @@ class _OneRun:
         transformers.set_seed(self.seed)
         with self.watch("load"):
             base, new_weights = self.task.load_base(self.prepared)
+        self.attention = getattr(base.config, "_attn_implementation", None)
         model, parameters = self._arm_applied(base, new_weights)
         make_folder(self.folder)
         with locked(self.folder):
@@ -220,7 +222,11 @@ class _OneRun:
             "rows": self.prepared.rows,
             "samples": self.prepared.samples,
             "notes": self.prepared.notes,
-            "environment": {**environment(self.hardware), "dataset_fingerprint": self.prepared.fingerprint},
+            "environment": {
+                **environment(self.hardware),
+                "attention": self.attention,
+                "dataset_fingerprint": self.prepared.fingerprint,
+            },
         }
 
     def _failure(self, error: BaseException) -> dict[str, Any]:

@@ -113,3 +113,15 @@ def test_checkpointing_is_counted_where_the_step_fits_only_so(tmp_path, monkeypa
     tight = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
     assert tight["gradient_checkpointing"] and tight["fits"]
     assert tight["activations"] < roomy["activations"] / 2
+
+
+@pytest.mark.parametrize("kind", ["classify", "instruct"])
+def test_a_trial_tells_how_long_a_run_will_take(request, kind, monkeypatch):
+    monkeypatch.undo()
+    recipe = request.getfixturevalue(kind)()
+    arms = plan(recipe, trial=True)["arms"]
+    for arm in arms.values():
+        found = arm["trial"]
+        assert found["seconds_per_step"] > 0 and found["tokens_per_second"] > 0
+        assert found["estimated_seconds"] >= found["seconds_per_step"] * arm["steps"]
+        assert arm["tokens"] > 0

@@ -79,6 +79,10 @@ class Task(ABC):
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
         """A batch as large as training will see: of the data, or (prepared None) of examples of max_length."""
 
+    def lengths(self, prepared: Prepared, split: str) -> list[int] | None:
+        """Tokens of each example, by which evaluation is sorted; None where all are alike (images)."""
+        return None
+
     def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch as the trainer computes it."""
         return model(**batch).loss
@@ -107,7 +111,9 @@ class Task(ABC):
 
         with torch.device("meta"):
             return getattr(transformers, self.auto_class).from_config(
-                config, trust_remote_code=self.recipe.trust_remote_code
+                config,
+                trust_remote_code=self.recipe.trust_remote_code,
+                **({"attn_implementation": self.recipe.attention} if self.recipe.attention else {}),
             )
 
     def new_weights_on_meta(self, model: nn.Module) -> list[str]:

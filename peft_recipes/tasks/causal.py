@@ -108,6 +108,9 @@ class Causal(Task):
             prepared.notes.append(f"Batches are padded, not shared: {made.batches.partition(': ')[2]}.")
         return made
 
+    def lengths(self, prepared: Prepared, split: str) -> list[int]:
+        return [len(ids) for ids in prepared.splits[split]["input_ids"]]
+
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
         virtual = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -123,7 +126,7 @@ class Causal(Task):
         draw = np.random.default_rng(0)
         tried = [draw.choice(len(rows), min(size, len(rows)), replace=False) for _ in range(_TRIED_BATCHES)]
         if not shares:  # grouped by length: the longest stand in one batch
-            tried = [np.argsort([-len(ids) for ids in rows["input_ids"]])[:size]]
+            tried = [np.argsort(self.lengths(prepared, "train"))[-size:]]
         made = [collate([rows[int(i)] for i in chosen]) for chosen in tried]
         return tensors(max(made, key=lambda batch: batch[COUNTS].computed))
 

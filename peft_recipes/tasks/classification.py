@@ -63,10 +63,6 @@ class Classification(Task):
     def collator(self, prepared: Prepared) -> Any:
         """Examples to one batch."""
 
-    def lengths(self, prepared: Prepared, split: str) -> list[int] | None:
-        """Tokens of each example, by which evaluation is sorted; None where all are alike."""
-        return None
-
     def new_weights_on_meta(self, model: nn.Module) -> list[str]:
         if self.recipe.pretraining is not None:
             return []

@@ -1,0 +1,134 @@
+"""How time and memory grow with batch, length and rows: SmolLM2-135M's shape, LoRA r=16, random weights and tokens.
+
+    python benchmarks/cost_growth.py
+
+Each point runs in a fresh process: the median of the steps after 3 warm-up steps, the process's peak during them, and
+what the plan estimates. Rows of data cost preparation only: its seconds and memory are measured on Alpaca-like rows.
+Writes benchmarks/cost_growth.json and prints it as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+POINTS = [(4, 128), (8, 64), (8, 128), (8, 256), (16, 128)]  # batch, length of every example
+ROWS = [1_000, 5_000, 20_000]
+STEPS, WARMUP = 6, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one or given.rows:
+        print(json.dumps(_steps(*given.one) if given.one else _preparation(given.rows)))
+        return
+    steps = [_fresh("--one", str(batch), str(length)) for batch, length in POINTS]
+    rows = [_fresh("--rows", str(count)) for count in ROWS]
+    environment = steps[0]["environment"]
+    for row in steps:
+        row.pop("environment")
+    Path(__file__).with_suffix(".json").write_text(
+        json.dumps({"steps": steps, "rows": rows, "environment": environment}, indent=1) + "\n"
+    )
+    print("| batch | length | step | tokens/s | peak | estimated |\n|---:|---:|---:|---:|---:|---:|")
+    for row in steps:
+        print(f"| {row['batch']} | {row['length']} | {row['seconds']:.2f} s | {row['tokens_per_second']:.0f} "
+              f"| {row['peak_memory_bytes'] / 1e9:.2f} GB | {row['estimated_bytes'] / 1e9:.2f} GB |")  # fmt: skip
+    print("\n| rows | prepared in | memory grows by |\n|---:|---:|---:|")
+    for row in rows:
+        print(f"| {row['rows']:,} | {row['seconds']:.1f} s | {row['memory_bytes'] / 1e6:.0f} MB |")
+
+
+def _fresh(*words: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _steps(batch: int, length: int) -> dict[str, Any]:
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from peft_recipes import targets
+    from peft_recipes.data.packing import SharedPrefixCollator
+    from peft_recipes.hardware import choose, environment
+    from peft_recipes.measuring import PeakMemory
+    from peft_recipes.memory import loaded_libraries_bytes, step_memory
+    from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
+
+    config = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    lora = LoraConfig(r=16, lora_alpha=16, target_modules=targets("llama", "attention"), task_type="CAUSAL_LM")
+    draw = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(batch):
+        ids = torch.randint(3, 49_152, (length,), generator=draw).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    libraries = loaded_libraries_bytes()
+    with torch.device("meta"):
+        planned = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+    given = tensors(SharedPrefixCollator.for_model(planned.get_base_model(), 0, 4096)(rows))
+    estimated = step_memory(planned, given, lambda m, b: labelled_losses(m, b)[0].sum())
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), lora).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    seconds, memory = [], PeakMemory("cpu")
+    for _ in range(STEPS):
+        memory.reset()
+        start = time.perf_counter()
+        labelled_losses(model, dict(given))[0].sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+        memory.read()
+    step = statistics.median(seconds[WARMUP:])
+    return {"batch": batch, "length": length, "seconds": step, "tokens_per_second": batch * length / step,
+            "peak_memory_bytes": memory.peak, "estimated_bytes": estimated["total"] + libraries,
+            "libraries_bytes": libraries, "environment": environment(choose({"use_cpu": True}))}  # fmt: skip
+
+
+def _preparation(count: int) -> dict[str, Any]:
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    from peft_recipes import load_recipe
+    from peft_recipes.memory import loaded_libraries_bytes
+    from peft_recipes.tasks import task_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        words = [f"word{i}" for i in range(500)]
+        with path.open("w") as file:
+            for i in range(count):
+                said = " ".join(words[(i * 7 + k) % 500] for k in range(20))
+                answer = " ".join(words[(i * 11 + k) % 500] for k in range(30))
+                file.write(json.dumps({"instruction": f"{i} {said}", "input": "", "output": answer}) + "\n")
+        changes = [f"dataset.path={path}", "dataset.train=0.9", "dataset.validation=0.05", "dataset.test=0.05"]
+        task = task_of(load_recipe("smollm2-alpaca", embedded=True, changes=changes))
+        before, start = loaded_libraries_bytes(), time.perf_counter()
+        task.prepare()
+        return {
+            "rows": count,
+            "seconds": time.perf_counter() - start,
+            "memory_bytes": loaded_libraries_bytes() - before,
+        }
+
+
+if __name__ == "__main__":
+    main()
