@@ -173,6 +173,17 @@ def device_memory_bytes(device: str) -> int | None:
 
         return torch.cuda.get_device_properties(0).total_memory
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+    return min(whole, _container_limit() or whole)
+
+
+def _container_limit() -> int | None:
+    """The memory that a container may use (control groups, version 2 or 1); None where nothing limits it."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(path).read_text())
+        except (OSError, ValueError):
+            continue
+    return None

@@ -104,10 +104,16 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     hardware = choose(task.recipe.training, task.recipe.threads)
     libraries = loaded_libraries_bytes() if hardware.device == "cpu" else 0
     has = device_memory_bytes(hardware.device)
-    asked = task.recipe.training.get("gradient_checkpointing")
+    training = task.recipe.training
+    asked = training.get("gradient_checkpointing", training.get("activation_checkpointing"))
     found: dict[str, Any] = {}
     for checkpointing in (False, True) if asked is None else (asked,):
-        parts = _step_memory(task, prepared, config, arm, name, checkpointing)
+        try:
+            parts = _step_memory(task, prepared, config, arm, name, checkpointing)
+        except RecipeError:
+            raise
+        except Exception:  # an operation that can't be played without data, in some architecture
+            parts = _rough(task, prepared, config, arm, name)
         total = parts["total"] + libraries
         found = {**parts, "libraries": libraries, "total": total, "machine": has, "fits": has is None or total < has,
                  "gradient_checkpointing": checkpointing}  # fmt: skip
@@ -130,25 +136,71 @@ def _step_memory(
     if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = task.largest_batch(model, prepared, training.get("per_device_train_batch_size", 8))
-    return step_memory(model, batch, task.step_loss)
+    return step_memory(model, batch, _in_precision(task), _optimizer(training.get("optim")))
+
+
+def _in_precision(task: Task) -> Callable[..., Any]:
+    """The loss computed as training computes it: where that is bf16, its casts take memory and its results less."""
+    import torch
+
+    from peft_recipes.hardware import choose
+
+    lower = choose(task.recipe.training, task.recipe.threads).precision == "bf16"
+
+    def loss(model: Any, batch: dict[str, Any]) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
+            return task.step_loss(model, batch)
+
+    return loss
+
+
+def _optimizer(name: Any) -> Any:
+    """A torch optimizer with as many states as the one of that name; None (AdamW) where it is of another family."""
+    import torch
+
+    return torch.optim.SGD if "sgd" in str(name) else torch.optim.Adafactor if "adafactor" in str(name) else None
 
 
 def surely_fits(task: Task, config: Any) -> bool:
     """Whether even a full fine-tune of the longest examples needs less than half of the machine, by a rough bound.
 
-    16 bytes a weight (itself, gradient, AdamW's two states), 34 numbers a position, layer and unit of width
-    (Korthikanti et al. 2022, table 2), and three copies of the logits. Then there is no need to play the step.
+    Then there is no need to play the step. False where the bound can't be told.
     """
     from peft_recipes.hardware import choose, device_memory_bytes
 
     has = device_memory_bytes(choose(task.recipe.training).device)
     weights = sum(p.numel() for p in task.meta_model(copy.deepcopy(config)).parameters())
+    activations = _activations_bound(task, config)
+    return has is None or (activations is not None and 16 * weights + activations < has / 2)
+
+
+def _activations_bound(task: Task, config: Any) -> int | None:
+    """Bytes of activations that padded batches of max_length stay below; None for a model without layers of a width.
+
+    34 numbers a position, layer and unit of width, 5 a pair of positions, layer and head (Korthikanti et al. 2022,
+    table 2; attention that keeps no pairs takes less), and three copies of the logits.
+    """
     training, text = task.recipe.training, config.get_text_config()
-    layers, width = (getattr(text, key, 0) or 0 for key in ("num_hidden_layers", "hidden_size"))
+    layers, width, heads = (
+        getattr(text, k, 0) or 0 for k in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    if not (isinstance(width, int) and layers * width):
+        return None
     batch = max(training.get("per_device_train_batch_size", 8), training.get("per_device_eval_batch_size", 8))
-    positions = batch * task.recipe.max_length
+    length = task.recipe.max_length
     vocabulary = text.vocab_size if task.recipe.task in CAUSAL_TASKS else 0
-    return has is None or 16 * weights + 4 * positions * (34 * layers * width + 3 * vocabulary) < has / 2
+    return 4 * batch * length * (layers * (34 * width + 5 * heads * length) + 3 * vocabulary)
+
+
+def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, int]:
+    """The parts of a step's memory by rule: 4 bytes a number, AdamW's two states, and the bound on activations."""
+    from peft_recipes.saving import with_arm_on_meta
+
+    _, parameters = with_arm_on_meta(task, config, arm, name)
+    trains = 4 * parameters.trainable
+    parts = {"weights": 4 * (parameters.total + parameters.adapter), "gradients": trains, "optimizer": 2 * trains,
+             "activations": _activations_bound(task, config) or 0}  # fmt: skip
+    return {**parts, "total": sum(parts.values())}
 
 
 def _pass_only(task: Task) -> Callable[..., Any]:

@@ -68,6 +68,40 @@ def test_features_beyond_the_limit_are_mapped_from_a_file_with_the_same_result(c
     assert inside["training"]["losses"] == mapped["training"]["losses"]
 
 
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 7},
+        {"dataloader_drop_last": True, "per_device_eval_batch_size": 7},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_features_heed_the_training_options_as_the_slow_way_does(classify, still, tmp_path, monkeypatch, training):
+    recipe = still(classify, "distilbert", **training)
+    fast = train(recipe, "head", output=tmp_path / "fast").data
+    slowly(monkeypatch)
+    slow = train(recipe, "head", output=tmp_path / "slow").data
+    assert fast["training"]["batches"] == "features"
+    assert fast["training"]["steps"] == slow["training"]["steps"]
+    for (_, one), (_, two) in zip(fast["training"]["losses"], slow["training"]["losses"], strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    assert fast["metrics"]["test"]["loss"] == pytest.approx(slow["metrics"]["test"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "llama"])
+def test_accumulated_batches_learn_as_one_large_batch(classify, still, tmp_path, kind):
+    losses = {}
+    for batch, accumulation in ((16, 1), (4, 4)):
+        recipe = still(classify, kind, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+                       train_sampling_strategy="sequential")  # fmt: skip
+        recipe.arms["full"] = Arm(learning_rate=5e-3)
+        data = train(recipe, "full", output=tmp_path / f"{batch}").data
+        losses[batch] = data["training"]["losses"]
+        assert data["training"]["steps"] == 12
+    for (_, one), (_, two) in zip(losses[16], losses[4], strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
 def test_the_pass_over_the_backbone_counts_as_training(classify, still, tmp_path):
     figures = train(still(classify, "distilbert"), "head", output=tmp_path).data["training"]
     assert figures["seconds"] > figures["first_pass_seconds"] > 0

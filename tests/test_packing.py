@@ -223,7 +223,7 @@ def test_virtual_tokens_are_padded_and_learn(instruct, tmp_path):
 def test_logits_beyond_the_limit_are_left_to_trl_with_the_same_losses(instruct, tmp_path, monkeypatch):
     recipe = instruct()
     direct = train(recipe, "lora", output=tmp_path / "direct").data
-    monkeypatch.setattr(causal_trainer, "_LOGITS_BYTES", 0)
+    monkeypatch.setattr(causal_trainer, "LOGITS_BYTES", 0)
     pieces = train(recipe, "lora", output=tmp_path / "pieces").data
     for (_, one), (_, two) in zip(direct["training"]["losses"], pieces["training"]["losses"], strict=True):
         assert one == pytest.approx(two, rel=1e-4)

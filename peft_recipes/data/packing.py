@@ -117,8 +117,9 @@ class SharedPrefixCollator:
 
     def _rows(self, lengths: list[int], shared: int, labelled: list[int]) -> list[list[int]]:
         """Which examples stand in which row: as many rows as cost least, none beyond the budget."""
-        best, cost = [[e] for e in range(len(lengths))], float("inf")
-        for count in range(1, len(lengths) + 1):
+        best, cost, worse = [[e] for e in range(len(lengths))], float("inf"), 0
+        fewest = max(1, (shared + sum(lengths)) // self.max_row_tokens)
+        for count in range(min(fewest, len(lengths)), len(lengths) + 1):
             rows = _balanced(lengths, count)
             longest = shared + max(sum(lengths[e] for e in row) for row in rows)
             if longest > self.max_row_tokens and count < len(lengths):
@@ -127,7 +128,9 @@ class SharedPrefixCollator:
             heads = sum(labelled) if count == 1 else min(longest, sum(labelled)) * count
             found = count * longest * (1 + longest / self.break_even) + heads * self.head_share
             if found < cost:
-                best, cost = rows, found
+                best, cost, worse = rows, found, 0
+            elif (worse := worse + 1) > 2:
+                break  # still more rows repeat the prefix still more often
         return best
 
 
@@ -185,6 +188,10 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
         return "its adapter puts virtual tokens before the input"
     if attention not in ("sdpa", "eager"):
         return f"attention '{attention}' takes no mask of its own (sdpa and eager do)"
+    if getattr(config, "output_router_logits", False):
+        return "its load-balancing loss counts tokens by a mask of two dimensions"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "some of its layers look back by place in the row"
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder and decoder"
     takes = inspect.signature(type(model).forward).parameters

@@ -13,9 +13,9 @@ from trl import SFTConfig
 
 from peft_recipes import bases, checks, metrics
 from peft_recipes.data import columns
-from peft_recipes.data.packing import COUNTS, PaddedCollator, SharedPrefixCollator, why_padded
+from peft_recipes.data.packing import COUNTS, KEPT, PaddedCollator, SharedPrefixCollator, why_padded
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
-from peft_recipes.tasks.causal_trainer import CausalTrainer, labelled_losses, tensors
+from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, CausalTrainer, labelled_losses, logits_bytes, tensors
 
 if TYPE_CHECKING:
     import datasets
@@ -101,9 +101,9 @@ class Causal(Task):
             compute_metrics=causal_metrics,
             callbacks=callbacks,
         )
-        batch = min(arguments.per_device_train_batch_size, len(prepared.splits["train"]))
-        first = [prepared.splits["train"][i] for i in range(batch)]
-        made.choose_batches(self.recipe.batches, self.recipe.max_length, self.recipe.max_row_tokens, first)
+        longest = np.argsort(self.lengths(prepared, "train"), kind="stable")[-arguments.per_device_train_batch_size :]
+        tried = [prepared.splits["train"][int(i)] for i in longest]
+        made.choose_batches(self.recipe.batches, self.recipe.max_length, self.recipe.max_row_tokens, tried)
         if made.batches != "shared-prefix" and self.recipe.batches == "shared-prefix":
             prepared.notes.append(f"Batches are padded, not shared: {made.batches.partition(': ')[2]}.")
         return made
@@ -131,6 +131,8 @@ class Causal(Task):
         return tensors(max(made, key=lambda batch: batch[COUNTS].computed))
 
     def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        while logits_bytes(model.config, batch) > LOGITS_BYTES:  # then the head is computed piece by piece
+            batch = {**batch, KEPT: batch[KEPT][: max(len(batch[KEPT]) // 2, 1)]}
         return labelled_losses(model, batch)[0].sum()
 
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
 # memory that a few hundred labelled positions don't need, and costs a third of a small model's step.
-_LOGITS_BYTES = 512 * 2**20
+LOGITS_BYTES = 512 * 2**20
 _SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays near 1e-6
 
 
@@ -29,12 +29,15 @@ class CausalTrainer(CountingMixin, SFTTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over labelled tokens of the optimiser step, over all its batches and processes, as trl's own."""
         inputs = {k: v for k, v in inputs.items() if k != COUNTS}
-        if not self._direct(inputs):
-            plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT)}
+        plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT)}
+        if not self._plain_loss():
             return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
-        losses, _, targets = labelled_losses(model, inputs)
-        tokens = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / torch.as_tensor(tokens).clamp(min=1)
+        if self._direct(inputs):
+            total, count = labelled_losses(model, inputs)[0].sum(), (inputs["labels"][:, 1:] != IGNORED).sum()
+        else:
+            output = model(**plain, use_cache=False, fused_lm_head=True)
+            total, count = -output.log_probs.sum(), output.label_mask.sum()
+        loss = total / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the tokens of all
         return (loss, None) if return_outputs else loss
@@ -51,19 +54,21 @@ class CausalTrainer(CountingMixin, SFTTrainer):
                 sums = _rows_to_examples(model(**plain, use_cache=False, fused_lm_head=True), inputs, counts.examples)
         return None, sums, torch.zeros(len(sums), 1, device=sums.device)
 
-    def _direct(self, inputs: dict[str, Any]) -> bool:
-        """Whether the logits at labelled positions are few enough to be held, and the loss is the plain one."""
-        if KEPT not in inputs or self.args.loss_type != "nll" or self.label_smoother is not None:
-            return False
-        if self.aux_loss_enabled or self.compute_loss_func is not None:
-            return False
-        config = self.accelerator.unwrap_model(self.model).config.get_text_config()
-        return len(inputs["labels"]) * len(inputs[KEPT]) * config.vocab_size * 4 <= _LOGITS_BYTES
+    def _plain_loss(self) -> bool:
+        """Whether the loss is the mean over labelled tokens, and not one that trl knows how to compute."""
+        others = self.label_smoother is not None or self.aux_loss_enabled or self.compute_loss_func is not None
+        return self.args.loss_type == "nll" and not others
 
-    def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, first: Sequence[dict[str, Any]]) -> str:
+    def _direct(self, inputs: dict[str, Any]) -> bool:
+        """Whether the logits at labelled positions are few enough to be held."""
+        config = self.accelerator.unwrap_model(self.model).config
+        return KEPT in inputs and logits_bytes(config, inputs) <= LOGITS_BYTES
+
+    def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, tried: Sequence[dict[str, Any]]) -> str:
         """Sets the collator: shared rows where `wanted` and exact, else padded ones. Returns which, and why if padded.
 
-        first: the examples of a batch, which is computed both ways (no gradient) before shared rows are trusted.
+        tried: the examples of a batch, which is computed both ways (no gradient) before shared rows are trusted: the
+        longest ones, which a model that looks back by place would get wrong first.
         """
         model = self.model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -74,12 +79,15 @@ class CausalTrainer(CountingMixin, SFTTrainer):
         padded = PaddedCollator(pad, keeps_logits=_keeps_logits(base) and not virtual)
         shared = SharedPrefixCollator.for_model(base, pad, max_row_tokens)
         if why is None:
-            gap = largest_gap(model, shared(first), padded(first))
+            while len(tried) > 2 and logits_bytes(base.config, padded(tried)) > LOGITS_BYTES:
+                tried = tried[: len(tried) // 2]
+            gap = largest_gap(model, shared(tried), padded(tried))
             if not gap <= _SAME_LOSS:
-                why = f"the first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
+                why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
         self.data_collator = padded if why else shared
-        if why and self.args.train_sampling_strategy == "random":
-            self.args.train_sampling_strategy = "group_by_length"  # less padding
+        if why and not virtual and self.args.train_sampling_strategy == "random":
+            # Less padding. Not where the reason is this arm's own: all arms see the examples in one order.
+            self.args.train_sampling_strategy = "group_by_length"
         self.batches = f"padded: {why}" if why else "shared-prefix"
         return self.batches
 
@@ -139,6 +147,11 @@ def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any])
     finally:
         model.train(was_training)
     return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
+
+
+def logits_bytes(config: Any, batch: dict[str, Any]) -> int:
+    """Bytes of a batch's logits in fp32 at the columns that are kept."""
+    return len(batch["labels"]) * len(batch[KEPT]) * config.get_text_config().vocab_size * 4
 
 
 def tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:

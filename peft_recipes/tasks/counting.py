@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -19,10 +22,12 @@ class CountingMixin(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._counts: list[Counts] = []
+        self._counts: list[list[Counts]] = [[]]  # of each optimiser step, its micro-batches
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._counts.append(inputs.pop(COUNTS) if COUNTS in inputs else _counted(inputs))
+        self._counts[-1].append(inputs.pop(COUNTS) if COUNTS in inputs else _counted(inputs))
+        if self.accelerator.sync_gradients:
+            self._counts.append([])
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -46,20 +51,54 @@ class CountingMixin(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         """In order. Where training groups by length, the library would shuffle evaluation as well."""
-        strategy, self.args.train_sampling_strategy = self.args.train_sampling_strategy, "random"
-        try:
+        with _changed(self.args, "train_sampling_strategy", "random"):
             return super()._get_eval_sampler(eval_dataset)
-        finally:
-            self.args.train_sampling_strategy = strategy
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        """Every example, also where training drops the last batch."""
+        with _changed(self.args, "dataloader_drop_last", False):
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        """Every example, also where training drops the last batch."""
+        with _changed(self.args, "dataloader_drop_last", False):
+            return super().get_test_dataloader(*args, **kwargs)
 
     def step_counts(self) -> list[Counts]:
         """The counts of each optimiser step, in order."""
-        every = self.args.gradient_accumulation_steps
-        return [_sum(self._counts[i : i + every]) for i in range(0, len(self._counts), every)]
+        return [_sum(step) for step in self._counts if step]
 
 
 class ClassificationTrainer(CountingMixin, Trainer):
-    """transformers' Trainer, counting."""
+    """transformers' Trainer, counting, with the loss said once: the mean over the examples of an optimiser step.
+
+    Left to the models, it is a mean of each micro-batch, which the library then divides by the accumulation steps for
+    some models and not for others.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that `compute_loss` is told the step's examples
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        output = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        loss = cross_entropy(output.logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the examples of all
+        return (loss, output) if return_outputs else loss
+
+
+@contextlib.contextmanager
+def _changed(arguments: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(arguments, name)
+    setattr(arguments, name, value)
+    try:
+        yield
+    finally:
+        setattr(arguments, name, before)
 
 
 def _counted(inputs: dict[str, Any]) -> Counts:

@@ -109,9 +109,12 @@ class Backbone:
         if not self.exists:
             return None
         output, logits = self.output_and_logits(batch)
+        if float((logits - logits[0]).abs().max()) == 0:
+            return None  # a head that says the same of all examples can't tell what it reads
         for pick in (_whole,) if self.name == "features" else (_pooled, _first, _last):
             try:
-                found = self.logits_of(pick(output, batch))
+                picked = pick(output, batch)
+                found = self.logits_of(picked) if picked.dim() == 2 else logits.new_empty(0)
             except (AttributeError, IndexError, KeyError, TypeError, RuntimeError, ValueError):
                 continue
             size = max(1.0, float(logits.abs().max()))
@@ -128,11 +131,9 @@ class OnFeatures(torch.nn.Module):
         self.model, self.backbone = model, backbone
         self.config = model.config
 
-    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> SequenceClassifierOutput:
-        """Logits [batch, classes] of features [batch, width], with labels [batch] also their mean cross entropy."""
-        logits = self.backbone.logits_of(features)
-        loss = None if labels is None else torch.nn.functional.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+    def forward(self, features: torch.Tensor) -> SequenceClassifierOutput:
+        """Logits [batch, classes] of features [batch, width]."""
+        return SequenceClassifierOutput(logits=self.backbone.logits_of(features))
 
 
 class FeatureRows(torch.utils.data.Dataset):
@@ -167,7 +168,10 @@ def feature_rows(trainer: Trainer, backbone: Backbone, pick: Pick, rows: Any, le
     labels = np.empty(len(rows), dtype=np.int64)
     done = 0
     trainer.model.eval()
-    for given in trainer.get_eval_dataloader(sorted_rows):
+    loader = torch.utils.data.DataLoader(
+        sorted_rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator
+    )
+    for given in loader:
         batch = trainer._prepare_inputs(given)
         here = order[done : done + len(batch["labels"])]
         labels[here] = batch.pop("labels").cpu().numpy()
@@ -179,5 +183,5 @@ def feature_rows(trainer: Trainer, backbone: Backbone, pick: Pick, rows: Any, le
             made = np.lib.format.open_memmap(file, "w+", np.float32, shape) if large else np.empty(shape, np.float32)
         made[here] = features
         done += len(here)
-    assert made is not None
+    assert made is not None and done == len(rows)
     return FeatureRows(made, labels.tolist(), lengths)

@@ -29,7 +29,7 @@ class HeadTrainer(ClassificationTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         backbone = Backbone(self.model)
-        pick = None if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._pick(backbone)
+        pick = self._pick(backbone) if self._alone() else None
         if pick is None:
             return super().train(*args, **kwargs)
         with tempfile.TemporaryDirectory(prefix="features-") as folder:
@@ -43,6 +43,11 @@ class HeadTrainer(ClassificationTrainer):
             result = inner.train(*args, **kwargs)
         self.state, self._counts, self.batches = inner.state, inner._counts, "features"
         return result
+
+    def _alone(self) -> bool:
+        """One process, one device, batches by order or length: else each would need the others' features."""
+        devices = self.args.world_size == 1 and self.args.n_gpu <= 1
+        return devices and self.args.train_sampling_strategy in ("random", "sequential", "group_by_length")
 
     def _pick(self, backbone: Backbone) -> Pick | None:
         self.model.eval()
@@ -59,6 +64,10 @@ class HeadTrainer(ClassificationTrainer):
     ) -> ClassificationTrainer:
         args = copy.copy(self.args)
         args.remove_unused_columns = False
+        args.label_names = ["labels"]
+        # Of the backbone, which is not in it. The first name is the older one of the second.
+        args.gradient_checkpointing = args.activation_checkpointing = False
+        args.neftune_noise_alpha = None
         inner = ClassificationTrainer(
             model=OnFeatures(self.model, backbone),
             args=args,
