@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.errors import RecipeError, nearest, unknown
-from peft_recipes.plain import read_yaml
+from peft_recipes.plain import from_yaml, read_yaml
 from peft_recipes.recipe import Recipe
 
 # In a wheel the recipes travel inside the package; in a checkout they stand beside it.
@@ -110,6 +110,8 @@ def _set(plain: dict[str, Any], keys: list[str], value: Any, change: str) -> Non
         where = ".".join(keys[:depth]) or "the recipe"
         if place.get(key) is None and (key in place or depth > 1):
             place[key] = {}
+        if key not in place and keys[0] == "training" and depth == 1:
+            place[key] = {}  # a mapping among the options; whether it is one is asked of TrainingArguments
         if key not in place:
             raise RecipeError(f"--set {change}: " + unknown("key", key, place, where))
         place = place[key]
@@ -130,7 +132,7 @@ def _value(text: str) -> Any:
         except ValueError:
             pass
     try:
-        return yaml.safe_load(text)
+        return from_yaml(text)
     except yaml.YAMLError:
         return text
 

@@ -171,8 +171,15 @@ def compare(
     chosen = _load(recipe, embedded, changes)
     with shown_progress() as on_progress:
         made = compare_arms(
-            chosen, _names(arms), _seeds(seeds), output=output, overwrite=overwrite, on_progress=on_progress
-        )
+            chosen,
+            _names(arms),
+            _seeds(seeds),
+            output=output,
+            overwrite=overwrite,
+            asked={"recipe": recipe, "embedded": embedded, "changes": changes, "arms": _names(arms),
+                   "output": str(output)},
+            on_progress=on_progress,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(made.data, indent=1))
     else:
@@ -204,7 +211,7 @@ def report(
     if as_json:
         print(json.dumps(made.data, indent=1))
         return
-    check_output(made.folder)
+    check_output(made.folder, "The report goes beside its comparison: ")
     write_reports(made.data, made.folder)
     show_comparison(made)
 

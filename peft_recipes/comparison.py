@@ -38,7 +38,8 @@ class Comparison:
     @property
     def failed(self) -> list[str]:
         """The arms of which at least one run did not finish."""
-        return [name for name, arm in self.data["arms"].items() if arm["failures"]]
+        base = [BASE] if self.data["base"]["status"] != "ok" else []
+        return base + [name for name, arm in self.data["arms"].items() if arm["failures"]]
 
     def verdict(self, arm: str) -> str:
         """What giving up full fine-tuning for this arm cost, in one sentence with its interval."""
@@ -79,9 +80,13 @@ class Comparison:
         render_terminal(self.data, Console())
 
     def _repr_html_(self) -> str:
+        """The report in a frame of its own, so that its style is not the notebook's."""
+        from html import escape
+
         from peft_recipes.reporting.html import render_html
 
-        return render_html(self.data)
+        page = escape(render_html(self.data), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>'
 
     def __repr__(self) -> str:
         return f"Comparison({self.data['recipe']}: {', '.join(self.data['arms'])}; seeds {self.data['seeds']})"
@@ -94,12 +99,15 @@ def compare(
     *,
     output: str | Path = "adapters",
     overwrite: bool = False,
+    asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """Trains every arm with every seed, each in a fresh process, and writes comparison.json, .md and .html.
 
     arms: names (default: all of the recipe's). The untrained base is evaluated as well. Runs that are finished and
-    whose recipe, data and code are the same are kept; overwrite trains them anew. A run that fails is a row of the
+    whose recipe, data and code are the same are kept; overwrite trains them anew. asked: how the
+    command line was called (recipe, embedded, changes, arms, output), so that what the report suggests is that call
+    with a change. A run that fails is a row of the
     table, not the end. Raises RecipeError, before anything is written, for whatever is wrong with what was given.
     """
     names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
@@ -118,7 +126,7 @@ def compare(
                 tell("kept")
             else:
                 run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data)
-        return collect(recipe, names, seeds, output, estimates)
+        return collect(recipe, names, seeds, output, {"estimates": estimates, "asked": asked})
 
 
 def collect(
@@ -126,11 +134,11 @@ def collect(
     arms: Sequence[str],
     seeds: Sequence[int],
     output: Path,
-    estimates: dict[str, dict[str, Any]] | None = None,
+    known: dict[str, Any] | None = None,
 ) -> Comparison:
     """The comparison of the runs that lie below `output`, written to their recipe's folder.
 
-    estimates: each arm's memory by the plan, to stand beside what was measured.
+    known: what the runs do not: "estimates", each arm's memory by the plan, and "asked", how the comparison was called.
     """
     from peft_recipes.evidence import comparison_data
     from peft_recipes.reporting import write_reports
@@ -139,7 +147,9 @@ def collect(
     runs = {(arm, seed): _run_or_failure(output, recipe, (arm, seed)) for arm in arms for seed in seeds}
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
     data = comparison_data(recipe, runs, base, list(arms), list(seeds))
-    for arm, estimate in (estimates or {}).items():
+    known = known or {}
+    data["asked"] = known.get("asked")
+    for arm, estimate in (known.get("estimates") or {}).items():
         data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)
     write_reports(data, folder)
@@ -171,14 +181,18 @@ def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, Prepared, di
     from peft_recipes.arms import fit_targets
     from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
+    from peft_recipes.training import check_arguments
 
     # One trial decides for all runs: near its threshold, two processes might choose two precisions.
-    bf16 = choose(recipe.training, recipe.threads).precision == "bf16"
-    recipe = recipe.with_changes({"training": {"bf16": bf16}})
+    hardware = choose(recipe.training, recipe.threads)
+    recipe = recipe.with_changes({"training": {"bf16": hardware.precision == "bf16"}})
     task = task_of(recipe)
     prepared = task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))
-    recipe, _ = fit_targets(recipe, config)
+    recipe, notes = fit_targets(recipe, config)
+    prepared.notes += notes
+    task.recipe = recipe
+    check_arguments(task, None, hardware)
     problems, estimates = [], {}
     for name in arms:
         try:

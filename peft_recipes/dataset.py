@@ -42,13 +42,16 @@ class Dataset:
     transform: dict[str, float] | None = None
 
     def problems(self, where: str = "dataset") -> list[str]:
-        found = []
-        if not isinstance(self.path, str) or not self.path.strip():
+        """What is wrong with it, one line each."""
+        from peft_recipes.validation import type_problems
+
+        if found := type_problems(self, f"{where}."):
+            return found  # the rest takes the types for granted
+        if not self.path.strip():
             found.append(f"{where}.path: expected a Hub id, a file, a folder or embedded:NAME, got {self.path!r}.")
         for split in ("train", "validation", "test"):
             size = getattr(self, split)
-            number = isinstance(size, (int, float)) and not isinstance(size, bool)
-            if size is not None and not (number and (0 < size < 1 or (float(size).is_integer() and size >= 1))):
+            if size is not None and not (0 < size < 1 or (float(size).is_integer() and size >= 1)):
                 found.append(
                     f"{where}.{split}: expected a number of rows, a share between 0 and 1, or null; got {size!r}."
                 )
@@ -61,10 +64,10 @@ class Dataset:
             if key not in ("rotation", "noise"):
                 found.append(unknown("key", key, ["rotation", "noise"], f"{where}.transform"))
         for key in ("pretrain", "seed"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
+            if getattr(self, key) < 0:
                 found.append(f"{where}.{key}: expected a whole number of 0 or more, got {getattr(self, key)!r}.")
-        if not isinstance(self.balance, bool):
-            found.append(f"{where}.balance: expected true or false, got {self.balance!r}.")
+        if self.labels is not None and len(set(self.labels)) < max(len(self.labels), 2):
+            found.append(f"{where}.labels: expected two or more names, no name twice; got {self.labels!r}.")
         return found
 
 
@@ -76,3 +79,14 @@ class Pretraining:
     batch_size: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
+
+    def problems(self, where: str = "pretraining") -> list[str]:
+        """What is wrong with it, one line each."""
+        from peft_recipes.validation import type_problems
+
+        found = type_problems(self, f"{where}.")
+        return found or [
+            f"{where}.{key}: expected a number above 0, got {getattr(self, key)!r}."
+            for key in ("num_train_epochs", "batch_size", "learning_rate")
+            if getattr(self, key) <= 0
+        ]

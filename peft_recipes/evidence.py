@@ -49,7 +49,7 @@ def comparison_data(
         "differences": differences,
         "samples": some.data["samples"] if some else None,
         "environment": some.data["environment"] if some else {},
-        "notes": some.data["notes"] if some else [],
+        "notes": list(dict.fromkeys(note for run in (base, *runs.values()) if run.ok for note in run.data["notes"])),
     }
 
 

@@ -69,14 +69,19 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def step_memory(
-    model: nn.Module, batch: dict[str, Any], loss_of: Callable[..., torch.Tensor], optimizer: Any = None
+    model: nn.Module,
+    batch: dict[str, Any],
+    loss_of: Callable[..., torch.Tensor],
+    optimizer: Any = None,
+    *,
+    learns: bool = True,
 ) -> dict[str, int]:
     """Bytes that a training step needs, of a model from the meta device (which it leaves without use).
 
     batch: as a collator makes it. loss_of(model, batch): the loss. optimizer: a torch optimizer's class, AdamW by
     default. Returns weights, gradients, optimizer (its states), activations (all that the peak holds beside those,
-    logits among it) and total, the peak. Where nothing but a head learns on features (no gradient reaches the
-    backbone), pass a loss that is computed under no_grad: the pass over the backbone is the peak.
+    logits among it) and total, the peak. learns: False for a pass in evaluation mode and without gradients, such as a
+    frozen backbone's over the data (other attention kernels run where there is no dropout).
     """
     with without_data(model):
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -85,8 +90,8 @@ def step_memory(
         for tensor in (*model.parameters(), *model.buffers()):
             live.add(tensor)
         weights = live.live
-        model.train()
-        with live:
+        model.train(learns)
+        with live, torch.set_grad_enabled(learns):
             given = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             loss = loss_of(model, given)
             if loss.requires_grad:

@@ -23,7 +23,18 @@ _OWNED = {
     "push_to_hub": "`peft-recipes push`",
     "hub_token": "`hf auth login`; a token never stands in a recipe",
     "resume_from_checkpoint": "--resume",
+    "packing": "`batches` of the recipe itself: its shared rows pack, exactly",
+    "padding_free": "`batches` of the recipe itself: its shared rows have no padding",
+    "completion_only_loss": "the rows: the loss is on the answers, or on all of a plain text",
+    "assistant_only_loss": "the rows: the loss is on the last answer",
+    "dataset_text_field": "dataset.text",
+    "chat_template_path": "the model: its own template is used",
+    "eos_token": "the model: its own is used",
+    "pad_token": "the model: its own is used",
 }
+
+# Counts that no run can do with below 1.
+_FROM_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def training_problems(training: dict[str, Any], task: str) -> list[str]:
@@ -43,6 +54,10 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
             found.append(_unknown_option(key, fields))
         elif wrong := _wrong_type(value, str(fields[key].type)):
             found.append(f"training.{key}: expected {wrong}, got {value!r}.")
+        elif key in _FROM_ONE and value < 1:
+            found.append(f"training.{key}: expected 1 or more, got {value!r}.")
+        elif key == "num_train_epochs" and value <= 0:
+            found.append(f"training.{key}: expected a number above 0, got {value!r}.")
     return found
 
 
@@ -56,6 +71,8 @@ def _unknown_option(key: str, fields: dict[str, Any]) -> str:
 def _wrong_type(value: Any, annotation: str) -> str:
     """What was expected, where a value can't be of the annotated kind; empty where it fits or can't be told."""
     kinds = {k for k in ("bool", "int", "float", "str", "dict", "list") if re.search(rf"\b{k}\b", annotation)}
+    if value is None and "None" not in annotation:
+        return " or ".join(sorted(kinds)) or "a value"
     if not kinds or value is None or re.search(r"Strategy|Type|Names", annotation):
         return ""
     fits = (

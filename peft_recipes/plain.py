@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -17,9 +20,20 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
+
+
+def from_yaml(text: str) -> Any:
+    """Plain data of YAML text, 1e-3 a number as in YAML 1.2 (the loader by itself wants 1.0e-3). Raises YAMLError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    return yaml.load(text, Loader)
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _step_memory(
     model, _ = with_arm_on_meta(task, config, arm, name)
     if arm.method == "head":  # the pass over the frozen backbone, in evaluation's batches, is its peak
         batch = task.largest_batch(model, prepared, training.get("per_device_eval_batch_size", 8))
-        return step_memory(model, batch, _pass_only(task))
+        return step_memory(model, batch, _in_precision(task), learns=False)
     if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = task.largest_batch(model, prepared, training.get("per_device_train_batch_size", 8))
@@ -201,16 +201,6 @@ def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     parts = {"weights": 4 * (parameters.total + parameters.adapter), "gradients": trains, "optimizer": 2 * trains,
              "activations": _activations_bound(task, config) or 0}  # fmt: skip
     return {**parts, "total": sum(parts.values())}
-
-
-def _pass_only(task: Task) -> Callable[..., Any]:
-    import torch
-
-    def loss(model: Any, batch: dict[str, Any]) -> Any:
-        with torch.no_grad():
-            return task.step_loss(model, batch)
-
-    return loss
 
 
 def too_large(name: str, memory: dict[str, Any], recipe: Recipe) -> str:

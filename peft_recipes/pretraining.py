@@ -64,6 +64,7 @@ def _train(task: Task, prepared: Prepared, folder: Path) -> None:
                 learning_rate=options.learning_rate,
                 lr_scheduler_type="constant",
                 weight_decay=0.0,
+                max_grad_norm=0.0,  # plain Adam: nothing clipped
                 seed=options.seed,
                 data_seed=options.seed,
                 save_strategy="no",

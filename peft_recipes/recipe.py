@@ -5,26 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.dataset import Dataset, Pretraining
 from peft_recipes.errors import RecipeError, unknown
-from peft_recipes.guards import GUARDS
-from peft_recipes.options import CAUSAL_TASKS, TASKS, training_problems
+from peft_recipes.options import CAUSAL_TASKS
 from peft_recipes.plain import key_problems, merge, part, peft_from_dict, peft_to_dict, read_yaml
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 EMBEDDED = "embedded:"
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
-BATCHES = ("shared-prefix", "padded")
-
-# Written into every file name and repository name, so kept to what all of them take.
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z", re.IGNORECASE)
 
 
 @dataclass
@@ -63,8 +56,10 @@ class Arm:
         ]
         if problems:
             raise RecipeError(*problems)
+        if given.get("peft") is not None and given.get("method") is not None:
+            raise RecipeError(f"{where}: it has both 'method' and 'peft'; set the one you mean, and the other to null.")
         peft = given.get("peft")
-        method = peft_from_dict(peft, f"{where}.peft") if peft is not None else given.get("method", "full")
+        method = peft_from_dict(peft, f"{where}.peft") if peft is not None else given.get("method") or "full"
         return cls(method, learning_rate=given.get("learning_rate", 5e-5))
 
     def problems(self, where: str) -> list[str]:
@@ -143,69 +138,9 @@ class Recipe:
 
     def problems(self) -> list[str]:
         """Every problem of this recipe, one line each; empty when it is sound."""
-        found = []
-        for key in ("name", "task", "model"):
-            if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
-                found.append(f"{key}: expected text, got {getattr(self, key)!r}.")
-        if isinstance(self.name, str) and not _NAME.match(self.name):
-            found.append(f"name: '{self.name}' must be letters, digits, '.', '_' and '-' only: it names a folder.")
-        if self.task not in TASKS:
-            found.append(unknown("task", str(self.task), TASKS))
-        metrics = ("loss",) if self.task in CAUSAL_TASKS else ("accuracy", "loss")
-        if self.metric not in metrics:
-            found.append(unknown("metric", str(self.metric), metrics, f"task {self.task}"))
-        for key in ("max_length", "max_row_tokens"):
-            tokens = getattr(self, key)
-            if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 2:
-                found.append(f"{key}: expected a whole number of tokens of 2 or more, got {tokens!r}.")
-        if self.batches not in BATCHES:
-            found.append(unknown("value", str(self.batches), BATCHES, "batches"))
-        if self.margin is not None and (not isinstance(self.margin, (int, float)) or not 0 < self.margin < math.inf):
-            found.append(f"margin: expected a number above 0, got {self.margin!r}.")
-        if self.attention not in (None, *ATTENTION):
-            found.append(unknown("value", str(self.attention), ATTENTION, "attention"))
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            found.append(f"threads: expected a whole number of 1 or more, got {self.threads!r}.")
-        if not isinstance(self.skip_checks, list):
-            found.append(f"skip_checks: expected a list of names, got {self.skip_checks!r}.")
-        else:
-            found += [unknown("check", str(c), GUARDS, "skip_checks") for c in self.skip_checks if c not in GUARDS]
-        found += self.dataset.problems()
-        found += self._arm_problems() + self._prompt_problems() + self._also_problems()
-        return found + training_problems(self.training, self.task)
+        from peft_recipes.validation import recipe_problems
 
-    def _arm_problems(self) -> list[str]:
-        found = [] if self.arms else ["arms: a recipe needs at least one arm."]
-        for name, arm in self.arms.items():
-            if not _NAME.match(str(name)) or name == "base":
-                found.append(f"arms: '{name}' can't name an arm: letters, digits, '.', '_', '-', and not 'base'.")
-            found += arm.problems(f"arms.{name}")
-            if arm.method == "head" and self.task in CAUSAL_TASKS:
-                found.append(f"arms.{name}: 'head' needs a task head; a {self.task} model has only its vocabulary.")
-        return found
-
-    def _prompt_problems(self) -> list[str]:
-        if not isinstance(self.prompts, list):
-            return [f"prompts: expected a list of {{kind, prompt}}, got {type(self.prompts).__name__}."]
-        return [
-            f"prompts[{i}]: expected a mapping with 'kind' and 'prompt', got {row!r}."
-            for i, row in enumerate(self.prompts)
-            if not isinstance(row, dict) or set(row) != {"kind", "prompt"}
-        ]
-
-    def _also_problems(self) -> list[str]:
-        keys = [f.name for f in dataclasses.fields(Dataset)]
-        found = [
-            f"evaluate_also: '{name}' is the name of a split of the recipe itself; choose another."
-            for name in self.evaluate_also
-            if name in ("train", "validation", "test", "pretrain")
-        ]
-        return found + [
-            unknown("key", key, keys, f"evaluate_also.{name}")
-            for name, changes in self.evaluate_also.items()
-            for key in changes
-            if key not in keys
-        ]
+        return recipe_problems(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as YAML takes it; `from_dict` gives an equal recipe back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,7 +64,16 @@ def read_run(folder: Path) -> Run | None:
 
 def write_json(path: Path, data: Any) -> None:
     """JSON beside and renamed: a reader sees the old file or the new one, whole."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+    write_text(path, json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(data: Any) -> Any:
+    """Data as JSON takes it: a figure that is no number (a perplexity beyond all bounds) is null."""
+    if isinstance(data, dict):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,15 +96,15 @@ def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:20]
 
 
-def check_output(output: Path) -> None:
-    """Raises RecipeError where nothing can be written below `output`; writes nothing itself."""
+def check_output(output: Path, what: str = "--output ") -> None:
+    """Raises RecipeError where nothing can be written below `output`; writes nothing itself. what: it is called."""
     place = output.absolute()
     while not place.exists() and not place.is_symlink():
         place = place.parent
     if not place.is_dir():
-        raise RecipeError(f"--output {output}: {place} is a file, so no folder can be made there.")
+        raise RecipeError(f"{what}{output}: {place} is a file, so no folder can be made there.")
     if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        raise RecipeError(f"--output {output}: {place} can't be written. Name another folder with --output.")
+        raise RecipeError(f"{what}{output}: {place} can't be written. Name another folder, or make it writable.")
 
 
 def make_folder(folder: Path) -> None:

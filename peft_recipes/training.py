@@ -57,6 +57,8 @@ def train(
     """
     if arm != BASE and arm not in recipe.arms:
         raise RecipeError(unknown("arm", arm, recipe.arms, f"recipe {recipe.name}"))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
     output = Path(output)
     folder = run_folder(output, recipe, arm, seed)
     check_output(output)
@@ -96,7 +98,11 @@ class _OneRun:
         done = read_run(self.folder) if self.resume else None
         if done is not None and done.ok and done.data.get("signature") == self.signature:
             return done
+        if done is not None and done.ok:
+            raise RecipeError(f"{self.folder} holds a finished run of another recipe, data or code. Replace it with "
+                              "--overwrite, or name another --output.")  # fmt: skip
         with self.watch("checks"):
+            check_arguments(self.task, self.arm, self.hardware)
             self._check_memory()
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
@@ -112,6 +118,8 @@ class _OneRun:
                 data = self._measured(model, parameters)
             except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
                 write_json(self.folder / RUN_FILE, self._failure(error))
+                if isinstance(error, RecipeError):  # found midway: a run that failed, not a mistake that cost nothing
+                    raise RuntimeError(str(error)) from error
                 raise
             write_json(self.folder / RUN_FILE, data)
         return Run(self.folder, data)
@@ -235,6 +243,14 @@ class _OneRun:
             "error": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
+
+
+def check_arguments(task: Task, arm: Arm | None, hardware: Hardware) -> None:
+    """Raises RecipeError for training options that the trainer's own class refuses (an optimizer it does not know)."""
+    try:
+        task.arguments(arm, 0, hardware, Path("unused"), True)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"training: {' '.join(str(error).split())}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:

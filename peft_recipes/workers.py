@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.recipe import Recipe
-from peft_recipes.runs import RUN_FILE, make_folder, read_run, run_folder, write_json
+from peft_recipes.runs import RUN_FILE, locked, make_folder, read_run, run_folder, write_json
 
 Job = tuple[str, int]  # arm, seed
 
@@ -55,8 +55,9 @@ def run_in_fresh_process(
     arm, seed = job
     folder = run_folder(output, recipe, arm, seed)
     make_folder(folder)
-    (folder / RUN_FILE).unlink(missing_ok=True)
-    (folder / "log.jsonl").unlink(missing_ok=True)
+    with locked(folder):  # a `train` in another process may be at it
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        (folder / "log.jsonl").unlink(missing_ok=True)
     command = [
         sys.executable,
         "-m",

@@ -105,9 +105,9 @@ def test_what_is_wrong_is_named(changes, said):
 
 def test_sft_options_are_valid_only_where_sft_trains():
     arms = {"full": Arm()}
-    assert recipe(task="sft", arms=arms, training={"packing": False}).training == {"packing": False}
-    with pytest.raises(RecipeError, match="'packing' in training"):
-        recipe(arms=arms, training={"packing": False})
+    assert recipe(task="sft", arms=arms, training={"loss_type": "nll"}).training == {"loss_type": "nll"}
+    with pytest.raises(RecipeError, match="'loss_type' in training"):
+        recipe(arms=arms, training={"loss_type": "nll"})
 
 
 def test_dotted_changes_reach_every_level():

@@ -170,7 +170,7 @@ def test_a_loss_is_compared_in_percent_of_fulls_loss():
 
 def test_stand_ins_are_named_in_the_sentence():
     sentence = words.verdict_sentence(image_comparison(), "lora")
-    assert "Measured on embedded stand-ins (model small-cnn, data embedded:mnist)" in sentence
+    assert "Measured on an embedded stand-in (data embedded:mnist)" in sentence
     assert "stand-ins" not in words.verdict_sentence(sft_comparison(), "lora")
 
 

@@ -37,6 +37,11 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
         raise RecipeError(missing_column(source.label, "label", train.column_names, source.path))
     feature = train.features[source.label]
     if isinstance(feature, ClassLabel):
+        if source.labels and [n.lower() for n in source.labels] != [n.lower() for n in feature.names]:
+            raise RecipeError(
+                f"dataset '{source.path}' names its classes {', '.join(feature.names)}; dataset.labels says "
+                f"{', '.join(source.labels)}. Leave it out: --set dataset.labels=null."
+            )
         return list(source.labels or feature.names)
     seen: dict[Any, str] = {}
     for rows in splits.values():
@@ -48,7 +53,7 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
                 )
             seen.setdefault(value, row)
     if source.labels:
-        strange = [v for v in seen if v not in source.labels and not _is_index(v, source.labels)]
+        strange = [v for v in seen if _number(v, source.labels) is None]
         if strange:
             raise RecipeError(
                 f"dataset '{source.path}', row {seen[strange[0]]}: label {strange[0]!r} is not one of dataset.labels: "
@@ -60,23 +65,29 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
             raise RecipeError(
                 f"dataset '{source.path}': labels run from {min(seen)} to {max(seen)}; expected 0, 1, ..."
             )
-        return [str(i) for i in range(max(seen) + 1)]
+        return [str(i) for i in sorted(seen)]
     return sorted(str(v) for v in seen)
 
 
-def _is_index(value: Any, labels: list[str]) -> bool:
-    return isinstance(value, int) and 0 <= value < len(labels)
+def _number(value: Any, labels: list[str]) -> int | None:
+    """The class of a label: by its name, or a whole number by its place where the names are no numbers themselves."""
+    if str(value) in labels:
+        return labels.index(str(value))
+    by_place = isinstance(value, int) and not all(label.isdigit() for label in labels)
+    return value if by_place and 0 <= value < len(labels) else None
 
 
 def classification_rows(rows: datasets.Dataset, source: Dataset, column: str, labels: list[str]) -> datasets.Dataset:
     """Rows with exactly `id`, `column` ("text" or "image") and `label` (a number). Raises RecipeError with the row."""
+    from datasets import ClassLabel
+
     name = getattr(source, column)
     if name not in rows.column_names:
         raise RecipeError(missing_column(name, column, rows.column_names, source.path))
-    numbers = {label: i for i, label in enumerate(labels)}
-    made = [value if isinstance(value, int) else numbers[str(value)] for value in rows[source.label]]
+    own = isinstance(rows.features[source.label], ClassLabel)  # then values are places already
+    made = [value if own else _number(value, labels) for value in rows[source.label]]
     for row, number in zip(rows["id"], made, strict=True):
-        if not 0 <= number < len(labels):
+        if number is None or not 0 <= number < len(labels):
             raise RecipeError(
                 f"dataset '{source.path}', row {row}: label {number} is outside 0 to {len(labels) - 1} "
                 f"({', '.join(labels)})."
@@ -97,17 +108,25 @@ def check_text(rows: datasets.Dataset, column: str, path: str) -> None:
             )
 
 
+def _needed(source: Dataset) -> dict[str, tuple[str, ...]]:
+    return {**_FORMATS, "text": (source.text,)}
+
+
 def sft_format(columns: list[str], source: Dataset) -> str:
     """Which of the SFT formats these columns are, or what `source.format` says. Raises RecipeError if none fits."""
     if source.format:
-        missing = [c for c in _FORMATS[source.format] if c not in columns]
+        needed = _needed(source)[source.format]
+        missing = [c for c in needed if c not in columns]
         if missing:
-            raise RecipeError(missing_column(missing[0], "format", columns, source.path))
+            raise RecipeError(
+                f"dataset '{source.path}' has no column '{missing[0]}', which the format '{source.format}' needs "
+                f"({', '.join(needed)}). Its columns: {', '.join(columns)}."
+            )
         return source.format
-    for name, needed in _FORMATS.items():
+    for name, needed in _needed(source).items():
         if all(column in columns for column in needed):
             return name
-    wanted = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in _FORMATS.items())
+    wanted = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in _needed(source).items())
     raise RecipeError(
         f"dataset '{source.path}' has the columns {', '.join(c for c in columns if c != 'id')}, which is none of the "
         f"formats of supervised fine-tuning: {wanted}."
@@ -122,37 +141,64 @@ def sft_rows(rows: datasets.Dataset, source: Dataset, chat: bool) -> tuple[datas
     """
     kind = sft_format(rows.column_names, source)
     if kind == "text":
-        check_text(rows, "text", source.path)
-        return rows.select_columns(["id", "text"]), 0
+        rows, empty = filled(rows, source.text)
+        check_text(rows, source.text, source.path)
+        renames = {source.text: "text"} if source.text != "text" else {}
+        return rows.select_columns(["id", source.text]).rename_columns(renames), empty
+    rows, empty = filled(rows, _FORMATS[kind][-1])
     if kind != "messages":
         for column in _FORMATS[kind]:
             if not isinstance(rows[0][column], list):
                 check_text(rows, column, source.path)
     made = [_prompt_completion(row, kind, source.path) for row in rows]
     answered = [(i, p, c) for i, (p, c) in enumerate(made) if c.strip()]
+    empty += len(made) - len(answered)
     import datasets
 
     ids = rows["id"]
     built = [{"id": ids[i], **_as_trl(prompt, completion, chat)} for i, prompt, completion in answered]
     if not built:
         raise RecipeError(f"dataset '{source.path}': no row has an answer to learn.")
-    return datasets.Dataset.from_list(built), len(made) - len(answered)
+    return datasets.Dataset.from_list(built), empty
+
+
+def filled(rows: datasets.Dataset, column: str) -> tuple[datasets.Dataset, int]:
+    """The rows that have something in a column, and how many have nothing (what a csv makes of an empty value)."""
+    kept = [i for i, value in enumerate(rows[column]) if value is not None]
+    return (rows if len(kept) == len(rows) else rows.select(kept)), len(rows) - len(kept)
 
 
 def _prompt_completion(row: dict[str, Any], kind: str, path: str) -> tuple[list[dict[str, str]], str]:
     """A row as the messages before the answer, and the answer."""
     if kind == "alpaca":
-        extra = row.get("input") or ""
+        extra = str(row.get("input") or "")
         text = row["instruction"] + (f"\n\n{extra}" if extra.strip() else "")
         return [{"role": "user", "content": text}], row["output"]
     if kind == "messages":
-        messages = row["messages"] or []
+        messages = _said(row["messages"], "messages", row["id"], path)
         if len(messages) < 2 or messages[-1].get("role") != "assistant":
             raise RecipeError(f"dataset '{path}', row {row['id']}: messages must end with an answer of the assistant.")
         return [dict(m) for m in messages[:-1]], messages[-1]["content"]
     prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list):
+        prompt = _said(prompt, "prompt", row["id"], path)
+    if isinstance(completion, list):
+        completion = _said(completion, "completion", row["id"], path)
     messages = [dict(m) for m in prompt] if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return messages, completion[-1]["content"] if isinstance(completion, list) else completion
+
+
+def _said(messages: Any, column: str, row: str, path: str) -> list[dict[str, str]]:
+    """Messages that are ones. Raises RecipeError with the row where a role or a content is no text."""
+    sound = isinstance(messages, list) and all(
+        isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content")) for m in messages
+    )
+    if not sound or not messages:
+        raise RecipeError(
+            f"dataset '{path}', row {row}, column '{column}': expected a list of messages, each with 'role' and "
+            f"'content' as text, got {str(messages)[:120]}."
+        )
+    return messages
 
 
 def _as_trl(prompt: list[dict[str, str]], completion: str, chat: bool) -> dict[str, Any]:

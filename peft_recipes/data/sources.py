@@ -128,11 +128,14 @@ def _read(source: Dataset) -> dict[str, datasets.Dataset]:
         if not path.is_dir():
             kinds = ", ".join(sorted(_READERS))
             raise RecipeError(f"dataset '{source.path}' is not there, or is no {kinds} file and no folder of them.")
-        for file in sorted(p for p in path.iterdir() if p.suffix in _READERS):
+        for file in sorted(p for p in path.rglob("*") if p.suffix in _READERS and p.is_file()):
             _check_lines(file)
     with hub_errors("dataset", source.path):
-        return dict(datasets.load_dataset(str(path) if path.is_dir() else source.path, source.name,
-                                          revision=source.revision))  # fmt: skip
+        where = str(path) if path.is_dir() else source.path
+        try:
+            return dict(datasets.load_dataset(where, source.name, revision=source.revision))
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise RecipeError(f"dataset '{source.path}' can't be read: {_cause(error)}") from error
 
 
 def _read_file(path: Path) -> dict[str, datasets.Dataset]:
@@ -147,8 +150,13 @@ def _read_file(path: Path) -> dict[str, datasets.Dataset]:
     try:
         return dict(datasets.load_dataset(_READERS[path.suffix], data_files=str(path), **options))
     except Exception as error:  # datasets wraps whatever its readers raise
-        cause = error.__cause__ or error
-        raise RecipeError(f"dataset file {path} can't be read: {' '.join(str(cause).split())[:300]}") from error
+        raise RecipeError(f"dataset file {path} can't be read: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{' '.join(str(error).split())[:300] or type(error).__name__}."
 
 
 def _check_lines(path: Path) -> None:
@@ -175,6 +183,7 @@ def _check_csv(path: Path) -> None:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         csv.field_size_limit(2**31 - 1)
+        start = 1
         try:
             header = next(rows, [])
             start, count = rows.line_num + 1, 0
@@ -188,4 +197,5 @@ def _check_csv(path: Path) -> None:
             if not count:
                 raise RecipeError(f"{path} is empty: it has a header and no rows.")
         except csv.Error as error:
-            raise RecipeError(f"{path}, line {rows.line_num}: {error}.") from error
+            opened = f"line {start}: a quote that is opened here is never closed" if "end of data" in str(error) else ""
+            raise RecipeError(f"{path}, {opened or f'line {rows.line_num}: {error}'}.") from error

@@ -257,11 +257,17 @@ RULES = (
 
 
 def _compare(comparison: Comparison, arms: str | None, setting: str | None = None, seeds: int | None = None) -> str:
-    parts = ["peft-recipes", "compare", comparison.get("recipe", "RECIPE")]
+    """The comparison's own command with a change: its recipe, arms, --set and --output stay as they were asked for."""
+    asked = comparison.get("asked") or {}
+    arms = arms or ",".join(asked.get("arms") or [])
+    output = asked.get("output")
+    parts = ["peft-recipes", "compare", asked.get("recipe") or comparison.get("recipe", "RECIPE")]
     parts += ["--arms", arms] if arms else []
     parts += ["--seeds", ",".join(map(str, range(seeds)))] if seeds else []
-    parts += ["--embedded"] if comparison.get("embedded") else []
-    parts += ["--set", setting] if setting else []
+    parts += ["--embedded"] if asked.get("embedded", comparison.get("embedded")) else []
+    for change in (*(asked.get("changes") or []), *([setting] if setting else [])):
+        parts += ["--set", change]
+    parts += ["--output", output] if output and output != "adapters" else []
     return " ".join(shlex.quote(_clean(part)) for part in parts)
 
 

@@ -61,7 +61,7 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
     told = {
         "Recipe": comparison.get("recipe"), "Task": comparison.get("task"), "Model": comparison.get("model"),
         "Data": comparison.get("dataset"),
-        "Stand-ins": "embedded model and data" if comparison.get("embedded") else None,
+        "Stand-ins": " and ".join(f"embedded {what}" for what in facts.stand_ins(comparison)),
         "Examples": ", ".join(sizes), "Seeds": ", ".join(map(str, seeds)), "Machine": ", ".join(filter(None, machine)),
         "System": environment.get("platform"), "Versions": ", ".join(python + versions),
         "Git commit": environment.get("git_commit"),

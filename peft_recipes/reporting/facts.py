@@ -185,3 +185,11 @@ def label(comparison: Comparison, name: str) -> str:
         f"{method.lower()}-{rank}",
     }
     return called if name.lower() in known else f"{called} ({plain(name)})"
+
+
+def stand_ins(comparison: Comparison) -> dict[str, str]:
+    """What of a comparison is an embedded stand-in: "model" or "data" -> its name; empty where it is the real thing."""
+    if not comparison.get("embedded"):
+        return {}
+    found = {"model": plain(comparison.get("model", "?")), "data": plain(comparison.get("dataset", "?"))}
+    return {what: name for what, name in found.items() if name.startswith("embedded:")} or found

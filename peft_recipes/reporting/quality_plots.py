@@ -176,7 +176,9 @@ def rank_curve(comparison: Comparison) -> Plot | None:
     axes.margins(x=0.1)
     axes.set(xlabel="Rank, logarithmic", ylabel=axis.title)
     told = "; ".join(f"rank {arms[n]['rank']} {axis.show(facts.mean(arms[n]))}" for group in groups for n in group)
-    caption = f"Same method and targets, the rank alone differs.{below}{_bar_words(comparison)}"
+    rates = {arms[n].get("learning_rate") for group in groups for n in group}
+    own = ", each rank at its own learning rate" if len(rates) > 1 else ""
+    caption = f"Same method and targets, other ranks{own}.{below}{_bar_words(comparison)}"
     return Plot("rank", "Quality by rank", caption, f"{axis.title} by rank: {told}.{below}", figure)
 
 

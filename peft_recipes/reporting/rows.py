@@ -107,7 +107,7 @@ MEANINGS = {
     "examples": "examples trained on a second; beside it padding's part of the computed positions",
     "latency_ms": "median at batch 1 after warm-up, with the adapter; beside it merged",
     "generation": "greedy generation with the adapter; beside it merged",
-    "learning_rate": "the arm's own, chosen on the validation split",
+    "learning_rate": "the arm's own",
 }
 
 

@@ -190,8 +190,10 @@ def caveats(comparison: Comparison, name: str) -> list[str]:
 
 def stand_in(comparison: Comparison) -> str:
     """That the figures come from embedded stand-ins, and which."""
-    model, data = facts.plain(comparison.get("model", "?")), facts.plain(comparison.get("dataset", "?"))
-    return f"Measured on embedded stand-ins (model {model}, data {data}), not on the recipe's own model and data."
+    stands_in = facts.stand_ins(comparison)
+    named = ", ".join(f"{what} {name}" for what, name in stands_in.items())
+    what = "embedded stand-ins" if len(stands_in) > 1 else "an embedded stand-in"
+    return f"Measured on {what} ({named}), not on the recipe's own {' and '.join(stands_in)}."
 
 
 def failure(arm: dict) -> str:
