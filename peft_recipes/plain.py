@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
 
+_BOOLEAN = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ def read_yaml(path: Path) -> Any:
 
 
 def from_yaml(text: str) -> Any:
-    """Plain data of YAML text, 1e-3 a number as in YAML 1.2 (the loader by itself wants 1.0e-3). Raises YAMLError."""
+    """Plain data of YAML text, read as YAML 1.2 says: 1e-3 is a number, and `no` is text. Raises YAMLError."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in kinds if tag != "tag:yaml.org,2002:bool"]
+            for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
 
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     return yaml.load(text, Loader)
 

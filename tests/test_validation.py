@@ -76,6 +76,7 @@ def test_a_nested_training_option_can_be_set(classify):
 
 def test_yaml_reads_an_exponent_without_a_dot_as_a_number():
     assert from_yaml("{a: 1e-3, b: 1.5E+2, c: e3, d: 12}") == {"a": 1e-3, "b": 150.0, "c": "e3", "d": 12}
+    assert from_yaml("[no, yes, on, off, true, False, null]") == ["no", "yes", "on", "off", True, False, None]
 
 
 def test_a_seed_out_of_range_is_a_mistake_not_a_failed_run(classify, tmp_path):
