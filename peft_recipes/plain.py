@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +31,26 @@ def from_yaml(text: str) -> Any:
     """Plain data of YAML text, read as YAML 1.2 says: 1e-3 is a number, and `no` is text. Raises YAMLError."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in kinds if tag != "tag:yaml.org,2002:bool"]
-            for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+    return yaml.load(text, _like_yaml_1_2(yaml.SafeLoader))
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-    return yaml.load(text, Loader)
+
+def to_yaml(data: Any) -> str:
+    """YAML text of plain data, which `from_yaml` reads back the same: what it would take for a number is quoted."""
+    import yaml
+
+    return yaml.dump(data, Dumper=_like_yaml_1_2(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=100)
+
+
+@functools.cache
+def _like_yaml_1_2(base: type) -> type:
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in kinds if tag != "tag:yaml.org,2002:bool"]
+        for first, kinds in base.yaml_implicit_resolvers.items()
+    }
+    made = type(base.__name__, (base,), {"yaml_implicit_resolvers": resolvers})
+    made.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
+    made.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    return made
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

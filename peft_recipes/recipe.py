@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.dataset import Dataset, Pretraining
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.options import CAUSAL_TASKS
-from peft_recipes.plain import key_problems, merge, part, peft_from_dict, peft_to_dict, read_yaml
+from peft_recipes.plain import key_problems, merge, part, peft_from_dict, peft_to_dict, read_yaml, to_yaml
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -183,9 +183,7 @@ class Recipe:
 
     def to_yaml(self, path: Path | None = None) -> str:
         """The recipe as YAML text; also written to `path` when one is given."""
-        import yaml
-
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        text = to_yaml(self.to_dict())
         if path is not None:
             path.write_text(text, encoding="utf-8")
         return text

@@ -15,6 +15,7 @@ from peft_recipes.data.packing import (
     COUNTS,
     IGNORED,
     KEPT,
+    SEGMENTS,
     PaddedCollator,
     SharedPrefixCollator,
     shareable_prefix,
@@ -87,12 +88,14 @@ def assert_same(model, first, second):
         assert float((gradient - others[name]).abs().max()) <= 1e-5 * largest, name
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa by segments", "sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BATCHES)
 def test_shared_rows_give_the_padded_batchs_loss_and_gradients(kind, attention, name):
-    model = model_of(kind, attention)
+    model = model_of(kind, attention.split()[0])
     shared, padded = SharedPrefixCollator.for_model(model, 0, 4096), PaddedCollator(0)
+    assert shared.by_segments == attention.startswith("sdpa")
+    shared.by_segments = attention.endswith("segments")  # by the mask alone: what a GPU does
     assert_same(model, [shared(BATCHES[name])], [padded(BATCHES[name])])
 
 
@@ -160,6 +163,8 @@ def test_the_losses_of_single_examples_come_out():
 def test_a_mask_that_a_model_does_not_heed_is_noticed():
     model, examples = model_of("llama"), BATCHES["common prefix, prompts of unequal length"]
     shared, padded = SharedPrefixCollator.for_model(model, 0, 4096)(examples), PaddedCollator(0)(examples)
+    assert largest_gap(model, shared, padded) < 1e-5
+    del shared[SEGMENTS]  # attention over the whole row, by the mask
     assert largest_gap(model, shared, padded) < 1e-5
     shared["attention_mask"] = torch.ones_like(shared["attention_mask"]).tril()
     assert largest_gap(model, shared, padded) > 1e-3

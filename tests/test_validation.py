@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft_recipes import Arm, Dataset, Recipe, RecipeError, train
 from peft_recipes.catalog import changed, load_recipe
 from peft_recipes.data import columns, sources
-from peft_recipes.plain import from_yaml
+from peft_recipes.plain import from_yaml, to_yaml
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,8 @@ def test_a_nested_training_option_can_be_set(classify):
 
 def test_yaml_reads_an_exponent_without_a_dot_as_a_number():
     assert from_yaml("{a: 1e-3, b: 1.5E+2, c: e3, d: 12}") == {"a": 1e-3, "b": 150.0, "c": "e3", "d": 12}
+    kept = {"a": "1e-5", "b": "no", "c": "true", "d": 1e-5, "e": True, "f": None, "g": "12"}
+    assert from_yaml(to_yaml(kept)) == kept
     assert from_yaml("[no, yes, on, off, true, False, null]") == ["no", "yes", "on", "off", True, False, None]
 
 

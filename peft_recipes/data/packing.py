@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peft_recipes.segment_attention import Segments
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -22,6 +24,7 @@ IGNORED = -100  # a label that is no label, in transformers as in torch's cross 
 COUNTS = "counts"  # what a batch is made of; for the trainer, never for the model
 EXAMPLES = "example_ids"  # [rows, length]: which of the batch's examples a position belongs to, -1 for none
 
+SEGMENTS = "segments"  # of shared rows, for the attention that runs example by example
 KEPT = "logits_to_keep"  # the columns whose next token is a label: only there the vocabulary head need be computed
 
 # Attention over a row costs as much as all else at about this many positions for each unit of hidden width: measured on
@@ -46,7 +49,8 @@ class SharedPrefixCollator:
 
     additive_mask: eager attention wants numbers to add, sdpa takes booleans. break_even: row length at which attention
     costs as much as everything else. head_share: the vocabulary head's cost as a share of the rest, a position.
-    max_row_tokens: no row is longer (an example that is stands alone), which bounds the mask's memory.
+    max_row_tokens: no row is longer (an example that is stands alone), which bounds the mask's memory. by_segments: the
+    attention will run example by example (segment_attention.py), so that a row's length costs nothing by itself.
 
     Returns input_ids, position_ids, labels, example_ids [rows, length], attention_mask [rows, 1, length, length],
     logits_to_keep [columns that predict a label] and the batch's Counts.
@@ -57,6 +61,7 @@ class SharedPrefixCollator:
     break_even: float = 2_000
     head_share: float = 0.0
     max_row_tokens: int = 4_096
+    by_segments: bool = False
 
     @classmethod
     def for_model(cls, model: PreTrainedModel, pad_token_id: int, max_row_tokens: int) -> SharedPrefixCollator:
@@ -64,10 +69,12 @@ class SharedPrefixCollator:
         config = model.config.get_text_config()
         head = config.vocab_size * config.hidden_size
         body = max(model.num_parameters(exclude_embeddings=True), 1)
+        by_segments = config._attn_implementation == "sdpa" and model.device.type in ("cpu", "meta")
         return cls(
             pad_token_id,
             additive_mask=config._attn_implementation == "eager",
-            break_even=max(_BREAK_EVEN * config.hidden_size, _SHORT),
+            break_even=float("inf") if by_segments else max(_BREAK_EVEN * config.hidden_size, _SHORT),
+            by_segments=by_segments,
             head_share=head / body,
             max_row_tokens=max_row_tokens,
         )
@@ -99,6 +106,8 @@ class SharedPrefixCollator:
                 segments[number, here] = example
                 place = here.stop
         made["attention_mask"] = self._mask(segments)
+        if self.by_segments:
+            made[SEGMENTS] = Segments(shared, [[len(ids[e]) - shared for e in row] for row in rows], length)
         made[KEPT] = predicting_columns(made["labels"])
         padding = int((segments == -2).sum())
         made[COUNTS] = Counts(sum(map(len, ids)), segments.numel(), padding, len(examples))

@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from trl import SFTTrainer
 
-from peft_recipes.data.packing import COUNTS, EXAMPLES, IGNORED, KEPT, PaddedCollator, SharedPrefixCollator, why_padded
+from peft_recipes.data.packing import (
+    COUNTS,
+    EXAMPLES,
+    IGNORED,
+    KEPT,
+    SEGMENTS,
+    PaddedCollator,
+    SharedPrefixCollator,
+    why_padded,
+)
+from peft_recipes.segment_attention import by_segments
 from peft_recipes.tasks.counting import CountingMixin
 
 if TYPE_CHECKING:
@@ -29,7 +39,7 @@ class CausalTrainer(CountingMixin, SFTTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over labelled tokens of the optimiser step, over all its batches and processes, as trl's own."""
         inputs = {k: v for k, v in inputs.items() if k != COUNTS}
-        plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT)}
+        plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT, SEGMENTS)}
         if not self._plain_loss():
             return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
         if self._direct(inputs):
@@ -50,7 +60,7 @@ class CausalTrainer(CountingMixin, SFTTrainer):
             if self._direct(inputs):
                 sums = example_sums(model, inputs, counts.examples)
             else:
-                plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT)}
+                plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT, SEGMENTS)}
                 sums = _rows_to_examples(model(**plain, use_cache=False, fused_lm_head=True), inputs, counts.examples)
         return None, sums, torch.zeros(len(sums), 1, device=sums.device)
 
@@ -95,8 +105,9 @@ class CausalTrainer(CountingMixin, SFTTrainer):
 def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets."""
     kept = inputs[KEPT]
-    given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS)}
-    logits = model(**given, use_cache=False).logits.float()
+    given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS, SEGMENTS)}
+    with by_segments(inputs.get(SEGMENTS), given.get("attention_mask")):
+        logits = model(**given, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(targets), logits, targets
@@ -134,12 +145,7 @@ def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any])
     was_training = model.training
     model.eval()
     try:
-        one, two = (
-            example_sums(model, {k: v.to(place) for k, v in b.items() if isinstance(v, torch.Tensor)}, counts.examples)[
-                :, 0
-            ]
-            for b in (first, second)
-        )
+        one, two = (example_sums(model, _on(place, tensors(batch)), counts.examples)[:, 0] for batch in (first, second))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError):
@@ -149,14 +155,18 @@ def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any])
     return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
 
 
+def _on(place: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.to(place) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
 def logits_bytes(config: Any, batch: dict[str, Any]) -> int:
     """Bytes of a batch's logits in fp32 at the columns that are kept."""
     return len(batch["labels"]) * len(batch[KEPT]) * config.get_text_config().vocab_size * 4
 
 
 def tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A batch without its counts."""
-    return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    """A batch without its counts: what the model is given, and how its rows are made."""
+    return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) or k == SEGMENTS}
 
 
 def _keeps_logits(model: nn.Module) -> bool:
