@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -67,6 +69,16 @@ class PeakMemory:
         elif self.method == "VmHWM":
             _reset_hwm()
 
+    def release(self) -> None:
+        """Gives back to the system what was freed but is still held, so that no peak holds loading or evaluation."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+        elif self.method == "VmHWM":
+            with contextlib.suppress(OSError, AttributeError):  # glibc's; elsewhere there is none
+                ctypes.CDLL(None).malloc_trim(0)
+
     def read(self) -> int:
         """Takes the peak since the last reset into account, and returns the largest so far."""
         if self.device == "cuda":
@@ -110,9 +122,13 @@ class StepMeter(TrainerCallback):
         self.losses: list[list[float]] = []
         self.validation: list[dict[str, float]] = []
         self._on_step, self._start = on_step, 0.0
+        self._came_from_elsewhere = True  # from loading, later from evaluations
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         synchronise(self.device)
+        if self._came_from_elsewhere:
+            self.memory.release()
+            self._came_from_elsewhere = False
         self.memory.reset()
         self._start = time.perf_counter()
 
@@ -122,6 +138,9 @@ class StepMeter(TrainerCallback):
         self.memory.read()
         if self._on_step is not None:
             self._on_step(state.global_step, state.max_steps, self.losses[-1][1] if self.losses else None)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._came_from_elsewhere = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
