@@ -60,7 +60,7 @@ def choose(training: dict[str, Any] | None = None, threads: int | None = None) -
 
 
 # A CPU's matrix products must be this much faster in bf16 for training to gain: weights stay fp32, so each step casts
-# them, and everything between the products stays as slow as it was. {measured}
+# them, and everything between the products stays as slow as it was.
 _BF16_PAYS = 4.0
 
 

@@ -39,9 +39,9 @@ recipe = Recipe(
     arms={  # rates: benchmarks/learning_rates/mnist-shift-embedded.json, on the validation split
         "full": Arm(learning_rate=3e-3),
         "head": Arm("head", learning_rate=3e-2),
-        "lora": Arm(lora(8, LINEAR), learning_rate=3e-2),
-        "lora-conv": Arm(lora(8, [*LINEAR, *targets("small-cnn", "convolutions")]), learning_rate=3e-2),
-        "lora-r2": Arm(lora(2, LINEAR), learning_rate=3e-2),
+        "lora": Arm(lora(8, LINEAR), learning_rate=1e-2),
+        "lora-conv": Arm(lora(8, [*LINEAR, *targets("small-cnn", "convolutions")]), learning_rate=1e-2),
+        "lora-r2": Arm(lora(2, LINEAR), learning_rate=3e-3),
         "lora-r4": Arm(lora(4, LINEAR), learning_rate=3e-2),
         "lora-r16": Arm(lora(16, LINEAR), learning_rate=1e-2),
     },
