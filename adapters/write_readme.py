@@ -1,6 +1,7 @@
-"""Writes the figures of the kept comparisons into README.md and adapters/README.md: `make readme`.
+"""Writes the figures of kept comparisons and benchmarks into README.md and adapters/README.md: `make readme`.
 
-Nothing is computed here: both come from adapters/*/comparison.json, and tests/test_readme.py holds them together.
+Nothing is computed here: they come from adapters/*/comparison.json and benchmarks/sft_throughput/*.json, and
+tests/test_readme.py holds them together.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from peft_recipes.reporting.words import forgetting, headline_arm, verdict_sente
 
 HERE = Path(__file__).parent
 SHOWN = "mnist-shift"
+_SPEED = re.compile(r"(<!-- speed:.*?-->\n).*?(<!-- /speed -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -38,9 +40,39 @@ def results(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def speed(found: list[dict[str, Any]]) -> str:
+    """The README's block on speed: each benchmark file a few rows."""
+    lines = ["| SmolLM2-135M, LoRA r=16 | tokens/s | peak memory |", "|:---|---:|---:|"]
+    for one in found:
+        where = f"{one['data']}, batch {one['batch']}"
+        for arm, title in (("trl-default", "trl, its defaults"), ("trl-best", "trl, its best flags here"),
+                           ("peft-recipes", "peft_recipes")):  # fmt: skip
+            row = one["arms"][arm]
+            memory = f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
+            lines.append(f"| {where}: {title} | {row['tokens_per_second']:.0f} | {memory} |")
+    machine = found[0]["environment"]
+    gap = max(one["largest_loss_difference"] for one in found)
+    share = " and ".join(f"{one['fraction_of_limit']:.0%}" for one in found)
+    lines += [
+        "",
+        f"The same losses at every step (largest difference {gap:.0e}). {share} of what the needed matrix products "
+        f"alone would allow. {machine['threads']} threads of an {machine['device_name']}, {machine['precision']}; "
+        "written from [benchmarks/sft_throughput](benchmarks/sft_throughput) by `make readme`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def benchmarks() -> list[dict[str, Any]]:
+    """The kept throughput benchmarks."""
+    folder = HERE.parent / "benchmarks" / "sft_throughput"
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-cpu.json"))]
+
+
 def readme(text: str, comparison: dict[str, Any]) -> str:
-    """README.md's text with its results block made anew."""
-    return _BLOCK.sub(lambda match: match[1] + results(comparison) + match[2], text)
+    """README.md's text with its blocks made anew."""
+    text = _BLOCK.sub(lambda match: match[1] + results(comparison) + match[2], text)
+    return _SPEED.sub(lambda match: match[1] + speed(benchmarks()) + match[2], text)
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:
