@@ -112,24 +112,18 @@ def verify(
 
     if arm.peft is None:
         base = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        found["reloaded equals trained"] = _gap(
-            before, outputs(base, inputs[:4], hardware), "The reloaded model", hardware
-        )
+        found["reloaded equals trained"] = _gap(before, outputs(base, inputs[:4], hardware), "The reloaded model")
         measure("base", base)
     else:
         measure("base", base)
         model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        found["reloaded equals trained"] = _gap(
-            before, outputs(model, inputs[:4], hardware), "The reloaded adapter", hardware
-        )
+        found["reloaded equals trained"] = _gap(before, outputs(model, inputs[:4], hardware), "The reloaded adapter")
         measure("adapter", model)
         merged = _merged(model)
         if merged is None:
             found["merged equals unmerged"] = f"{arm.method_name} can't be merged"
         else:
-            found["merged equals unmerged"] = _gap(
-                before, outputs(merged, inputs[:4], hardware), "The merged model", hardware
-            )
+            found["merged equals unmerged"] = _gap(before, outputs(merged, inputs[:4], hardware), "The merged model")
             measure("merged", merged)
     generates = any(speed is not None for speed in speeds.values())
     return found, {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
@@ -142,7 +136,7 @@ def _merged(model: nn.Module) -> nn.Module | None:
         return None  # prompt learning and some others have no merged form
 
 
-def _gap(first: list[torch.Tensor], second: list[torch.Tensor], what: str, hardware: Hardware) -> float:
+def _gap(first: list[torch.Tensor], second: list[torch.Tensor], what: str) -> float:
     return max(
         checks.same_outputs(a, b, f"{what} differs from the trained one") for a, b in zip(first, second, strict=True)
     )
