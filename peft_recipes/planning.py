@@ -96,7 +96,8 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     The step is played on tensors without data (memory.py), on the largest batch that the data makes; where the data
     can't be had, on examples of max_length. libraries: what the process itself holds resident, which a run's peak on
     a CPU holds as well (0 on a GPU). fits: whether `total` is within the machine's memory. gradient_checkpointing:
-    whether it was counted with; where the recipe does not say, it is only where the step would not fit without.
+    whether it was counted with; where the recipe does not say, it is only where the step would not fit without. played:
+    False where the step holds an operation that can't be played, and the parts are bounds by rule instead.
     """
     from peft_recipes.hardware import choose, device_memory_bytes
     from peft_recipes.memory import loaded_libraries_bytes
@@ -108,15 +109,16 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     asked = training.get("gradient_checkpointing", training.get("activation_checkpointing"))
     found: dict[str, Any] = {}
     for checkpointing in (False, True) if asked is None else (asked,):
+        played = True
         try:
             parts = _step_memory(task, prepared, config, arm, name, checkpointing)
         except RecipeError:
             raise
         except Exception:  # an operation that can't be played without data, in some architecture
-            parts = _rough(task, prepared, config, arm, name)
+            played, parts = False, _rough(task, prepared, config, arm, name)
         total = parts["total"] + libraries
         found = {**parts, "libraries": libraries, "total": total, "machine": has, "fits": has is None or total < has,
-                 "gradient_checkpointing": checkpointing}  # fmt: skip
+                 "gradient_checkpointing": checkpointing, "played": played}  # fmt: skip
         if found["fits"] or arm.method == "head":
             break
     return found

@@ -27,23 +27,12 @@ _SAID = {str: "text", int: "a whole number", float: "a number", bool: "true or f
 
 def type_problems(made: Any, where: str = "") -> list[str]:
     """One line for each field of a dataclass whose value is not of its annotated type (int does for float)."""
-    hints = _hints(type(made))
+    hints = typing.get_type_hints(type(made))
     return [
         f"{where}{f.name}: expected {_said(hints[f.name])}, got {getattr(made, f.name)!r}."
         for f in dataclasses.fields(made)
-        if f.name in hints and not _fits(getattr(made, f.name), hints[f.name])
+        if not _fits(getattr(made, f.name), hints[f.name])
     ]
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    """The annotations that can be told; those that name a class of a library that is not loaded are left out."""
-    found = {}
-    for f in dataclasses.fields(kind):
-        try:
-            found[f.name] = eval(str(f.type), vars(__import__(kind.__module__, fromlist=["_"])))
-        except NameError:
-            continue
-    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -75,14 +64,15 @@ def _said(hint: Any) -> str:
 
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Every problem of a recipe; empty when it is sound."""
-    found = type_problems(recipe)
+    wrong_types = type_problems(recipe)
+    found = list(wrong_types)
     if isinstance(recipe.dataset, Dataset):
         found += recipe.dataset.problems()
     if isinstance(recipe.arms, dict):
         found += _arm_problems(recipe)
     if isinstance(recipe.training, dict) and isinstance(recipe.task, str):
         found += training_problems(recipe.training, recipe.task)
-    if any(line.split(":")[0] in _hints(type(recipe)) for line in found):
+    if wrong_types:
         return found  # the rest takes the types for granted
     found += _value_problems(recipe)
     if recipe.pretraining is not None:

@@ -126,3 +126,23 @@ def test_a_trial_tells_how_long_a_run_will_take(request, kind, monkeypatch):
         assert found["seconds_per_step"] > 0 and found["tokens_per_second"] > 0
         assert found["estimated_seconds"] >= found["seconds_per_step"] * arm["steps"]
         assert arm["tokens"] > 0
+
+
+def test_a_step_that_cannot_be_played_is_bounded_by_rule_and_says_so(instruct, monkeypatch):
+    from peft_recipes import planning
+
+    monkeypatch.undo()
+    recipe = instruct()
+    played = plan(recipe, ["full"])["arms"]["full"]["memory"]
+    assert played["played"]
+
+    def cannot(*_):
+        raise RuntimeError("no meta kernel")
+
+    monkeypatch.setattr(planning, "_step_memory", cannot)
+    full = plan(recipe, ["full"])["arms"]["full"]
+    ruled = full["memory"]
+    assert not ruled["played"]
+    # Buffers, which only a played step has, apart; the bound on activations is one.
+    assert ruled["weights"] == 4 * full["total_parameters"] and 0 <= played["weights"] - ruled["weights"] < 1_000
+    assert ruled["activations"] >= played["activations"]
