@@ -29,8 +29,8 @@ class Segments:
 def by_segments(segments: Segments | None, mask: torch.Tensor | None) -> Iterator[None]:
     """Within it, transformers' sdpa attention over this batch runs example by example; any other is left as it is.
 
-    On the CPU only: a GPU does one large call sooner than many small ones. What is recomputed for backward outside
-    (gradient checkpointing) takes the dense mask, with the same result.
+    On the CPU only: a GPU does one large call sooner than many small ones. Not for a step under gradient checkpointing,
+    whose backward computes the attention again outside of this and would find the library's own.
     """
     if segments is None or mask is None or mask.device.type != "cpu" or not segments.pay():
         yield

@@ -209,6 +209,17 @@ def test_a_run_ends_the_same_shared_or_padded(instruct, tmp_path, arm, accumulat
     assert shared["training"]["computed_tokens"] < padded["training"]["computed_tokens"]
 
 
+@pytest.mark.parametrize("arm", ["lora", "full"])
+def test_a_run_under_gradient_checkpointing_ends_the_same(instruct, tmp_path, arm):
+    """Backward computes every layer again, and has to find the attention that forward ran."""
+    plain, recomputed = (
+        train(instruct(training={"gradient_checkpointing": on}), arm, output=tmp_path / str(on)) for on in (False, True)
+    )
+    assert recomputed.data["training"]["batches"] == "shared-prefix"
+    one, two = ([loss for _, loss in run.data["training"]["losses"]] for run in (plain, recomputed))
+    assert one == pytest.approx(two, rel=1e-5)
+
+
 def test_a_run_whose_first_batch_differs_goes_on_padded_and_says_so(instruct, tmp_path, monkeypatch):
     monkeypatch.setattr(causal_trainer, "largest_gap", lambda *_: 0.01)
     data = train(instruct(), "lora", output=tmp_path).data

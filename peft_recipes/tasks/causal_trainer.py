@@ -106,7 +106,8 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets."""
     kept = inputs[KEPT]
     given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS, SEGMENTS)}
-    with by_segments(inputs.get(SEGMENTS), given.get("attention_mask")):
+    recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    with by_segments(None if recomputed else inputs.get(SEGMENTS), given.get("attention_mask")):
         logits = model(**given, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
