@@ -71,13 +71,17 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     import transformers
 
-    from peft_recipes import load_recipe
+    from peft_recipes import activations, allocator, load_recipe
     from peft_recipes.arms import apply_arm
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import StepMeter
     from peft_recipes.tasks import task_of
 
     name, arm, way = given.one
+    if way == "plain-trainer":
+        activations.fuse = lambda model: None  # transformers' model as it comes
+    else:
+        allocator.set_for_training()
     changes = [f"training.num_train_epochs={given.epochs}", "training.eval_strategy=no", *given.changes]
     recipe = load_recipe(name, embedded=not given.hub, changes=changes)
     task = task_of(recipe)

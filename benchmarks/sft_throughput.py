@@ -97,6 +97,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     import transformers
 
+    from peft_recipes import activations, allocator
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import StepMeter
     from peft_recipes.tasks import task_of
@@ -115,6 +116,8 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     labelled: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         if given.one == "peft-recipes":
+            allocator.set_for_training()
+            activations.fuse(model)
             arguments = task.arguments(recipe.arms["lora"], 0, hardware, Path(folder), True)
             from peft_recipes.arms import apply_arm
 

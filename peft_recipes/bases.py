@@ -57,6 +57,8 @@ def load_model(recipe: Recipe, auto_class: Any, *, folder: str | Path | None = N
     """
     import torch
 
+    from peft_recipes import activations
+
     where = str(folder) if folder is not None else location(recipe.model)
     with hub_errors("model", recipe.model):
         model, info = auto_class.from_pretrained(
@@ -72,6 +74,7 @@ def load_model(recipe: Recipe, auto_class: Any, *, folder: str | Path | None = N
     wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", ()))
     if wrong:
         raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
+    activations.fuse(model)
     return model, new
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from peft_recipes import allocator
 from peft_recipes.checks import loss_is_finite
 from peft_recipes.hardware import synchronise
 
@@ -76,8 +75,7 @@ class PeakMemory:
 
             torch.cuda.empty_cache()
         elif self.method == "VmHWM":
-            with contextlib.suppress(OSError, AttributeError):  # glibc's; elsewhere there is none
-                ctypes.CDLL(None).malloc_trim(0)
+            allocator.give_back()
 
     def read(self) -> int:
         """Takes the peak since the last reset into account, and returns the largest so far."""

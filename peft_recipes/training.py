@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import bases, checks
+from peft_recipes import allocator, bases, checks
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
 from peft_recipes.data import stored
 from peft_recipes.errors import RecipeError, unknown
@@ -89,6 +89,7 @@ class _OneRun:
 
         from peft_recipes.tasks import task_of
 
+        allocator.set_for_training()
         with self.watch("imports"):
             self.task: Task = task_of(self.recipe)
         with self.watch("data"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -250,3 +251,81 @@ def test_the_kept_columns_are_those_that_predict_a_label(instruct):
     prepared = task_of(instruct()).prepare()
     batch = PaddedCollator(0)([prepared.splits["train"][i] for i in range(3)])
     assert set(batch[KEPT].tolist()) == {int(c) - 1 for _, c in (batch["labels"] != IGNORED).nonzero()}
+
+
+def test_token_losses_are_torchs_own_with_their_gradient():
+    from peft_recipes.tasks.token_losses import token_losses
+
+    torch.manual_seed(0)
+    logits, targets = 5 * torch.randn(300, 40), torch.randint(40, (300,))
+    targets[::7] = IGNORED
+    weights = torch.rand(300)
+    own, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    losses = token_losses(own * 1.0, targets, IGNORED)
+    wanted = torch.nn.functional.cross_entropy(theirs, targets, ignore_index=IGNORED, reduction="none")
+    torch.testing.assert_close(losses, wanted)
+    (losses * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(own.grad, theirs.grad)
+
+
+def test_token_losses_refuse_a_second_backward():
+    from peft_recipes.tasks.token_losses import token_losses
+
+    losses = token_losses(torch.randn(4, 9, requires_grad=True) * 1.0, torch.arange(4), IGNORED).sum()
+    losses.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        losses.backward()
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh", "silu"])
+def test_recomputed_activations_give_the_same_gradients_to_the_bit(approximate):
+    from peft_recipes import activations
+
+    torch.manual_seed(0)
+    gate, up = torch.nn.Linear(8, 16), torch.nn.Linear(8, 16)
+    given = torch.randn(5, 8)
+
+    def gradients(within):
+        gate.zero_grad()
+        up.zero_grad()
+        with within:
+            inner = gate(given)
+            inner = torch.nn.functional.silu(inner) if approximate == "silu" else torch.nn.functional.gelu(
+                inner, approximate=approximate)  # fmt: skip
+            made = (inner * up(given)).square().sum()
+        made.backward()
+        return [p.grad.clone() for p in (*gate.parameters(), *up.parameters())]
+
+    for one, two in zip(gradients(contextlib.nullcontext()), gradients(activations.recomputed()), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_recomputing_keeps_fewer_bytes():
+    """By the count of what is alive after forward: the output of silu is not."""
+    from peft_recipes import activations
+    from peft_recipes.memory import LiveBytes
+
+    def alive(within):
+        given = torch.randn(64, 256, requires_grad=True)
+        up = torch.randn(64, 256, requires_grad=True)
+        live = LiveBytes()
+        with live, within:
+            made = (torch.nn.functional.silu(given * 2) * (up * 2)).sum()
+        assert made.requires_grad
+        return live.live
+
+    assert alive(contextlib.nullcontext()) - alive(activations.recomputed()) == 64 * 256 * 4
+
+
+def test_gpt2s_activation_is_fused_with_the_same_outputs():
+    from transformers.activations import NewGELUActivation
+
+    from peft_recipes import activations
+
+    plain, fused = (model_of("gpt2") for _ in range(2))
+    activations.fuse(fused)
+    assert not any(isinstance(m, NewGELUActivation) for m in fused.modules())
+    ids = torch.randint(3, VOCABULARY, (2, 20))
+    torch.testing.assert_close(plain(ids).logits, fused(ids).logits, rtol=1e-5, atol=1e-6)
+    assert fused.config.activation_function == plain.config.activation_function == "gelu_new"

@@ -6,11 +6,11 @@ A rule reads the comparison and gives lines, or none. Commands stand between bac
 from __future__ import annotations
 
 import math
-import shlex
 
 from peft_recipes.architectures import ARCHITECTURES
 from peft_recipes.reporting import facts, words
 from peft_recipes.reporting import formats as fmt
+from peft_recipes.reporting.commands import clean, compare_command, on_real_data, pair
 from peft_recipes.reporting.curves import curve
 from peft_recipes.reporting.facts import Comparison
 
@@ -33,14 +33,14 @@ def failed_arms(comparison: Comparison) -> list[str]:
         if facts.mean(arm) is not None:
             continue
         called = _called(comparison, name)
-        again = f"then `{_compare(comparison, name)}` runs only what is missing."
+        again = f"then `{compare_command(comparison, name)}` runs only what is missing."
         if arm.get("status") == "out-of-memory":
             lines.append(
                 f"{called} ran out of memory: halve `training.per_device_train_batch_size` and double "
                 f"`training.gradient_accumulation_steps` (the same updates in less memory), {again}"
             )
         elif arm.get("status") == "failed":
-            lines.append(f"{called} {_clean(words.failure(arm))}. Its run folder holds the log; {again}")
+            lines.append(f"{called} {clean(words.failure(arm))}. Its run folder holds the log; {again}")
     return lines
 
 
@@ -80,7 +80,7 @@ def _more_rank(comparison: Comparison, name: str) -> list[str]:
         return []
     group = next((group for group in facts.rank_groups(comparison) if name in group), [name])
     low, high = facts.arms(comparison)[group[0]], facts.arms(comparison)[group[-1]]
-    command = _compare(comparison, _pair(comparison, name), f"arms.{name}.peft.r={2 * high['rank']}")
+    command = compare_command(comparison, pair(comparison, name), f"arms.{name}.peft.r={2 * high['rank']}")
     if len(group) == 1:
         return [f"Try a higher rank than {arm['rank']}: `{command}`."]
     gained = _better(comparison, facts.mean(high) - facts.mean(low))
@@ -104,7 +104,7 @@ def _more_targets(comparison: Comparison, name: str) -> list[str]:
             and other.get("rank") == arm.get("rank")
         ):
             figures = f"{fmt.quality(facts.mean(arm), metric)} to {fmt.quality(facts.mean(other), metric)}"
-            added = _clean(", ".join(sorted(map(str, more))))
+            added = clean(", ".join(sorted(map(str, more))))
             if _better(comparison, facts.mean(other) - facts.mean(arm)) > _margin(comparison):
                 return [
                     f"More targets helped: adapting {added} too took it from {figures} "
@@ -122,7 +122,7 @@ def _its_rate(comparison: Comparison, name: str) -> list[str]:
     if ratio is None or ratio >= USUAL_RATE_RATIO / 2:
         return []
     rate = fmt.learning_rate(full["learning_rate"] * USUAL_RATE_RATIO)
-    command = _compare(comparison, _pair(comparison, name), f"arms.{name}.learning_rate={rate}")
+    command = compare_command(comparison, pair(comparison, name), f"arms.{name}.learning_rate={rate}")
     return [
         f"Its learning rate, {fmt.learning_rate(arm['learning_rate'])}, is {fmt.times(ratio)} full's; an adapter's "
         f"best is often about ten times full's. Compare on the validation split: `{command}`."
@@ -136,7 +136,7 @@ def more_evidence(comparison: Comparison) -> list[str]:
     if found is None:
         return []
     done = facts.seeds_done(facts.arms(comparison)[name])
-    command = _compare(comparison, None, seeds=max(3, done + 2))
+    command = compare_command(comparison, None, seeds=max(3, done + 2))
     told = words.describe_difference(comparison, name)
     if told.verdict == "not shown":
         half, margin = (found["ci95"][1] - found["ci95"][0]) / 2, _margin(comparison)
@@ -164,7 +164,7 @@ def length_of_training(comparison: Comparison) -> list[str]:
         best_step, best = max(points, key=lambda point: _better(comparison, point[1]))
         whole = _better(comparison, last - points[0][1])
         if best_step == last_step and rise > _margin(comparison) / 4 and rise > 0.1 * whole:
-            command = _compare(comparison, None, f"training.max_steps={2 * round(last_step)}")
+            command = compare_command(comparison, None, f"training.max_steps={2 * round(last_step)}")
             lines.append(
                 f"{called} was still getting better on validation at the end ({fmt.quality(before, metric)} at step "
                 f"{before_step:g}, {fmt.quality(last, metric)} at step {last_step:g}): give all arms more "
@@ -207,8 +207,8 @@ def forgotten(comparison: Comparison) -> list[str]:
             kept = facts.gain(comparison, against, split) if against and against != name else None
             beside = "" if kept is None else f" ({_full_words(comparison, name)} {_amount(-kept, metric)})"
             lines.append(
-                f"{_called(comparison, name)} lost {_amount(lost, metric)} on {_clean(split)}{beside}: mix some "
-                f"{_clean(split)} examples into the training data, or switch the adapter off where it isn't needed."
+                f"{_called(comparison, name)} lost {_amount(lost, metric)} on {clean(split)}{beside}: mix some "
+                f"{clean(split)} examples into the training data, or switch the adapter off where it isn't needed."
             )
     return lines
 
@@ -236,7 +236,7 @@ def when_it_works(comparison: Comparison) -> list[str]:
         return []
     lines, smaller = [], (arm.get("rank") or 0) // 2
     if smaller and not any(name in group for group in facts.rank_groups(comparison)):
-        command = _compare(comparison, _pair(comparison, name), f"arms.{name}.peft.r={smaller}")
+        command = compare_command(comparison, pair(comparison, name), f"arms.{name}.peft.r={smaller}")
         lines.append(f"Half the rank may do as well, at half the checkpoint: `{command}`.")
     return lines
 
@@ -245,8 +245,7 @@ def real_data(comparison: Comparison) -> list[str]:
     """Embedded stand-ins: the command for the real model and data."""
     if not comparison.get("embedded"):
         return []
-    command = f"peft-recipes compare {shlex.quote(_clean(comparison.get('recipe', 'RECIPE')))}"
-    return [f"These are stand-ins. On the recipe's own model and data: `{command}`."]
+    return [f"These are stand-ins. On the recipe's own model and data: `{on_real_data(comparison)}`."]
 
 
 RULES = (
@@ -256,33 +255,8 @@ RULES = (
 )  # fmt: skip
 
 
-def _compare(comparison: Comparison, arms: str | None, setting: str | None = None, seeds: int | None = None) -> str:
-    """The comparison's own command with a change: its recipe, arms, --set and --output stay as they were asked for."""
-    asked = comparison.get("asked") or {}
-    arms = arms or ",".join(asked.get("arms") or [])
-    output = asked.get("output")
-    parts = ["peft-recipes", "compare", asked.get("recipe") or comparison.get("recipe", "RECIPE")]
-    parts += ["--arms", arms] if arms else []
-    parts += ["--seeds", ",".join(map(str, range(seeds)))] if seeds else []
-    parts += ["--embedded"] if asked.get("embedded", comparison.get("embedded")) else []
-    for change in (*(asked.get("changes") or []), *([setting] if setting else [])):
-        parts += ["--set", change]
-    parts += ["--output", output] if output and output != "adapters" else []
-    return " ".join(shlex.quote(_clean(part)) for part in parts)
-
-
-def _clean(text: object) -> str:
-    """Text from outside on one line and without backticks, which mark commands here."""
-    return " ".join(facts.plain(text).replace("`", "'").split())
-
-
 def _called(comparison: Comparison, name: str) -> str:
-    return _clean(facts.label(comparison, name))
-
-
-def _pair(comparison: Comparison, name: str) -> str:
-    """The reference arm and this one, for --arms."""
-    return ",".join(dict.fromkeys(filter(None, [facts.reference(comparison, name), name])))
+    return clean(facts.label(comparison, name))
 
 
 def _better(comparison: Comparison, amount: float) -> float:
@@ -300,7 +274,7 @@ def _amount(lost: float, metric: str) -> str:
 
 
 def _targets(arm: dict) -> str:
-    targets = [_clean(target) for target in arm.get("target_modules") or []]
+    targets = [clean(target) for target in arm.get("target_modules") or []]
     return f"now {fmt.listed(targets[:8])}{' and more' if len(targets) > 8 else ''}" if targets else "none named"
 
 
@@ -308,4 +282,4 @@ def _full_words(comparison: Comparison, name: str) -> str:
     against = facts.reference(comparison, name)
     if against is None:
         return "what it was held against"
-    return words.FULL_NAME if facts.is_full(against, facts.arms(comparison)[against]) else _clean(against)
+    return words.FULL_NAME if facts.is_full(against, facts.arms(comparison)[against]) else clean(against)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import bases
+from peft_recipes import activations, bases
 from peft_recipes.data import columns, sources
 from peft_recipes.hardware import Hardware
 from peft_recipes.recipe import Arm, Dataset, Recipe
@@ -85,7 +85,8 @@ class Task(ABC):
 
     def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch as the trainer computes it."""
-        return model(**batch).loss
+        with activations.recomputed():
+            return model(**batch).loss
 
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
         """What the base's configuration is given (the labels). prepared is None when only a plan is made."""
@@ -110,11 +111,13 @@ class Task(ABC):
         import transformers
 
         with torch.device("meta"):
-            return getattr(transformers, self.auto_class).from_config(
+            model = getattr(transformers, self.auto_class).from_config(
                 config,
                 trust_remote_code=self.recipe.trust_remote_code,
                 **({"attn_implementation": self.recipe.attention} if self.recipe.attention else {}),
             )
+        activations.fuse(model)
+        return model
 
     def new_weights_on_meta(self, model: nn.Module) -> list[str]:
         """The weights that the base will not bring: in classification its head, unless the base is trained here."""

@@ -6,9 +6,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from trl import SFTTrainer
 
+from peft_recipes import activations
 from peft_recipes.data.packing import (
     COUNTS,
     EXAMPLES,
@@ -21,6 +21,7 @@ from peft_recipes.data.packing import (
 )
 from peft_recipes.segment_attention import by_segments
 from peft_recipes.tasks.counting import CountingMixin
+from peft_recipes.tasks.token_losses import token_losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,14 +104,18 @@ class CausalTrainer(CountingMixin, SFTTrainer):
 
 
 def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets."""
+    """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets.
+
+    The logits are no longer theirs after a backward pass through the losses (token_losses.py).
+    """
     kept = inputs[KEPT]
     given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS, SEGMENTS)}
     recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    with by_segments(None if recomputed else inputs.get(SEGMENTS), given.get("attention_mask")):
+    segments = None if recomputed else inputs.get(SEGMENTS)
+    with by_segments(segments, given.get("attention_mask")), activations.recomputed():
         logits = model(**given, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    losses = token_losses(logits.flatten(0, 1), targets.flatten(), IGNORED)
     return losses.view_as(targets), logits, targets
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from peft_recipes import activations
 from peft_recipes.data.packing import COUNTS, Counts
 
 
@@ -82,7 +83,8 @@ class ClassificationTrainer(CountingMixin, Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         labels = inputs["labels"]
-        output = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        with activations.recomputed():
+            output = model(**{k: v for k, v in inputs.items() if k != "labels"})
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         loss = cross_entropy(output.logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
