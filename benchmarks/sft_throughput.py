@@ -119,8 +119,9 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
             allocator.set_for_training()
             activations.fuse(model)
             arguments = task.arguments(recipe.arms["lora"], 0, hardware, Path(folder), True)
-            from peft_recipes.arms import apply_arm
+            from peft_recipes.arms import apply_arm, fit_targets
 
+            recipe, _ = fit_targets(recipe, model.config)
             model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
             trainer = task.trainer(model, prepared, arguments, [meter, _norms(norms)])
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,13 @@ class Parameters:
 
 
 def apply_arm(
-    model: PreTrainedModel, arm: Arm, task: str, new_weights: list[str], name: str = "arm"
+    model: PreTrainedModel,
+    arm: Arm,
+    task: str,
+    new_weights: list[str],
+    name: str = "arm",
+    *,
+    skip_checks: Collection[str] = (),
 ) -> tuple[nn.Module, Parameters]:
     """The model made trainable as `arm` says (a PeftModel for a PeftConfig, else itself), and its counts.
 
@@ -54,7 +61,7 @@ def apply_arm(
     """
     components = dict(parameters_by_component(model))
     head = head_modules(model)
-    made = _applied(model, arm, task, new_weights, head, name)
+    made = _applied(model, arm, task, new_weights, head, name, "targets" not in skip_checks)
     trainable = {path: p.numel() for path, p in made.named_parameters() if p.requires_grad}
     in_head = sum(n for path, n in trainable.items() if any(f".{m}." in f".{path}" for m in head))
     # A head that PEFT adapts (rather than saves whole) has its module's name in the adapter's own weights.
@@ -106,7 +113,9 @@ def _adapts_head(path: str, head: list[str]) -> bool:
     return "modules_to_save" not in path and any(f".{m}." in f".{path}" for m in head)
 
 
-def _applied(model: PreTrainedModel, arm: Arm, task: str, new: list[str], head: list[str], name: str) -> nn.Module:
+def _applied(
+    model: PreTrainedModel, arm: Arm, task: str, new: list[str], head: list[str], name: str, guarded: bool
+) -> nn.Module:
     if arm.method == "full":
         return model.requires_grad_(True)
     if arm.method == "head":
@@ -116,7 +125,7 @@ def _applied(model: PreTrainedModel, arm: Arm, task: str, new: list[str], head: 
         for module in head:
             model.get_submodule(module).requires_grad_(True)
         return model
-    return _with_adapter(model, _completed(arm.method, model, task, new, head), name)
+    return _with_adapter(model, _completed(arm.method, model, task, new, head), name, guarded)
 
 
 def _completed(given: PeftConfig, model: PreTrainedModel, task: str, new: list[str], head: list[str]) -> PeftConfig:
@@ -139,12 +148,13 @@ def _completed(given: PeftConfig, model: PreTrainedModel, task: str, new: list[s
     return config
 
 
-def _with_adapter(model: PreTrainedModel, config: PeftConfig, name: str) -> nn.Module:
+def _with_adapter(model: PreTrainedModel, config: PeftConfig, name: str, guarded: bool) -> nn.Module:
     from peft import get_peft_model
 
     from peft_recipes.checks import targets_hit_modules
 
-    targets_hit_modules(model, config, name)
+    if guarded:
+        targets_hit_modules(model, config, name)
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:

@@ -92,6 +92,13 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that end a text: the tokenizer's own, and the usual ends of a turn where it knows them."""
+    known = tokenizer.get_vocab()
+    turns = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
+    return {known[t] for t in turns if t in known} | ({tokenizer.eos_token_id} - {None})
+
+
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """The model must know the padding token as well: GPT-2 and Llama find a text's last token by it."""
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
 
@@ -90,6 +91,79 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
         )
 
 
+def learns_are_saved(model: PeftModel, new_weights: list[str], name: str) -> None:
+    """Every weight that learns, and every newly made one, is among what the adapter stores.
+
+    Otherwise it comes back random, or as it was in the base, without a word (peft#577).
+    """
+    from peft import get_peft_model_state_dict
+
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        return  # stored as computed embeddings, not as the weights that learn
+    stored = {tensor.data_ptr() for tensor in get_peft_model_state_dict(model, save_embedding_layers=False).values()}
+    lost = [path for path, p in model.named_parameters() if p.requires_grad and p.data_ptr() not in stored]
+    parameters = {_plain_name(path): p for path, p in model.named_parameters() if ".original_module." not in path}
+    lost += [path for path in new_weights if path in parameters and parameters[path].data_ptr() not in stored]
+    if lost:
+        raise RecipeError(
+            f"arm '{name}': {lost[0]} is new or learns, but would not be saved with the adapter"
+            f"{f' ({len(lost)} such weights)' if len(lost) > 1 else ''}. Name its module in the arm's modules_to_save."
+        )
+
+
+def _plain_name(path: str) -> str:
+    """A weight's name in the base, of its name in a PeftModel."""
+    for part in ("base_model.model.", "modules_to_save.default.", "base_layer."):
+        path = path.replace(part, "")
+    return path
+
+
+def frozen_sums(model: nn.Module) -> dict[str, int]:
+    """A sum over the bits of each weight that does not learn: of a gigabyte in a fifth of a second."""
+    import torch
+
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        path: int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))
+        for path, p in model.named_parameters()
+        if not p.requires_grad and p.device.type != "meta"
+    }
+
+
+def frozen_unchanged(before: dict[str, int], model: nn.Module, name: str) -> None:
+    """The frozen weights are what they were: an adapter on a changed base is an adapter for no base at all."""
+    now = frozen_sums(model)
+    moved = [path for path, old in before.items() if now.get(path, old) != old]
+    if moved:
+        raise RuntimeError(
+            f"arm '{name}': {len(moved)} weights that should be frozen have changed in training, first {moved[0]}. "
+            "What was saved would not fit the base. Does a callback or the method itself write to the base?"
+        )
+
+
+def padding_is_set(model: nn.Module, tokenizer: Any, batch: dict[str, Any]) -> None:
+    """The tokenizer's padding token is the model's, and a padded place of a batch carries no label."""
+    if tokenizer.pad_token_id is None or getattr(model.config, "pad_token_id", None) != tokenizer.pad_token_id:
+        raise RuntimeError(
+            f"The padding token is {tokenizer.pad_token_id} in the tokenizer and "
+            f"{getattr(model.config, 'pad_token_id', None)} in the model: a classifier would read the wrong token. "
+            "Set one in the base's tokenizer and configuration."
+        )
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if mask is not None and labels is not None and mask.shape == labels.shape and bool((labels[mask == 0] >= 0).any()):
+        raise RuntimeError("A padded place of the first batch carries a label: the model would learn to write padding.")
+
+
+def end_is_learnt(rows: datasets.Dataset, ends: set[int], max_length: int) -> None:
+    """Some training example that was not cut has an end-of-text token with a label."""
+    whole = [labels for labels in rows["labels"] if len(labels) < max_length]
+    if whole and ends and not any(ends & set(labels) for labels in whole):
+        raise RecipeError(
+            "No training example has a label on an end-of-text token, so the model would never learn to stop. "
+            "Does the chat template close the assistant's turn with the tokenizer's end-of-text token?"
+        )
+
+
 def trainable_snapshot(model: nn.Module, limit: int = 2_000_000) -> dict[str, torch.Tensor]:
     """Copies of trainable weights, the smallest first, at least one and up to `limit` numbers, for `weights_moved`."""
     taken: dict[str, torch.Tensor] = {}
@@ -108,7 +182,7 @@ def same_outputs(first: torch.Tensor, second: torch.Tensor, what: str, tolerance
     return gap
 
 
-def folder_is_adapter_only(model: PeftModel, files: dict[str, int]) -> None:
+def folder_is_adapter_only(files: Iterable[str]) -> None:
     """What was saved is the adapter and not the base beside it."""
     stray = [name for name in files if name.startswith(("model", "pytorch_model"))]
     if stray:

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from peft_recipes.checkpoints import disk_full
 from peft_recipes.errors import RecipeError
+from peft_recipes.interruption import EXIT_CODES
 
 app = typer.Typer(
     help="Adapters measured honestly beside full fine-tuning.",
@@ -27,11 +29,16 @@ Embedded = Annotated[bool, typer.Option("--embedded", help="Stand-in model and d
 Set = Annotated[list[str], typer.Option("--set", metavar="K=V", help="Change a setting: training.max_steps=50.")]
 Arms = Annotated[str, typer.Option("--arms", metavar="A,B", help="Only these arms (default: all of the recipe's).")]
 Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Where runs go.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep a finished run, go on with an unfinished one, start where there is none.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Where another process writes there, wait until it is done.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 
 
 def _friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's mistake is one clear message and exit code 2; Ctrl-C is 130; both without a traceback."""
+    """A user's mistake is one clear message and exit code 2, Ctrl-C 130, SIGTERM 143, a full disk 1; no traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -40,9 +47,14 @@ def _friendly(command: Callable[..., None]) -> Callable[..., None]:
         except RecipeError as error:
             _say_problems(error)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except tuple(EXIT_CODES) as error:
             _say("Interrupted. What was finished is kept; the same command goes on from there.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(EXIT_CODES[type(error)]) from None
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            _say(f"Error: no room on the disk ({error}). What was finished is kept; make room and call again.")
+            raise typer.Exit(1) from None
         except BrokenPipeError:
             # The reader (head, less) has gone; Python would complain once more when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,15 +134,17 @@ def train(
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006
     output: Output = Path("adapters"),
-    resume: Annotated[bool, typer.Option("--resume", help="Keep a finished run; start where there is none.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Train one arm once, here in this process."""
-    _train(_load(recipe, embedded, changes), arm, seed, output, resume, overwrite, as_json)
+    _train(_load(recipe, embedded, changes), arm, seed, as_json, output=output, resume=resume, overwrite=overwrite,
+           wait=wait)  # fmt: skip
 
 
-def _train(recipe: Any, arm: str, seed: int, output: Path, resume: bool, overwrite: bool, as_json: bool) -> None:
+def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, overwrite: bool, **options: Any) -> None:
     from peft_recipes.showing import show_run
     from peft_recipes.training import train as train_arm
 
@@ -140,8 +154,8 @@ def _train(recipe: Any, arm: str, seed: int, output: Path, resume: bool, overwri
         quiet = not sys.stderr.isatty()
         if not quiet:
             os.environ.pop("TQDM_DISABLE", None)
-        run = train_arm(recipe, arm, seed=seed, output=output, resume=resume, overwrite=overwrite, quiet=quiet)
-    except (RecipeError, KeyboardInterrupt):
+        run = train_arm(recipe, arm, seed=seed, resume=resume, overwrite=overwrite, quiet=quiet, **options)
+    except RecipeError:
         raise
     except Exception as error:  # a run that failed midway: its run.json has the traceback
         _say(f"The run failed: {type(error).__name__}: {error}")
@@ -162,6 +176,7 @@ def compare(
     changes: Set = [],  # noqa: B006
     output: Output = Path("adapters"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train finished runs anew.")] = False,
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Train several arms side by side, each run in a fresh process, and report them with intervals."""
@@ -176,6 +191,7 @@ def compare(
             _seeds(seeds),
             output=output,
             overwrite=overwrite,
+            wait=wait,
             asked={"recipe": recipe, "embedded": embedded, "changes": changes, "arms": _names(arms),
                    "output": str(output)},
             on_progress=on_progress,
@@ -231,12 +247,14 @@ def train_app(recipe: Any, arguments: list[str]) -> None:
         embedded: Embedded = False,
         changes: Set = [],  # noqa: B006
         output: Output = Path("adapters"),
-        resume: Annotated[bool, typer.Option("--resume", help="Keep a finished run.")] = False,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
+        wait: Wait = False,
         as_json: Json = False,
     ) -> None:
         from peft_recipes.catalog import changed
 
-        _train(changed(recipe, embedded, changes), arm, seed, output, resume, overwrite, as_json)
+        _train(changed(recipe, embedded, changes), arm, seed, as_json, output=output, resume=resume,
+               overwrite=overwrite, wait=wait)  # fmt: skip
 
     single(arguments)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data.stored import stored
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.interruption import terminable
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import (
     BASE,
@@ -99,16 +100,18 @@ def compare(
     *,
     output: str | Path = "adapters",
     overwrite: bool = False,
+    wait: bool = False,
     asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """Trains every arm with every seed, each in a fresh process, and writes comparison.json, .md and .html.
 
     arms: names (default: all of the recipe's). The untrained base is evaluated as well. Runs that are finished and
-    whose recipe, data and code are the same are kept; overwrite trains them anew. asked: how the
-    command line was called (recipe, embedded, changes, arms, output), so that what the report suggests is that call
-    with a change. A run that fails is a row of the
-    table, not the end. Raises RecipeError, before anything is written, for whatever is wrong with what was given.
+    whose recipe, data and code are the same are kept, unfinished ones go on from their last checkpoint; overwrite
+    trains them anew. wait: until no other process writes the folder. asked: how the command line was called (recipe,
+    embedded, changes, arms, output), so that what the report suggests is that call with a change. A run that fails is
+    a row of the table, not the end. Raises RecipeError, before anything is written, for whatever is wrong with what was
+    given; KeyboardInterrupt or Terminated after SIGINT or SIGTERM, when the run under way has written a checkpoint.
     """
     names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
     output = Path(output)
@@ -117,7 +120,7 @@ def compare(
     folder = output / recipe.name
     make_folder(folder)
     jobs: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
-    with locked(folder), stored(prepared, folder / ".data") as data:
+    with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
         recipe.to_yaml(folder / "recipe.yaml")
         for number, job in enumerate(jobs, 1):
             tell = teller(on_progress, job, number, len(jobs))
@@ -125,7 +128,7 @@ def compare(
             if done and not overwrite:
                 tell("kept")
             else:
-                run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data)
+                run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data, anew=overwrite)
         return collect(recipe, names, seeds, output, {"estimates": estimates, "asked": asked})
 
 

@@ -114,8 +114,10 @@ class StepMeter(TrainerCallback):
     Evaluations between steps are in neither figure. `on_step(step, of, loss)` is told of every step.
     """
 
-    def __init__(self, device: str, on_step: Callable[[int, int, float | None], None] | None = None):
-        self.device, self.memory = device, PeakMemory(device)
+    def __init__(
+        self, device: str, on_step: Callable[[int, int, float | None], None] | None = None, finite_loss: bool = True
+    ):
+        self.device, self.memory, self.finite_loss = device, PeakMemory(device), finite_loss
         self.steps: list[float] = []
         self.losses: list[list[float]] = []
         self.validation: list[dict[str, float]] = []
@@ -143,11 +145,21 @@ class StepMeter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" in logs:
-            loss_is_finite(float(logs["loss"]), state.global_step)
+            if self.finite_loss:
+                loss_is_finite(float(logs["loss"]), state.global_step)
             self.losses.append([state.global_step, float(logs["loss"])])
         elif any(key.startswith("eval_") for key in logs):
             point = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
             self.validation.append({"step": state.global_step, **point})
+
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, as JSON takes it."""
+        return {"steps": self.steps, "losses": self.losses, "validation": self.validation, "peak": self.memory.peak}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what another process measured up to its checkpoint."""
+        self.steps, self.losses, self.validation = state["steps"], state["losses"], state["validation"]
+        self.memory.peak = state["peak"]
 
     def figures(self, counts: list[Counts], first_pass: dict[str, Any] | None = None) -> dict[str, Any]:
         """The run's training figures. counts: of each step, in order.

@@ -93,6 +93,7 @@ class Recipe:
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
     attention: how attention is computed ("sdpa", "eager", "flash_attention_2"; None: the library's choice). threads: of
     the CPU (None: torch's choice, or OMP_NUM_THREADS). skip_checks: names of guards that are not to be heeded.
+    checkpoint_seconds: how often a run under way stores what it needs to go on after it was killed (0: every step).
     embedded: what `--embedded` changes, in the shape of the recipe itself ({"model": ..., "dataset": {...}, ...}).
 
     Raises RecipeError that holds *every* problem found.
@@ -118,6 +119,7 @@ class Recipe:
     attention: str | None = None
     threads: int | None = None
     skip_checks: list[str] = field(default_factory=list)
+    checkpoint_seconds: float = 300.0
     embedded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

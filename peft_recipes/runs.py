@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def write_text(path: Path, text: str) -> None:
 def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
     """What makes a run's figures: two runs with one signature need not both be trained."""
     plain = recipe.to_dict()
-    for key in ("title", "description", "margin", "embedded", "name", "metric"):
+    for key in ("title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds"):
         plain.pop(key)
     plain["arms"] = plain["arms"].get(arm)
     said = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
@@ -123,19 +124,34 @@ def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+LOCK_FILES = (".lock", ".lock-holder")
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Two processes never write one folder; a dead one's lock does not count (the system lets go of it)."""
+def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
+    """Two processes never write one folder; a dead one's lock does not count (the system lets go of it).
+
+    wait: until the other is done (True), or for so many seconds. Raises RecipeError, naming the other, where it is not.
+    """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(str(folder / ".lock"))
+    path, holder = (folder / name for name in LOCK_FILES)
+    lock = FileLock(str(path))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait is True else wait or 0)
     except Timeout as error:
-        message = f"{folder} is being written by another process; wait for it, or name another --output."
-        raise RecipeError(message) from error
+        who = ""
+        with contextlib.suppress(OSError):
+            who = holder.read_text(encoding="utf-8").strip()
+        raise RecipeError(
+            f"{folder} is being written by another process{who and f' ({who})'}. Wait for it (--wait does), or name "
+            "another --output."
+        ) from error
     try:
+        with contextlib.suppress(OSError):  # a full disk: the lock itself holds
+            holder.write_text(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}\n", encoding="utf-8")
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # before it is let go: whoever waits for it looks whether it still has its name
         lock.release()

@@ -19,6 +19,7 @@ from peft_recipes.runs import HEAD_FILE
 if TYPE_CHECKING:
     import torch.nn as nn
 
+    from peft_recipes.guards import Guards
     from peft_recipes.hardware import Hardware
     from peft_recipes.tasks.base import Prepared, Task
 
@@ -33,7 +34,6 @@ def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: An
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes its own
         sizes = file_sizes(folder, ["adapter_model.safetensors", "adapter_config.json"])
-        checks.folder_is_adapter_only(model, file_sizes(folder))
         return sizes
     if arm.method == "head":
         from safetensors.torch import save_file
@@ -87,19 +87,18 @@ def _complete(model: nn.Module, saved: dict[str, torch.Tensor], folder: Path) ->
 
 
 def verify(
-    task: Task, prepared: Prepared, arm: Arm, trained: nn.Module, folder: Path, hardware: Hardware
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    task: Task, prepared: Prepared, arm: Arm, trained: nn.Module, folder: Path, hardware: Hardware, guard: Guards
+) -> dict[str, Any]:
     """Loads what was saved onto a fresh base and holds its outputs against the trained model's; times each form.
 
-    Returns (checks: name -> largest difference as a share of the outputs' size, timings: latency_ms and
-    generation_tokens_per_second, each of base, adapter and merged, None where a form does not exist). Raises
-    RuntimeError where saved and trained differ.
+    Returns latency_ms and generation_tokens_per_second, each of base, adapter and merged, None where a form does not
+    exist. guard: keeps the largest differences, as shares of the outputs' size. Raises RuntimeError where saved and
+    trained differ.
     """
     inputs = task.inputs(prepared, _TIMED_INPUTS)
     before = outputs(trained, inputs[:4], hardware)
     base, new_weights = task.load_base(prepared)
     base = base.to(hardware.device).eval()
-    found: dict[str, Any] = {}
     times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
     speeds: dict[str, float | None] = dict(times)
 
@@ -112,21 +111,21 @@ def verify(
 
     if arm.peft is None:
         base = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        found["reloaded equals trained"] = _gap(before, outputs(base, inputs[:4], hardware), "The reloaded model")
+        guard("reload", _same, before, base, inputs, hardware, "The reloaded model")
         measure("base", base)
     else:
         measure("base", base)
         model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        found["reloaded equals trained"] = _gap(before, outputs(model, inputs[:4], hardware), "The reloaded adapter")
+        guard("reload", _same, before, model, inputs, hardware, "The reloaded adapter")
         measure("adapter", model)
         merged = _merged(model)
         if merged is None:
-            found["merged equals unmerged"] = f"{arm.method_name} can't be merged"
+            guard.results["merge"] = f"{arm.method_name} can't be merged"
         else:
-            found["merged equals unmerged"] = _gap(before, outputs(merged, inputs[:4], hardware), "The merged model")
+            guard("merge", _same, before, merged, inputs, hardware, "The merged model")
             measure("merged", merged)
     generates = any(speed is not None for speed in speeds.values())
-    return found, {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
+    return {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
 
 
 def _merged(model: nn.Module) -> nn.Module | None:
@@ -136,7 +135,10 @@ def _merged(model: nn.Module) -> nn.Module | None:
         return None  # prompt learning and some others have no merged form
 
 
-def _gap(first: list[torch.Tensor], second: list[torch.Tensor], what: str) -> float:
+def _same(
+    first: list[torch.Tensor], model: nn.Module, inputs: list[dict[str, torch.Tensor]], hardware: Hardware, what: str
+) -> float:
+    second = outputs(model, inputs[: len(first)], hardware)
     return max(
         checks.same_outputs(a, b, f"{what} differs from the trained one") for a, b in zip(first, second, strict=True)
     )

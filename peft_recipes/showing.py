@@ -130,11 +130,12 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
         def tell(news: Progress) -> None:
             _print_end(bars.console, news)
             arm, seed = news.job
+            silent = f" · silent for {news.silent_seconds // 60} min" if news.silent_seconds else ""
             bars.update(runs, total=news.jobs, completed=news.number - (news.state == "running"), description="runs")
             bars.update(
                 steps,
                 visible=True,
-                description=f"{arm} · seed {seed} · {news.stage or 'start'}",
+                description=f"{arm} · seed {seed} · {news.stage or 'start'}{silent}",
                 total=news.steps or None,
                 completed=news.step,
             )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
+import shutil
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import allocator, bases, checks
+from peft_recipes import allocator, bases, checkpoints, checks
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
+from peft_recipes.checkpoints import Checkpoint
 from peft_recipes.data import stored
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.fitting import Fit, first_batch_is_padded_right
+from peft_recipes.guards import Guards
 from peft_recipes.hardware import Hardware, choose, environment
+from peft_recipes.interruption import Interruption, interruptible
 from peft_recipes.measuring import StepMeter, Stopwatch
 from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.run_log import log, log_step, opened_log, write_predictions
 from peft_recipes.runs import (
     BASE,
+    LOCK_FILES,
     RUN_FILE,
     Run,
     check_output,
@@ -29,6 +34,7 @@ from peft_recipes.runs import (
     signature,
     write_json,
 )
+from peft_recipes.tasks.checkpointing import CheckpointCallback
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -47,13 +53,16 @@ def train(
     overwrite: bool = False,
     quiet: bool = True,
     data: str | Path | None = None,
+    wait: bool = False,
 ) -> Run:
     """Trains one arm of a recipe with one seed, here, and returns its run.
 
     arm: a name among the recipe's arms, or "base" for the untrained base (evaluated only). resume: a finished run of
-    the same recipe, data and code is returned as it is, an unfinished one starts again. overwrite: whatever is there
-    is trained anew. data: where a comparison keeps the data it prepared for all its runs. Raises RecipeError for a
-    mistake in what was given (then nothing is written), and whatever stopped the run otherwise (run.json says so).
+    the same recipe, data and code is returned as it is, an unfinished one goes on from its last whole checkpoint.
+    overwrite: whatever is there is trained anew. data: where a comparison keeps the data it prepared for all its runs.
+    wait: until no other process writes the folder. Raises RecipeError for a mistake in what was given (then nothing is
+    written), KeyboardInterrupt or Terminated after SIGINT or SIGTERM (a checkpoint is written before), and whatever
+    stopped the run otherwise (run.json says so).
     """
     if arm != BASE and arm not in recipe.arms:
         raise RecipeError(unknown("arm", arm, recipe.arms, f"recipe {recipe.name}"))
@@ -63,7 +72,8 @@ def train(
     folder = run_folder(output, recipe, arm, seed)
     check_output(output)
     _check_free(folder, resume, overwrite)
-    return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None).do()
+    with interruptible() as interruption:
+        return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
 
 
 def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -75,13 +85,26 @@ def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
 class _OneRun:
     """The stages of a run, in their order; each is timed under its own name."""
 
-    def __init__(self, recipe: Recipe, arm: str, seed: int, folder: Path, resume: bool, quiet: bool, data: Path | None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: str,
+        seed: int,
+        folder: Path,
+        resume: bool,
+        quiet: bool,
+        data: Path | None,
+        interruption: Interruption,
+        wait: bool,
+    ):
         self.recipe, self.arm_name, self.seed, self.folder = recipe, arm, seed, folder
         self.resume, self.quiet, self.data = resume, quiet, data
+        self.interruption, self.wait = interruption, wait
+        self.checkpoint: Checkpoint | None = None
         self.arm: Arm | None = recipe.arms.get(arm)
         self.watch = Stopwatch()
         self.hardware: Hardware = choose(recipe.training, recipe.threads)
-        self.checks: dict[str, Any] = {}
+        self.guard = Guards(recipe.skip_checks)
         self.attention: str | None = None
 
     def do(self) -> Run:
@@ -102,9 +125,9 @@ class _OneRun:
         if done is not None and done.ok:
             raise RecipeError(f"{self.folder} holds a finished run of another recipe, data or code. Replace it with "
                               "--overwrite, or name another --output.")  # fmt: skip
-        with self.watch("checks"):
-            check_arguments(self.task, self.arm, self.hardware)
-            self._check_memory()
+        check_arguments(self.task, self.arm, self.hardware)
+        with self.watch("plan"):
+            self.guard("memory", self._check_memory)
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
         with self.watch("load"):
@@ -112,18 +135,27 @@ class _OneRun:
         self.attention = getattr(base.config, "_attn_implementation", None)
         model, parameters = self._arm_applied(base, new_weights)
         make_folder(self.folder)
-        with locked(self.folder):
-            clear(self.folder, keep=(".lock", "log.txt"))
+        with locked(self.folder, wait=self.wait):
+            self._find_checkpoint()
+            kept = (checkpoints.FOLDER, "log.jsonl") if self.checkpoint else ()
+            clear(self.folder, keep=(*LOCK_FILES, "log.txt", *kept))
             self.recipe.to_yaml(self.folder / "recipe.yaml")
             try:
                 data = self._measured(model, parameters)
             except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
-                write_json(self.folder / RUN_FILE, self._failure(error))
+                with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
+                    write_json(self.folder / RUN_FILE, self._failure(error))
                 if isinstance(error, RecipeError):  # found midway: a run that failed, not a mistake that cost nothing
                     raise RuntimeError(str(error)) from error
                 raise
             write_json(self.folder / RUN_FILE, data)
+            shutil.rmtree(self.folder / checkpoints.FOLDER, ignore_errors=True)  # only now is nothing to be resumed
         return Run(self.folder, data)
+
+    def _find_checkpoint(self) -> None:
+        if self.resume and self.arm is not None:
+            self.checkpoint, skipped = checkpoints.newest(self.folder / checkpoints.FOLDER, self.signature)
+            self.prepared.notes += skipped
 
     def _fit_targets(self) -> None:
         config = bases.load_config(self.recipe)
@@ -136,7 +168,7 @@ class _OneRun:
         from peft_recipes import planning
 
         config = bases.load_config(self.recipe, **self.task.base_options(self.prepared))
-        if self.arm is None or "memory" in self.recipe.skip_checks or planning.surely_fits(self.task, config):
+        if self.arm is None or planning.surely_fits(self.task, config):
             return
         needs = planning.memory(self.task, self.prepared, config, self.arm, self.arm_name)
         if not needs["fits"]:
@@ -153,44 +185,50 @@ class _OneRun:
 
             components = dict(parameters_by_component(base))
             return base, Parameters(0, 0, 0, sum(components.values()), components)
-        model, parameters = apply_arm(base, self.arm, self.recipe.task, new_weights, self.arm_name)
-        checks.something_is_trainable(model, self.arm_name)
+        model, parameters = apply_arm(
+            base, self.arm, self.recipe.task, new_weights, self.arm_name, skip_checks=self.recipe.skip_checks
+        )
+        self.guard("trainable", checks.something_is_trainable, model, self.arm_name)
+        if self.arm.peft is not None:
+            self.guard("saved", checks.learns_are_saved, model, new_weights, self.arm_name)
         return model, parameters
 
     def _measured(self, model: nn.Module, parameters: Parameters) -> dict[str, Any]:
-        with (self.folder / "log.jsonl").open("w", encoding="utf-8", buffering=1) as log:
-            meter = StepMeter(self.hardware.device, lambda *step: _log_step(log, *step))
-            arguments = self.task.arguments(self.arm, self.seed, self.hardware, self.folder / "trainer", self.quiet)
-            trainer = self.task.trainer(model, self.prepared, arguments, [meter])
+        with opened_log(self.folder / "log.jsonl", self.checkpoint.step if self.checkpoint else 0) as lines:
+            heeds = "finite-loss" not in self.recipe.skip_checks
+            meter = StepMeter(self.hardware.device, lambda *step: log_step(lines, *step), finite_loss=heeds)
+            keeper = CheckpointCallback(self.recipe.checkpoint_seconds, lambda: self.interruption.asked is not None)
+            arguments = self.task.arguments(
+                self.arm, self.seed, self.hardware, self.folder / checkpoints.FOLDER, self.quiet
+            )
+            trainer = self.task.trainer(model, self.prepared, arguments, [meter, keeper])
             trainer.remove_callback(_printer())  # its lines are in log.jsonl
-            figures = self._fit(trainer, meter) if self.arm is not None else None
-            _log(log, stage="evaluate")
+            figures = None
+            if self.arm is not None:
+                with self.watch("train"):
+                    figures = self._fit(trainer, meter)
+            log(lines, stage="evaluate")
             evaluations = self._evaluate(trainer)
             data = self._facts(parameters) | {"training": figures}
             data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
             data["per_class"] = evaluations["test"].per_class
-            _write_predictions(self.folder, evaluations)
+            write_predictions(self.folder, evaluations)
             # Without the wrapper that computes in lower precision: what is saved is checked as it will be loaded.
             trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
             with self.watch("answers"):
                 data["answers"] = self.task.answer(trained, self.prepared)
             if self.arm is not None:
-                _log(log, stage="save")
+                log(lines, stage="save")
                 data |= self._saved(trained)
-        clear(self.folder / "trainer")
-        with contextlib.suppress(OSError):
-            (self.folder / "trainer").rmdir()
-        data["checks"], data["seconds"] = self.checks, {**self.watch.seconds, "total": self.watch.total()}
+        seconds = {**self.watch.seconds, "total": self.watch.total(), "guards": self.guard.seconds}
+        data["checks"], data["seconds"] = self.guard.results, seconds
         return data
 
     def _fit(self, trainer: Trainer, meter: StepMeter) -> dict[str, Any]:
-        before = checks.trainable_snapshot(trainer.model)
-        with self.watch("train"):
-            trainer.train()
-        checks.weights_moved(before, trainer.accelerator.unwrap_model(trainer.model), self.arm_name)
-        self.checks["weights moved"] = True
-        figures = meter.figures(trainer.step_counts(), getattr(trainer, "pass_figures", None))
-        return {**figures, "batches": trainer.batches}
+        processor = self.prepared.processor
+        if processor is not None and hasattr(processor, "pad_token_id"):
+            self.guard("padding", first_batch_is_padded_right, trainer, processor)
+        return Fit(trainer, meter, self.guard, self.arm_name, self.signature, self.checkpoint, self.interruption).do()
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Evaluation]:
         splits = ["validation", "test", *self.recipe.evaluate_also]
@@ -203,9 +241,11 @@ class _OneRun:
         assert self.arm is not None
         with self.watch("save"):
             files = saving.save(trained, self.arm, self.recipe, self.folder, self.prepared.processor)
+        if self.arm.peft is not None:
+            names = [path.name for path in self.folder.iterdir()]
+            self.guard("adapter-only", checks.folder_is_adapter_only, names)
         with self.watch("verify"):
-            found, timings = saving.verify(self.task, self.prepared, self.arm, trained, self.folder, self.hardware)
-        self.checks |= found
+            timings = saving.verify(self.task, self.prepared, self.arm, trained, self.folder, self.hardware, self.guard)
         return {"checkpoint_bytes": sum(files.values()), "checkpoint_files": files, **timings}
 
     def _facts(self, parameters: Parameters | None = None) -> dict[str, Any]:
@@ -265,26 +305,7 @@ def _target_modules(arm: Arm | None) -> list[str] | None:
     return [names] if isinstance(names, str) else sorted(names) if names else None
 
 
-def _write_predictions(folder: Path, evaluations: dict[str, Evaluation]) -> None:
-    """predictions.parquet: one row an example of the test split and of each further evaluation set."""
-    import pandas
-
-    tables = [pandas.DataFrame({"split": split, **result.predictions})
-              for split, result in evaluations.items() if split != "validation"]  # fmt: skip
-    temporary = folder / ".predictions.parquet"
-    pandas.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
-    temporary.replace(folder / "predictions.parquet")
-
-
 def _printer() -> type:
     from transformers import PrinterCallback
 
     return PrinterCallback
-
-
-def _log_step(log: Any, step: int, of: int, loss: float | None) -> None:
-    _log(log, step=step, of=of, loss=loss)
-
-
-def _log(log: Any, **line: Any) -> None:
-    log.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")

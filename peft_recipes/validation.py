@@ -99,6 +99,8 @@ def _value_problems(recipe: Recipe) -> list[str]:
             found.append(f"{key}: expected a whole number of tokens of 2 or more, got {getattr(recipe, key)}.")
     if recipe.margin is not None and recipe.margin <= 0:
         found.append(f"margin: expected a number above 0, got {recipe.margin}.")
+    if recipe.checkpoint_seconds < 0:
+        found.append(f"checkpoint_seconds: expected 0 or more, got {recipe.checkpoint_seconds}.")
     if recipe.threads is not None and recipe.threads < 1:
         found.append(f"threads: expected a whole number of 1 or more, got {recipe.threads}.")
     return found + [unknown("check", c, GUARDS, "skip_checks") for c in recipe.skip_checks if c not in GUARDS]

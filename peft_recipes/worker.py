@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import stat
 import sys
+import threading
 from pathlib import Path
 
 from peft_recipes.errors import RecipeError
+from peft_recipes.interruption import EXIT_CODES
 from peft_recipes.quiet import quiet_libraries
 
 
@@ -14,6 +19,7 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
 
     data: the folder of the comparison's prepared data; without it the run prepares its own.
     """
+    _end_with_parent()
     quiet_libraries()
     from peft_recipes.catalog import resolved_recipe
     from peft_recipes.runs import RUN_FILE, make_folder, run_folder, write_json
@@ -21,7 +27,8 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
 
     recipe = resolved_recipe(Path(recipe_file))
     try:
-        train(recipe, arm, seed=seed, output=output, overwrite=True, data=data)
+        # An interrupted comparison's worker may still be writing its last checkpoint: that is worth the wait.
+        train(recipe, arm, seed=seed, output=output, resume=True, data=data, wait=True)
         return 0
     except RecipeError as error:
         folder = run_folder(Path(output), recipe, arm, seed)
@@ -30,8 +37,20 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
         write_json(folder / RUN_FILE, facts)
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except tuple(EXIT_CODES) as error:
+        return EXIT_CODES[type(error)]
+
+
+def _end_with_parent() -> None:
+    """Ends this process as SIGTERM does once the one that started it is gone: then its end of stdin is closed."""
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.checkpoints import FOLDER as CHECKPOINTS
+from peft_recipes.interruption import Terminated
 from peft_recipes.recipe import Recipe
-from peft_recipes.runs import RUN_FILE, locked, make_folder, read_run, run_folder, write_json
+from peft_recipes.runs import LOCK_FILES, RUN_FILE, clear, locked, make_folder, read_run, run_folder, write_json
 
 Job = tuple[str, int]  # arm, seed
 
-_GRACE_SECONDS = 15  # what a worker gets to end by itself when the comparison is interrupted
+_GRACE_SECONDS = 120  # what a worker gets to end its step and write a checkpoint when the comparison is interrupted
+_SILENT_SECONDS = 120  # after which a worker that tells nothing is shown as silent
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Progress:
     step: int = 0
     steps: int = 0
     stage: str = ""
+    silent_seconds: int = 0  # since its last sign of life, where that is long ago
     error: str = ""
 
 
@@ -46,18 +51,29 @@ def teller(on_progress: Callable[[Progress], None] | None, job: Job, number: int
 
 
 def run_in_fresh_process(
-    output: Path, recipe: Recipe, job: Job, yaml: Path, tell: Callable[..., None], data: Path | None = None
+    output: Path,
+    recipe: Recipe,
+    job: Job,
+    yaml: Path,
+    tell: Callable[..., None],
+    data: Path | None = None,
+    *,
+    anew: bool = False,
 ) -> None:
     """One run in its own process: its peak memory is its own, and its crash is a row of the table.
 
-    data: where the comparison keeps what it prepared once for all its runs.
+    data: where the comparison keeps what it prepared once for all its runs. anew: not from an earlier checkpoint.
     """
     arm, seed = job
     folder = run_folder(output, recipe, arm, seed)
     make_folder(folder)
-    with locked(folder):  # a `train` in another process may be at it
+    # A `train` in another process may be at it; a worker of a comparison that was killed is soon done.
+    with locked(folder, wait=_GRACE_SECONDS):
         (folder / RUN_FILE).unlink(missing_ok=True)
-        (folder / "log.jsonl").unlink(missing_ok=True)
+        if anew:
+            clear(folder, keep=LOCK_FILES)
+        if not (folder / CHECKPOINTS).is_dir():
+            (folder / "log.jsonl").unlink(missing_ok=True)
     command = [
         sys.executable,
         "-m",
@@ -72,13 +88,20 @@ def run_in_fresh_process(
     with (
         (folder / "log.txt").open("wb") as log,
         _interruptible(
-            subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            # A session of its own: Ctrl-C reaches the comparison, which tells its worker once. The pipe tells the
+            # worker when the comparison itself is killed.
+            subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, start_new_session=True
+            )
         ) as worker,
     ):
-        follow = _Follower(folder / "log.jsonl")
+        follow, heard, news = _Follower(folder / "log.jsonl"), time.monotonic(), {}
         while worker.poll() is None:
-            if news := follow.news():
+            if found := follow.news():
+                heard, news = time.monotonic(), found
                 tell("running", **news)
+            elif (silence := int(time.monotonic() - heard)) >= _SILENT_SECONDS:
+                tell("running", **news, silent_seconds=silence)
             time.sleep(0.1)
     run = read_run(folder)
     if run is None:
@@ -95,24 +118,29 @@ def _interruptible(worker: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen
         yield worker
     except BaseException:
         worker.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             worker.wait(_GRACE_SECONDS)
-        if worker.poll() is None:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):  # asked twice: at once
             worker.kill()
             worker.wait()
         raise
+    finally:
+        worker.stdin.close()
 
 
 class _Follower:
     """Reads what a run writes to its log.jsonl while it writes."""
 
     def __init__(self, path: Path):
-        self.path, self.place = path, 0
+        self.path, self.place, self.file = path, 0, 0
 
     def news(self) -> dict[str, Any] | None:
         """step, steps and stage of the last whole line written since the last call; None when there is none."""
         try:
             with self.path.open("rb") as log:
+                found = os.fstat(log.fileno())
+                if found.st_ino != self.file or found.st_size < self.place:  # written anew by a run that goes on
+                    self.file, self.place = found.st_ino, 0
                 log.seek(self.place)
                 text = log.read()
         except OSError:
@@ -122,7 +150,10 @@ class _Follower:
         lines = whole.splitlines()
         if not lines:
             return None
-        last = json.loads(lines[-1])
+        try:
+            last = json.loads(lines[-1])
+        except ValueError:  # the place was in the middle of a line of a log that had been there before
+            return None
         return {"step": last.get("step", 0), "steps": last.get("of", 0), "stage": last.get("stage", "train")}
 
 

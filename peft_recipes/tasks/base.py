@@ -149,6 +149,16 @@ class Task(ABC):
 
         return TrainingArguments
 
+    def guards(self, name: str) -> bool:
+        """Whether a guard of that name is on."""
+        return name not in self.recipe.skip_checks
+
+    def without_duplicates(
+        self, splits: dict[str, datasets.Dataset], keys: list[str]
+    ) -> tuple[dict[str, datasets.Dataset], int]:
+        """The splits without the examples that stand in a later split too, by the columns `keys`, and their count."""
+        return columns.without_test_examples(splits, keys) if self.guards("duplicates") else (splits, 0)
+
     def raw_splits(self) -> dict[str, datasets.Dataset]:
         """The recipe's raw splits, with its further evaluation sets."""
         splits = sources.load_splits(self.recipe.dataset)

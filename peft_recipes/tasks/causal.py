@@ -12,7 +12,6 @@ from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
 from peft_recipes import bases, checks, metrics
-from peft_recipes.data import columns
 from peft_recipes.data.packing import COUNTS, KEPT, PaddedCollator, SharedPrefixCollator, why_padded
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
 from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, CausalTrainer, labelled_losses, logits_bytes, tensors
@@ -65,7 +64,7 @@ class Causal(Task):
         tokenizer = bases.load_tokenizer(self.recipe)
         splits, notes = self.text_rows(self.raw_splits(), tokenizer)
         shared = [c for c in splits["train"].column_names if c != "id"]
-        splits, dropped = columns.without_test_examples(splits, shared)
+        splits, dropped = self.without_duplicates(splits, shared)
         if dropped:
             notes.append(f"{dropped} examples that stand in a later split too were taken out.")
         made, ids = {}, {}
@@ -74,6 +73,8 @@ class Causal(Task):
             cut = sum(len(t) > self.recipe.max_length for t in tokens["input_ids"])
             tokens = tokens.map(self._cut, keep_in_memory=True)
             tokens, unlabelled = checks.has_labelled_tokens(tokens, self.recipe.max_length, name)
+            if name == "train" and self.recipe.task == "sft" and self.guards("end-token"):
+                checks.end_is_learnt(tokens, bases.end_tokens(tokenizer), self.recipe.max_length)
             if cut and name == "train":
                 notes.append(f"{cut} of {len(rows)} training examples were cut at {self.recipe.max_length} tokens.")
             if unlabelled:

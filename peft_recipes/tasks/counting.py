@@ -14,9 +14,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from peft_recipes import activations
 from peft_recipes.data.packing import COUNTS, Counts
+from peft_recipes.tasks.checkpointing import CheckpointMixin
 
 
-class CountingMixin(Trainer):
+class CountingMixin(CheckpointMixin):
     """Counts what goes through `training_step`: non-padding tokens, computed positions, padding, examples."""
 
     batches = "padded"  # how its batches are made, and why where that was not the first choice
@@ -46,9 +47,7 @@ class CountingMixin(Trainer):
             sampler = LengthGroupedSampler(batch, lengths=lengths)
         else:
             sampler = super()._get_train_sampler(*args, **kwargs)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler.generator = torch.Generator().manual_seed(self.args.data_seed)
-        return sampler
+        return _Reseeded(sampler, self.args.data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         """In order. Where training groups by length, the library would shuffle evaluation as well."""
@@ -68,6 +67,27 @@ class CountingMixin(Trainer):
     def step_counts(self) -> list[Counts]:
         """The counts of each optimiser step, in order."""
         return [_sum(step) for step in self._counts if step]
+
+    def restore_counts(self, counts: list[Counts]) -> None:
+        """The counts of the steps before a checkpoint."""
+        self._counts = [*([step] for step in counts), []]
+
+
+class _Reseeded(torch.utils.data.Sampler):
+    """A length-grouped sampler whose order follows from the seed and the epoch: the same whenever a run is resumed."""
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int):
+        self._sampler, self._seed, self._epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
 
 class ClassificationTrainer(CountingMixin, Trainer):

@@ -78,4 +78,5 @@ class HeadTrainer(ClassificationTrainer):
             callbacks=self._meters,
         )
         inner.remove_callback(PrinterCallback)
+        inner.may_checkpoint = False
         return inner

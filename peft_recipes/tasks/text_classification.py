@@ -25,8 +25,9 @@ class TextClassification(Classification):
         raw = self.raw_splits()
         labels = columns.class_labels(raw, source)
         splits = {name: columns.classification_rows(rows, source, "text", labels) for name, rows in raw.items()}
-        splits, dropped = columns.without_test_examples(splits, ["text"])
-        checks.more_than_one_class(splits["train"], labels, source.path)
+        splits, dropped = self.without_duplicates(splits, ["text"])
+        if self.guards("classes"):
+            checks.more_than_one_class(splits["train"], labels, source.path)
         tokenizer = bases.load_tokenizer(self.recipe)
         notes = [f"{dropped} texts that stand in a later split too were taken out."] if dropped else []
         notes += checks.missing_classes(splits, labels)

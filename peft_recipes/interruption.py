@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM: a training step ends, a checkpoint is written, and the process ends with 130 or 143."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what KeyboardInterrupt is to SIGINT, so that what is open is closed on the way out."""
+
+
+EXIT_CODES: dict[type[BaseException], int] = {KeyboardInterrupt: 130, Terminated: 143}
+_RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+class Interruption:
+    """Whether a signal has asked for the end; while `deferred()`, the first one only asks."""
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._deferred = False
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it the first signal is only noted in `asked`; a second one, and any outside of it, ends at once."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.heed()
+
+    def heed(self) -> None:
+        """Raises KeyboardInterrupt or Terminated where a signal has asked for the end."""
+        if self.asked is not None:
+            raise _RAISED[self.asked]
+
+    def _handle(self, number: int, _: Any) -> None:
+        again, self.asked = self.asked is not None, signal.Signals(number)
+        if again or not self._deferred:
+            raise _RAISED[self.asked]
+        print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Takes SIGINT and SIGTERM for as long as it is open; in a thread other than the main one it leaves them alone."""
+    found = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield found
+        return
+    before = {number: signal.signal(number, found._handle) for number in _RAISED}
+    try:
+        yield found
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises Terminated (in the main thread; elsewhere nothing changes)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

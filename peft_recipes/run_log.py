@@ -1,0 +1,50 @@
+"""What a run writes while it works and when it has: log.jsonl, a line an event, and predictions.parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from peft_recipes.runs import write_text
+
+if TYPE_CHECKING:
+    from peft_recipes.tasks.base import Evaluation
+
+
+def opened_log(path: Path, step: int) -> TextIO:
+    """log.jsonl, with what was logged up to the step that the run goes on from."""
+    if step and path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
+        write_text(path, "".join(f"{line}\n" for line in lines))
+    return path.open("a" if step else "w", encoding="utf-8", buffering=1)
+
+
+def _logged_step(line: str) -> float:
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return json.loads(line).get("step", math.inf)
+    return math.inf  # half a line, of a process that was killed while it wrote
+
+
+def log_step(lines: TextIO, step: int, of: int, loss: float | None) -> None:
+    """An optimiser step: its number, of how many, and the last loss that was logged."""
+    log(lines, step=step, of=of, loss=loss)
+
+
+def log(lines: TextIO, **line: Any) -> None:
+    """One event, with its time."""
+    lines.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+
+
+def write_predictions(folder: Path, evaluations: dict[str, Evaluation]) -> None:
+    """predictions.parquet: one row an example of the test split and of each further evaluation set."""
+    import pandas
+
+    tables = [pandas.DataFrame({"split": split, **result.predictions})
+              for split, result in evaluations.items() if split != "validation"]  # fmt: skip
+    temporary = folder / ".predictions.parquet"
+    pandas.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+    temporary.replace(folder / "predictions.parquet")
