@@ -232,6 +232,33 @@ def report(
     show_comparison(made)
 
 
+@app.command()
+@_friendly
+def check(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder of a saved adapter.")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help="Instead of the base that it names.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Files and shapes only, without the base's weights.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the base's repository run its code here.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a saved adapter, ours or anyone's: files, fit to the base, outputs, merging. Exit 1 where one fails."""
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    from peft_recipes.adapters import check_adapter
+    from peft_recipes.showing import show_findings
+
+    found = check_adapter(adapter, base or None, weights=not quick, trust_remote_code=trust_remote_code)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in found], indent=1))
+    else:
+        show_findings(found)
+    if any(finding.ok is False for finding in found):
+        raise typer.Exit(1)
+
+
 def train_app(recipe: Any, arguments: list[str]) -> None:
     """`python recipes/NAME.py --arm lora`: the flags of `peft-recipes train`, for a recipe that is at hand."""
     from peft_recipes.quiet import quiet_libraries

@@ -123,7 +123,7 @@ def peft_from_dict(given: Any, where: str = "peft") -> PeftConfig:
         raise RecipeError(f"{where}: expected a mapping with 'peft_type' (LORA, IA3, ...), got {given!r}.")
     kind = str(given["peft_type"]).upper()
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise RecipeError(unknown("peft_type", kind, PEFT_TYPE_TO_CONFIG_MAPPING, where))
+        raise RecipeError(unknown("peft_type", kind, [k.value for k in PEFT_TYPE_TO_CONFIG_MAPPING], where))
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
     names = [f.name for f in dataclasses.fields(config_class)]
     problems = [unknown("key", key, names, where) for key in given if key not in names]

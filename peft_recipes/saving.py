@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peft_recipes import checks
+from peft_recipes import adapters, checks
 from peft_recipes.arms import apply_arm
 from peft_recipes.errors import RecipeError
 from peft_recipes.measuring import file_sizes, median_milliseconds
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from peft_recipes.tasks.base import Prepared, Task
 
 _TIMED_INPUTS = 20
+_STORED_OUTPUTS = 2  # for `check`, wherever the adapter goes
 
 
 def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: Any) -> dict[str, int]:
@@ -97,6 +98,9 @@ def verify(
     """
     inputs = task.inputs(prepared, _TIMED_INPUTS)
     before = outputs(trained, inputs[:4], hardware)
+    if arm.peft is not None:
+        last = [logits[:, -1] if logits.dim() == 3 else logits for logits in before[:_STORED_OUTPUTS]]
+        adapters.store_outputs(folder, inputs[:_STORED_OUTPUTS], last)
     base, new_weights = task.load_base(prepared)
     base = base.to(hardware.device).eval()
     times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}

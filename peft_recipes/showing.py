@@ -14,6 +14,7 @@ from rich.table import Table
 from peft_recipes.reporting import formats
 
 if TYPE_CHECKING:
+    from peft_recipes.adapters import Finding
     from peft_recipes.comparison import Comparison
     from peft_recipes.recipe import Recipe
     from peft_recipes.runs import Run
@@ -97,6 +98,14 @@ def show_run(run: Run) -> None:
     if data["embedded"]:
         console.print("  Measured on embedded stand-ins, not on the recipe's own model and data.")
     console.print(f"  {escape(str(run.folder))}")
+
+
+def show_findings(found: list[Finding]) -> None:
+    """The checks of an adapter, a line each."""
+    console = Console()
+    for finding in found:
+        mark = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[dim]-   [/]"}[finding.ok]
+        console.print(f"{mark} {finding.name:13} {escape(finding.said)}", highlight=False, soft_wrap=True)
 
 
 def show_comparison(comparison: Comparison) -> None:
