@@ -1,6 +1,6 @@
 """Writes the figures of kept comparisons and benchmarks into README.md and adapters/README.md: `make readme`.
 
-Nothing is computed here: they come from adapters/*/comparison.json and benchmarks/sft_throughput/*.json, and
+Nothing is computed here: they come from adapters/*/comparison.json and from what the scripts in benchmarks/ wrote, and
 tests/test_readme.py holds them together.
 """
 
@@ -17,6 +17,8 @@ from peft_recipes.reporting.words import forgetting, headline_arm, verdict_sente
 HERE = Path(__file__).parent
 SHOWN = "mnist-shift"
 _SPEED = re.compile(r"(<!-- speed:.*?-->\n).*?(<!-- /speed -->)", re.DOTALL)
+_TRUST = re.compile(r"(<!-- trust:.*?-->\n).*?(<!-- /trust -->)", re.DOTALL)
+_MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
 _BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -42,9 +44,9 @@ def results(comparison: dict[str, Any]) -> str:
 
 def speed(found: list[dict[str, Any]]) -> str:
     """The README's block on speed: each benchmark file a few rows."""
-    lines = ["| SmolLM2-135M, LoRA r=16 | tokens/s | peak memory |", "|:---|---:|---:|"]
+    lines = ["| LoRA r=16 | tokens/s | peak memory |", "|:---|---:|---:|"]
     for one in found:
-        where = f"{one['data']}, batch {one['batch']}"
+        where = f"{_MODELS[one['model']]}, {one['data']}, batch {one['batch']}"
         for arm, title in (("trl-default", "trl, its defaults"), ("trl-best", "trl, its best flags here"),
                            ("peft-recipes", "peft_recipes")):  # fmt: skip
             row = one["arms"][arm]
@@ -52,7 +54,7 @@ def speed(found: list[dict[str, Any]]) -> str:
             lines.append(f"| {where}: {title} | {row['tokens_per_second']:.0f} | {memory} |")
     machine = found[0]["environment"]
     gap = max(one["largest_loss_difference"] for one in found)
-    share = " and ".join(f"{one['fraction_of_limit']:.0%}" for one in found)
+    share = ", ".join(f"{one['fraction_of_limit']:.0%}" for one in found)
     lines += [
         "",
         f"The same losses at every step (largest difference {gap:.0e}). {share} of what the needed matrix products "
@@ -63,15 +65,41 @@ def speed(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def trust() -> str:
+    """The README's block on faults: what was done to runs and to the command line, and how often it held."""
+    faults, inputs = (json.loads((HERE.parent / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+                      for name in ("fault_injection", "malformed_inputs"))  # fmt: skip
+    moments = ", ".join(f"{count} in {stage}" for stage, count in sorted(faults["killed_in"].items()))
+    kinds = ", ".join(f"{count} {kind}s" for kind, count in inputs["tried"].items())
+    lines = [
+        "| what was done | tried | held |",
+        "|:---|---:|---:|",
+        f"| runs killed by SIGKILL ({moments}), called again, equal to undisturbed ones | {faults['tried']} "
+        f"| {faults['held']} |",
+        f"| malformed inputs ({kinds}): the right exit code, one message, nothing written | {inputs['total']} "
+        f"| {inputs['answered']} |",
+        "",
+        "Written by `make readme` from what `python benchmarks/fault_injection.py` and "
+        "`python benchmarks/malformed_inputs.py` found.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def benchmarks() -> list[dict[str, Any]]:
     """The kept throughput benchmarks."""
     folder = HERE.parent / "benchmarks" / "sft_throughput"
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-cpu.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*-batch*-cpu.json"))
+        if "compiled" not in path.name
+    ]
 
 
 def readme(text: str, comparison: dict[str, Any]) -> str:
     """README.md's text with its blocks made anew."""
     text = _BLOCK.sub(lambda match: match[1] + results(comparison) + match[2], text)
+    text = _TRUST.sub(lambda match: match[1] + trust() + match[2], text)
     return _SPEED.sub(lambda match: match[1] + speed(benchmarks()) + match[2], text)
 
 

@@ -44,7 +44,8 @@ def main() -> None:
     summary = _summary(found)
     document = {**summary, "data": given.data, "model": given.model, "batch": given.batch, "steps": given.steps,
                 "means": ARMS, "arms": found, "environment": found["peft-recipes"].pop("environment")}  # fmt: skip
-    name = f"{given.data}-{given.model}-batch{given.batch}-{document['environment']['device']}.json"
+    kind = f"{given.data}-{given.model}-batch{given.batch}{'-compiled' if given.compile else ''}"
+    name = f"{kind}-{document['environment']['device']}.json"
     path = Path(__file__).parent / "sft_throughput" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
@@ -58,6 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--bf16", action="store_true", help="compute in bf16 (on a GPU)")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile in this project's arm")
     parser.add_argument("--random-weights", action="store_true", help="speed is the same")
     parser.add_argument("--one", choices=list(ARMS), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -69,7 +71,8 @@ def _arguments() -> argparse.Namespace:
 def _in_fresh_process(arm: str, given: argparse.Namespace) -> dict[str, Any]:
     words = ["--one", arm, "--data", given.data, "--model", given.model]
     words += ["--steps", str(given.steps), "--batch", str(given.batch)]
-    words += [flag for flag, on in (("--bf16", given.bf16), ("--random-weights", given.random_weights)) if on]
+    options = (("--bf16", given.bf16), ("--compile", given.compile), ("--random-weights", given.random_weights))
+    words += [flag for flag, on in options if on]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
@@ -142,6 +145,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     if given.one == "peft-recipes":
         computed = [counts.computed for counts in trainer.step_counts()[timed]]
         made["batches"] = trainer.batches
+        made["warmup_seconds"] = meter.steps[:WARMUP]
         made |= _limit(model, hardware, computed, sum(labelled[timed]), sum(tokens[timed]), given.bf16)
         made["environment"] = environment(hardware)
     return made
@@ -158,6 +162,7 @@ def _recipe(given: argparse.Namespace) -> Any:
         f"dataset.train={max(given.batch * given.steps, 8)}",
         "max_length=256",
         *(["training.bf16=true"] if given.bf16 else []),
+        *(["training.torch_compile=true"] if given.compile and given.one == "peft-recipes" else []),
     ]
     if given.model == "gpt2":
         changes.append("model=embedded:gpt2-docstrings")  # its tokenizer; the weights are made below
@@ -170,7 +175,9 @@ def _model(given: argparse.Namespace, task: Any, prepared: Any) -> Any:
 
     if given.model == "gpt2":  # GPT-2 small's shape, with this tokenizer's vocabulary
         words = max(50_257, len(prepared.processor))
-        config = GPT2Config(vocab_size=words, pad_token_id=prepared.processor.pad_token_id)
+        # Without its dropout, whose draws would hide whether the losses are the same.
+        config = GPT2Config(vocab_size=words, pad_token_id=prepared.processor.pad_token_id,
+                            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if given.random_weights:
         from peft_recipes.bases import load_config

@@ -101,12 +101,18 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_adapter(
-    folder: str | Path, base: str | None = None, *, weights: bool = True, trust_remote_code: bool = False
+    folder: str | Path,
+    base: str | None = None,
+    *,
+    weights: bool = True,
+    merge: bool = True,
+    trust_remote_code: bool = False,
 ) -> list[Finding]:
     """The guards that apply to a saved adapter, its own run's or made elsewhere.
 
     base: held against this model instead of the one that the adapter names. weights: False leaves out what needs the
-    base's weights (its outputs, and merging). Raises RecipeError where there is no readable adapter or no such base.
+    base's weights (its outputs, and merging); merge: False only the merging. Raises RecipeError where there is no
+    readable adapter or no such base.
     """
     saved = read_adapter(folder)
     task = _task(saved, base, trust_remote_code)
@@ -114,7 +120,7 @@ def check_adapter(
     config = _base_config(saved, task)
     found.append(_fits(saved, task, config))
     if weights and all(finding.ok is not False for finding in found):
-        found += _outputs_and_merge(saved, task)
+        found += _outputs_and_merge(saved, task, merge)
     return found
 
 
@@ -225,7 +231,7 @@ def _fits(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     return Finding("fits", True, f"{len(wanted)} tensors, on {task.recipe.model}")
 
 
-def _outputs_and_merge(saved: SavedAdapter, task: Task) -> list[Finding]:
+def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Finding]:
     """The stored outputs come back in this process, and merging changes nothing."""
     import torch
     from peft import PeftModel
@@ -245,6 +251,8 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task) -> list[Finding]:
     else:
         inputs, before = stored
         found = [_same("reload", before, [answers(model, given) for given in inputs])]
+    if not merge:
+        return found
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes import hub
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe import EMBEDDED, Recipe
 
@@ -109,6 +111,8 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 @contextlib.contextmanager
 def hub_errors(what: str, name: str) -> Iterator[None]:
     """Turns what the Hub's libraries raise about `name` into one RecipeError: what happened and what to do."""
+    if not (is_local(name) or name.startswith(EMBEDDED) or name == SMALL_CNN):
+        hub.offline_if_unreachable()
     try:
         yield
     except RecipeError:
@@ -125,6 +129,8 @@ def _explain(what: str, name: str, error: Exception) -> str:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {base.__name__ for e in chain for base in type(e).__mro__}
+    answers = [getattr(getattr(e, "response", None), "status_code", None) for e in chain]
+    status = next((code for code in answers if code is not None), 0)
     text = " ".join(str(error).split())[:300]
     if kinds & {"GatedRepoError"}:
         return f"{what} '{name}' is gated: accept its terms on its Hub page, then log in with `hf auth login`."
@@ -134,6 +140,11 @@ def _explain(what: str, name: str, error: Exception) -> str:
         return (
             f"{what} '{name}' does not exist on the Hub, or is private and you are not logged in (`hf auth login`). "
             f"Check the spelling; a local folder is given by its path (./{name})."
+        )
+    if status == 429 or status >= 500:
+        return (
+            f"{what} '{name}': the Hub answered {status} ({HTTPStatus(status).phrase}), also when asked again. Try "
+            "later, or run on stand-ins that need no Hub with --embedded."
         )
     if _offline(kinds, text):
         return (

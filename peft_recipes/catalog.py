@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.errors import RecipeError, nearest, unknown
+from peft_recipes.errors import RecipeError, nearest, unknown, within
 from peft_recipes.plain import from_yaml, read_yaml
 from peft_recipes.recipe import Recipe
 
@@ -52,7 +52,10 @@ def _read(name: str) -> Recipe:
     if path.suffix in (".py", ".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"There is no recipe file {path}.{nearest(path.stem, files)}")
-        return _from_module(path) if path.suffix == ".py" else Recipe.from_yaml(path)
+        if path.suffix == ".py":
+            return _from_module(path)
+        with within(path.name):
+            return Recipe.from_yaml(path)
     raise RecipeError(unknown("recipe", name, files) + " Or a path to a .py or .yaml file.")
 
 
@@ -61,9 +64,10 @@ def _from_module(path: Path) -> Recipe:
     assert spec is not None and spec.loader is not None  # only None for suffixes that are not Python's
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except RecipeError as error:
-        raise RecipeError(*(f"{path.name}: {problem}" for problem in error.problems)) from error
+        with within(path.name):
+            spec.loader.exec_module(module)
+    except RecipeError:
+        raise
     except Exception as error:
         line = _line_in(path, error)
         raise RecipeError(f"{path}{line} can't be run as a recipe: {type(error).__name__}: {error}") from error
@@ -141,7 +145,8 @@ def resolved_recipe(path: Path) -> Recipe:
     """The recipe.yaml of a run, which alone reproduces it."""
     if not path.is_file():
         raise RecipeError(f"{path} is not there: the folder is not a run of peft-recipes.")
-    return Recipe.from_dict(read_yaml(path))
+    with within(str(path)):
+        return Recipe.from_dict(read_yaml(path))
 
 
 def main(recipe: Recipe) -> None:

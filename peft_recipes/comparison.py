@@ -22,7 +22,7 @@ from peft_recipes.runs import (
     signature,
     write_json,
 )
-from peft_recipes.workers import Job, Progress, run_in_fresh_process, teller
+from peft_recipes.workers import Job, Progress, check_in_fresh_process, run_in_fresh_process, teller
 
 if TYPE_CHECKING:
     import pandas
@@ -129,7 +129,18 @@ def compare(
                 tell("kept")
             else:
                 run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data, anew=overwrite)
+        _check_adapters(output, recipe, jobs)
         return collect(recipe, names, seeds, output, {"estimates": estimates, "asked": asked})
+
+
+def _check_adapters(output: Path, recipe: Recipe, jobs: list[Job]) -> None:
+    """Every adapter of a finished run is loaded once in another process than the one that trained it."""
+    if {"reload", "fresh-process"} & set(recipe.skip_checks):
+        return
+    adapters = [job for job in jobs if job[0] != BASE and recipe.arms[job[0]].peft is not None]
+    runs = [_run_or_failure(output, recipe, job) for job in adapters]
+    unchecked = [run for run in runs if run.ok and "fresh-process" not in run.data["checks"]]
+    check_in_fresh_process(unchecked, recipe.trust_remote_code)
 
 
 def collect(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class RecipeError(Exception):
@@ -29,3 +30,12 @@ def unknown(kind: str, name: str, names: Iterable[str], where: str = "") -> str:
     valid = sorted(names)
     place = f" in {where}" if where else ""
     return f"Unknown {kind} '{name}'{place}.{nearest(name, valid)} Valid: {', '.join(valid) or 'none'}."
+
+
+@contextlib.contextmanager
+def within(place: str) -> Iterator[None]:
+    """Puts a place ("mine.yaml") before every problem that is raised within it."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(p if place in p else f"{place}: {p}" for p in error.problems)) from error

@@ -38,7 +38,7 @@ class Fit:
         trainer.add_callback(LearningCallback(self.guard, before, self.arm))
         resumed = self._restore()
         trainer.run_state = lambda: self._state(resumed)
-        with self.interruption.deferred():
+        with self.interruption.heeded_after():
             self._train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         self.guard("learning", checks.weights_moved, before, trained, self.arm)

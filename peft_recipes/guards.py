@@ -20,6 +20,7 @@ GUARDS = {
     "learning": "after the first steps an adapter's weights have moved",
     "frozen": "the frozen weights are after training what they were before",
     "reload": "what was saved, loaded onto a fresh base, gives the same outputs",
+    "fresh-process": "in a comparison, each adapter loaded once in a process that did not train it answers the same",
     "merge": "the merged model gives the same outputs",
     "adapter-only": "the folder holds the adapter and not the base",
 }

@@ -19,20 +19,19 @@ _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 class Interruption:
-    """Whether a signal has asked for the end; while `deferred()`, the first one only asks."""
+    """Whether a signal has asked for the end. While `deferred` the first one only asks; any other ends at once."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self._deferred = False
+        self.deferred = False
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within it the first signal is only noted in `asked`; a second one, and any outside of it, ends at once."""
-        self._deferred = True
+    def heeded_after(self) -> Iterator[None]:
+        """At its end whatever was deferred within it is heeded."""
         try:
             yield
         finally:
-            self._deferred = False
+            self.deferred = False
         self.heed()
 
     def heed(self) -> None:
@@ -42,7 +41,7 @@ class Interruption:
 
     def _handle(self, number: int, _: Any) -> None:
         again, self.asked = self.asked is not None, signal.Signals(number)
-        if again or not self._deferred:
+        if again or not self.deferred:
             raise _RAISED[self.asked]
         print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
 

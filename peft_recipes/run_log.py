@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from peft_recipes.runs import write_text
+from peft_recipes.runs import write_json, write_text
 
 if TYPE_CHECKING:
     from peft_recipes.tasks.base import Evaluation
@@ -48,3 +48,15 @@ def write_predictions(folder: Path, evaluations: dict[str, Evaluation]) -> None:
     temporary = folder / ".predictions.parquet"
     pandas.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
     temporary.replace(folder / "predictions.parquet")
+
+
+def write_bad_batch(folder: Path, trainer: Any, ids: list[str]) -> Path:
+    """bad_batch.json: the examples of the step that a run stopped at, by id and as the model was given them."""
+    step = max(trainer.state.global_step, 1)
+    rows = trainer.train_dataset
+    examples = [
+        {"id": ids[place], **{k: v for k, v in rows[place].items() if isinstance(v, (list, int, float, str))}}
+        for place in trainer.examples_of_step(step)
+    ]
+    write_json(folder / "bad_batch.json", {"step": step, "examples": examples})
+    return folder / "bad_batch.json"

@@ -19,7 +19,7 @@ from peft_recipes.hardware import Hardware, choose, environment
 from peft_recipes.interruption import Interruption, interruptible
 from peft_recipes.measuring import StepMeter, Stopwatch
 from peft_recipes.recipe import Arm, Recipe
-from peft_recipes.run_log import log, log_step, opened_log, write_predictions
+from peft_recipes.run_log import log, log_step, opened_log, write_bad_batch, write_predictions
 from peft_recipes.runs import (
     BASE,
     LOCK_FILES,
@@ -197,7 +197,7 @@ class _OneRun:
         with opened_log(self.folder / "log.jsonl", self.checkpoint.step if self.checkpoint else 0) as lines:
             heeds = "finite-loss" not in self.recipe.skip_checks
             meter = StepMeter(self.hardware.device, lambda *step: log_step(lines, *step), finite_loss=heeds)
-            keeper = CheckpointCallback(self.recipe.checkpoint_seconds, lambda: self.interruption.asked is not None)
+            keeper = CheckpointCallback(self.recipe.checkpoint_seconds, self.interruption)
             arguments = self.task.arguments(
                 self.arm, self.seed, self.hardware, self.folder / checkpoints.FOLDER, self.quiet
             )
@@ -228,7 +228,12 @@ class _OneRun:
         processor = self.prepared.processor
         if processor is not None and hasattr(processor, "pad_token_id"):
             self.guard("padding", first_batch_is_padded_right, trainer, processor)
-        return Fit(trainer, meter, self.guard, self.arm_name, self.signature, self.checkpoint, self.interruption).do()
+        fit = Fit(trainer, meter, self.guard, self.arm_name, self.signature, self.checkpoint, self.interruption)
+        try:
+            return fit.do()
+        except FloatingPointError as error:
+            path = write_bad_batch(self.folder, trainer, self.prepared.ids["train"])
+            raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Evaluation]:
         splits = ["validation", "test", *self.recipe.evaluate_also]

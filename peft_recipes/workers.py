@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.checker import TRUSTED
 from peft_recipes.checkpoints import FOLDER as CHECKPOINTS
 from peft_recipes.interruption import Terminated
 from peft_recipes.recipe import Recipe
-from peft_recipes.runs import LOCK_FILES, RUN_FILE, clear, locked, make_folder, read_run, run_folder, write_json
+from peft_recipes.runs import LOCK_FILES, RUN_FILE, Run, clear, locked, make_folder, read_run, run_folder, write_json
 
 Job = tuple[str, int]  # arm, seed
 
@@ -109,6 +110,31 @@ def run_in_fresh_process(
         run = read_run(folder)
     assert run is not None
     tell(run.data["status"], error=run.data.get("error") or "")
+
+
+def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
+    """Loads the adapters of these runs in one process that trained none of them, and writes into each run.json whether
+    it answers as it was trained to. A run whose adapter does not is a failed one.
+
+    The runs' own check loads what was saved in the process that trained it, which can't tell what only lives there.
+    """
+    if not runs:
+        return
+    command = [sys.executable, "-m", "peft_recipes.checker", *(str(run.folder) for run in runs)]
+    command += [TRUSTED] if trust_remote_code else []
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True
+    )
+    with _interruptible(process):
+        said, complaint = process.communicate()
+    answers = {row["folder"]: row["error"] for row in map(json.loads, said.decode().splitlines())}
+    lost = " ".join(complaint.decode(errors="replace").split())[-300:] or f"exit code {process.returncode}"
+    for run in runs:
+        error = answers.get(str(run.folder), f"the checking process ended early: {lost}")
+        run.data["checks"]["fresh-process"] = error is None
+        if error is not None:
+            run.data |= {"status": "failed", "error": f"In a fresh process its adapter is not as trained: {error}"}
+        write_json(run.folder / RUN_FILE, run.data)
 
 
 @contextlib.contextmanager

@@ -120,6 +120,26 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_cal
     assert again.failed == [] and again.data["differences"]["lora"]["against"] == "full"
 
 
+def test_an_adapter_that_does_not_come_back_in_another_process_is_a_failed_run(comparison, classify, tmp_path):
+    import shutil
+
+    from malformed import change_tensors
+
+    from peft_recipes.comparison import _check_adapters, collect
+
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    assert comparison.data["arms"]["lora"]["checks"]["fresh-process"] is True
+    folder = tmp_path / "tiny" / "lora" / "seed-1"
+    change_tensors(folder, "other")
+    run = json.loads((folder / "run.json").read_text())
+    del run["checks"]["fresh-process"]
+    (folder / "run.json").write_text(json.dumps(run))
+    _check_adapters(tmp_path, classify(), [("base", 0), ("full", 0), ("lora", 0), ("lora", 1)])
+    made = collect(classify(), ["full", "lora"], [0, 1], tmp_path)
+    assert made.failed == ["lora"] and made.data["arms"]["lora"]["seeds"] == [0]
+    assert "reload: stored and loaded" in made.data["arms"]["lora"]["failures"][0]["error"]
+
+
 def test_an_interrupted_comparison_leaves_no_worker_and_goes_on(classify, tmp_path):
     recipe = classify(arms={"full": classify().arms["full"]})
 

@@ -73,6 +73,11 @@ def _count(size: int | float | None, total: int, left: int, split: str, source: 
     if size is None:
         return left
     count = int(total * size) if size < 1 else int(size)
+    if size < 1 and count < 1:
+        raise RecipeError(
+            f"dataset '{source.path}' has {total} rows, too few for a {split} split of {size:g} of them: {split} would "
+            "be empty."
+        )
     if count > left or count < 1:
         raise RecipeError(
             f"dataset '{source.path}' has {total} rows, {left} of them left for {split}, and dataset.{split} asks for "

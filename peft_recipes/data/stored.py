@@ -25,6 +25,7 @@ def stored(prepared: Prepared, folder: Path) -> Iterator[Path | None]:
     if not all(isinstance(rows, datasets.Dataset) for rows in prepared.splits.values()):
         yield None
         return
+    shutil.rmtree(folder, ignore_errors=True)  # of a comparison that was killed
     try:
         for name, rows in prepared.splits.items():
             rows.save_to_disk(folder / name)

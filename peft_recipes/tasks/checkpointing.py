@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from peft_recipes import checkpoints
+from peft_recipes.interruption import Interruption
 
 
 class CheckpointMixin(Trainer):
@@ -57,22 +58,23 @@ class CheckpointMixin(Trainer):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Asks for a checkpoint every `seconds` and after training; and, where `asked()`, for one and the end.
+    """Asks for a checkpoint every `seconds` and after training; after a signal for one, and for the end.
 
     After training only where a fifth of `seconds` has passed since the last one: a short run is soon repeated. At the
     end of an epoch the checkpoint follows the evaluation, so that a resumed run has no evaluation to make up for.
     """
 
-    def __init__(self, seconds: float, asked: Callable[[], bool]):
-        self.seconds, self.asked = seconds, asked
+    def __init__(self, seconds: float, interruption: Interruption):
+        self.seconds, self.interruption = seconds, interruption
         self._last, self._at_epoch_end, self._stopped = time.monotonic(), False, False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._last = time.monotonic()
+        self.interruption.deferred = True  # from here on there is something to lose
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         passed, last = time.monotonic() - self._last, state.global_step >= state.max_steps
-        self._stopped = self.asked()
+        self._stopped = self.interruption.asked is not None
         if self._stopped:
             control.should_training_stop = True
         if self._stopped or passed >= (self.seconds / 5 if last else self.seconds):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -67,6 +69,15 @@ class CountingMixin(CheckpointMixin):
     def step_counts(self) -> list[Counts]:
         """The counts of each optimiser step, in order."""
         return [_sum(step) for step in self._counts if step]
+
+    def examples_of_step(self, number: int) -> list[int]:
+        """The places in the training data of what an optimiser step (from 1) saw in this process."""
+        loader, accumulated = self.get_train_dataloader(), self.args.gradient_accumulation_steps
+        steps_an_epoch = max(math.ceil(len(loader) / accumulated), 1)
+        epoch, step = divmod(number - 1, steps_an_epoch)
+        loader.set_epoch(epoch)
+        batches = itertools.islice(iter(loader.batch_sampler), step * accumulated, (step + 1) * accumulated)
+        return [int(i) for batch in batches for i in batch]
 
     def restore_counts(self, counts: list[Counts]) -> None:
         """The counts of the steps before a checkpoint."""

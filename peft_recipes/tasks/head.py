@@ -40,8 +40,10 @@ class HeadTrainer(ClassificationTrainer):
             self.pass_figures = {"seconds": time.perf_counter() - start, "peak_memory_bytes": memory.read()}
             validation = self._rows(backbone, pick, 1, Path(folder)) if self.args.eval_strategy != "no" else None
             inner = self._on_features(backbone, train, validation)
-            result = inner.train(*args, **kwargs)
-        self.state, self._counts, self.batches = inner.state, inner._counts, "features"
+            try:
+                result = inner.train(*args, **kwargs)
+            finally:
+                self.state, self._counts, self.batches = inner.state, inner._counts, "features"
         return result
 
     def _alone(self) -> bool:

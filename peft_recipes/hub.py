@@ -1,0 +1,33 @@
+"""Whether the Hub can be reached, asked once: its client waits through retries, a minute in all, before it says no."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+from urllib.parse import urlsplit
+
+_SECONDS = 5.0
+
+
+@functools.cache
+def offline_if_unreachable() -> None:
+    """Where nothing answers at the Hub's address, its clients work offline from here on: from their caches, at once.
+
+    Behind a proxy, or where offline work is asked for already, nothing is tried.
+    """
+    from huggingface_hub import constants
+
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if constants.is_offline_mode() or proxied:
+        return
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), _SECONDS).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that are started from here
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
