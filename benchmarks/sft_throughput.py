@@ -125,6 +125,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
             from peft_recipes.arms import apply_arm, fit_targets
 
             recipe, _ = fit_targets(recipe, model.config)
+            transformers.set_seed(0)
             model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
             trainer = task.trainer(model, prepared, arguments, [meter, _norms(norms)])
         else:
@@ -188,9 +189,10 @@ def _model(given: argparse.Namespace, task: Any, prepared: Any) -> Any:
 
 def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, folder: str, callbacks: list[Any]) -> Any:
     """trl's trainer on the same tokenised rows, with its own collator, loss and flags."""
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from peft_recipes.arms import fit_targets
+    from peft_recipes.arms import apply_arm, fit_targets
 
     best = given.one == "trl-best"
     recipe, _ = fit_targets(recipe, model.config)
@@ -213,8 +215,11 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
         seed=0,
         data_seed=0,
     )
+    # The adapter is put on here, from the seed of this project's arm: SFTTrainer draws other numbers before it does.
+    set_seed(0)
+    model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
     return SFTTrainer(model=model, args=config, train_dataset=prepared.splits["train"], callbacks=callbacks,
-                      processing_class=prepared.processor, peft_config=recipe.arms["lora"].peft)  # fmt: skip
+                      processing_class=prepared.processor)  # fmt: skip
 
 
 def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
