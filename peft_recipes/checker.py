@@ -16,7 +16,7 @@ TRUSTED = "--trust-remote-code"  # as the user's own recipe says
 def main(folders: list[str], trust_remote_code: bool) -> None:
     """Checks each folder on a fresh base, and prints its line."""
     quiet_libraries()
-    from peft_recipes.adapters import check_adapter
+    from peft_recipes.adapter_checks import check_adapter
 
     for folder in folders:
         try:

@@ -247,7 +247,7 @@ def check(
     from peft_recipes.quiet import quiet_libraries
 
     quiet_libraries()
-    from peft_recipes.adapters import check_adapter
+    from peft_recipes.adapter_checks import check_adapter
     from peft_recipes.showing import show_findings
 
     found = check_adapter(adapter, base or None, weights=not quick, trust_remote_code=trust_remote_code)

@@ -195,7 +195,6 @@ def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, Prepared, di
     from peft_recipes.arms import fit_targets
     from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
-    from peft_recipes.training import check_arguments
 
     # One trial decides for all runs: near its threshold, two processes might choose two precisions.
     hardware = choose(recipe.training, recipe.threads)
@@ -206,7 +205,7 @@ def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, Prepared, di
     recipe, notes = fit_targets(recipe, config)
     prepared.notes += notes
     task.recipe = recipe
-    check_arguments(task, None, hardware)
+    task.check_arguments(None, hardware)
     problems, estimates = [], {}
     for name in arms:
         try:

@@ -18,7 +18,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
     for name in ("bitsandbytes", "datasets", "accelerate", "trl", "peft", "torch", "httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # datasets logs as an error what it then raises, and what it raises is said in our own words
+        logging.getLogger(name).setLevel(logging.CRITICAL if name == "datasets" else logging.ERROR)
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 

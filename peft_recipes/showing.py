@@ -14,7 +14,7 @@ from rich.table import Table
 from peft_recipes.reporting import formats
 
 if TYPE_CHECKING:
-    from peft_recipes.adapters import Finding
+    from peft_recipes.adapter_checks import Finding
     from peft_recipes.comparison import Comparison
     from peft_recipes.recipe import Recipe
     from peft_recipes.runs import Run

@@ -125,7 +125,7 @@ class _OneRun:
         if done is not None and done.ok:
             raise RecipeError(f"{self.folder} holds a finished run of another recipe, data or code. Replace it with "
                               "--overwrite, or name another --output.")  # fmt: skip
-        check_arguments(self.task, self.arm, self.hardware)
+        self.task.check_arguments(self.arm, self.hardware)
         with self.watch("plan"):
             self.guard("memory", self._check_memory)
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
@@ -289,14 +289,6 @@ class _OneRun:
             "error": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
-
-
-def check_arguments(task: Task, arm: Arm | None, hardware: Hardware) -> None:
-    """Raises RecipeError for training options that the trainer's own class refuses (an optimizer it does not know)."""
-    try:
-        task.arguments(arm, 0, hardware, Path("unused"), True)
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"training: {' '.join(str(error).split())}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes import activations, bases
 from peft_recipes.data import columns, sources
+from peft_recipes.errors import RecipeError
 from peft_recipes.hardware import Hardware
 from peft_recipes.recipe import Arm, Dataset, Recipe
 
@@ -143,6 +144,13 @@ class Task(ABC):
         if arm is not None:
             options["learning_rate"] = arm.learning_rate
         return self.arguments_class()(**options)
+
+    def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
+        """Raises RecipeError for options that the trainer's own class refuses (an optimizer it does not know)."""
+        try:
+            self.arguments(arm, 0, hardware, Path("unused"), True)
+        except (ValueError, TypeError, ImportError) as error:
+            raise RecipeError(f"training: {' '.join(str(error).split())}") from error
 
     def arguments_class(self) -> type[TrainingArguments]:
         from transformers import TrainingArguments

@@ -1,0 +1,211 @@
+"""The guards that apply to a saved adapter: its files, its fit to a base, what it answers, merging."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.adapters import CONFIG, OUTPUTS, SavedAdapter, answers, read_adapter, stored_outputs
+from peft_recipes.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn as nn
+
+    from peft_recipes.recipe import Recipe
+    from peft_recipes.tasks.base import Task
+
+# Names of the weights whose rows are the classes.
+_HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of an adapter: ok is None where it could not be made, and `said` why."""
+
+    name: str
+    ok: bool | None
+    said: str = ""
+
+
+def check_adapter(
+    folder: str | Path,
+    base: str | None = None,
+    *,
+    weights: bool = True,
+    merge: bool = True,
+    trust_remote_code: bool = False,
+) -> list[Finding]:
+    """The guards that apply to a saved adapter, its own run's or made elsewhere.
+
+    base: held against this model instead of the one that the adapter names. weights: False leaves out what needs the
+    base's weights (its outputs, and merging); merge: False only the merging. Raises RecipeError where there is no
+    readable adapter or no such base.
+    """
+    saved = read_adapter(folder)
+    task = _task(saved, base, trust_remote_code)
+    found = [_adapter_only(saved), _finite(saved), _learnt(saved)]
+    config = _base_config(saved, task)
+    found.append(_fits(saved, task, config))
+    if weights and all(finding.ok is not False for finding in found):
+        found += _outputs_and_merge(saved, task, merge)
+    return found
+
+
+def _task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Task:
+    """The task whose base the adapter sits on: of its own recipe.yaml, or of its PEFT task type."""
+    from peft_recipes import Arm, Dataset, Recipe
+    from peft_recipes.catalog import resolved_recipe
+    from peft_recipes.tasks import task_of
+
+    model = base or saved.config.base_model_name_or_path
+    if (saved.folder / "recipe.yaml").is_file():
+        recipe = resolved_recipe(saved.folder / "recipe.yaml")
+        model = base or recipe.model
+    else:
+        kinds = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification"}
+        if saved.config.task_type not in kinds:
+            raise RecipeError(
+                f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
+                f"base is; known are {', '.join(kinds)}."
+            )
+        recipe = Recipe(name="adapter", task=kinds[saved.config.task_type], model=model or "unknown",
+                        dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
+    if not model:
+        raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
+    # What a downloaded recipe says of remote code is not the user's word.
+    return task_of(dataclasses.replace(recipe, model=model, trust_remote_code=trust_remote_code))
+
+
+def _labels(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
+    """The class names that its own run tested, or as many numbers as the saved head has rows."""
+    try:
+        run = json.loads((saved.folder / "run.json").read_text(encoding="utf-8"))
+        if run.get("per_class"):
+            return [row["label"] for row in run["per_class"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    if recipe.dataset.labels:
+        return list(recipe.dataset.labels)
+    rows = [t.shape[0] for name, t in saved.tensors.items() if name.endswith(_HEADS)]
+    return [str(i) for i in range(rows[-1])] if rows else None
+
+
+def _base_config(saved: SavedAdapter, task: Task) -> Any:
+    from peft_recipes import bases
+    from peft_recipes.tasks.base import Prepared
+
+    prepared = Prepared({}, {}, "", labels=_labels(saved, task.recipe))
+    return bases.load_config(task.recipe, **task.base_options(prepared))
+
+
+def _adapter_only(saved: SavedAdapter) -> Finding:
+    from peft_recipes.checks import folder_is_adapter_only
+
+    try:
+        folder_is_adapter_only(path.name for path in saved.folder.iterdir())
+    except RuntimeError as error:
+        return Finding("adapter-only", False, str(error))
+    return Finding("adapter-only", True, "the base is not in it")
+
+
+def _finite(saved: SavedAdapter) -> Finding:
+    wrong = [name for name, t in saved.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    wrong += [name for name, t in saved.tensors.items() if t.numel() == 0]
+    if wrong:
+        return Finding("finite", False, f"{len(wrong)} tensors are empty or hold NaN or infinity, first {wrong[0]}")
+    return Finding("finite", True, f"{len(saved.tensors)} tensors")
+
+
+def _learnt(saved: SavedAdapter) -> Finding:
+    """LoRA's B begins as zeros: where all of them still are, nothing was learnt."""
+    begins_at_zero = [t for name, t in saved.tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
+    if begins_at_zero and not any(bool(t.any()) for t in begins_at_zero):
+        return Finding("learning", False, "every lora_B is zero: the adapter changes nothing")
+    return Finding("learning", True if begins_at_zero else None, "" if begins_at_zero else "can't be told of this type")
+
+
+def _fits(saved: SavedAdapter, task: Task, config: Any) -> Finding:
+    """Its tensors are those that its configuration makes on this base, by name and shape, without any weights."""
+    import copy
+
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    from peft_recipes.checks import targets_hit_modules
+
+    made_for = saved.config.base_model_name_or_path
+    between = f"made for '{made_for}', held against '{task.recipe.model}'"
+    model = task.meta_model(config)
+    settings = copy.deepcopy(saved.config)
+    settings.inference_mode = False
+    try:
+        targets_hit_modules(model, settings, "adapter")
+        adapted = get_peft_model(model, settings)
+    except (RecipeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        return Finding("fits", False, f"{between}: {' '.join(str(error).split())[:300]}")
+    if settings.is_prompt_learning:  # stored as what its encoder computes, which there are no weights for yet
+        there = "prompt_embeddings" in saved.tensors
+        return Finding("fits", there, "" if there else f"{between}: there are no prompt_embeddings")
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing, stray = sorted(set(wanted) - set(saved.tensors)), sorted(set(saved.tensors) - set(wanted))
+    shapes = [n for n in sorted(set(wanted) & set(saved.tensors)) if wanted[n].shape != saved.tensors[n].shape]
+    if missing or stray or shapes:
+        first = (missing or stray or shapes)[0]
+        return Finding(
+            "fits", False,
+            f"{between}: {len(missing)} tensors missing, {len(stray)} not of this model, {len(shapes)} of another "
+            f"shape; the first is {first}",
+        )  # fmt: skip
+    return Finding("fits", True, f"{len(wanted)} tensors, on {task.recipe.model}")
+
+
+def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Finding]:
+    """The stored outputs come back in this process, and merging changes nothing."""
+    import torch
+    from peft import PeftModel
+
+    from peft_recipes.tasks.base import Prepared
+
+    labels = _labels(saved, task.recipe)
+    prepared = task.prepare() if task.recipe.pretraining else Prepared({}, {}, "", labels=labels)
+    torch.manual_seed(0)
+    base, _ = task.load_base(prepared) if prepared.processor is not None else _loaded(task, prepared)
+    model = PeftModel.from_pretrained(base.eval(), saved.folder).eval()
+    stored = stored_outputs(saved.folder)
+    if stored is None:
+        found = [Finding("reload", None, f"there is no {OUTPUTS} to hold its outputs against")]
+        inputs = [{"input_ids": torch.arange(3, 19)[None] % base.config.get_text_config().vocab_size}]
+        before = [answers(model, given) for given in inputs]
+    else:
+        inputs, before = stored
+        found = [_same("reload", before, [answers(model, given) for given in inputs])]
+    if not merge:
+        return found
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError):
+        return [*found, Finding("merge", None, f"{saved.config.peft_type.value} can't be merged")]
+    return [*found, _same("merge", before, [answers(merged, given) for given in inputs])]
+
+
+def _loaded(task: Task, prepared: Any) -> tuple[nn.Module, list[str]]:
+    """The base without its tokenizer: its padding token is the configuration's own, or the end-of-text token."""
+    from peft_recipes.tasks.base import Task as Plain
+
+    base, new = Plain.load_base(task, prepared)
+    if getattr(base.config, "pad_token_id", None) is None:
+        base.config.pad_token_id = getattr(base.config, "eos_token_id", None)
+    return base, new
+
+
+def _same(name: str, first: list[torch.Tensor], second: list[torch.Tensor]) -> Finding:
+    from peft_recipes.checks import same_outputs
+
+    try:
+        gap = max(same_outputs(a, b, "stored and loaded") for a, b in zip(first, second, strict=True))
+    except RuntimeError as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, f"largest difference {gap:.1e} of the outputs' size")
