@@ -69,12 +69,13 @@ def trust() -> str:
     """The README's block on faults: what was done to runs and to the command line, and how often it held."""
     faults, inputs = (json.loads((HERE.parent / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
                       for name in ("fault_injection", "malformed_inputs"))  # fmt: skip
-    moments = ", ".join(f"{count} in {stage}" for stage, count in sorted(faults["killed_in"].items()))
+    killed = {stage: count for stage, count in faults["killed_in"].items() if stage != "done already"}
+    moments = ", ".join(f"{stage} {count}" for stage, count in sorted(killed.items(), key=lambda item: -item[1]))
     kinds = ", ".join(f"{count} {kind}s" for kind, count in inputs["tried"].items())
     lines = [
         "| what was done | tried | held |",
         "|:---|---:|---:|",
-        f"| runs killed by SIGKILL ({moments}), called again, equal to undisturbed ones | {faults['tried']} "
+        f"| runs killed by SIGKILL (at: {moments}), called again, equal to undisturbed ones | {faults['tried']} "
         f"| {faults['held']} |",
         f"| malformed inputs ({kinds}): the right exit code, one message, nothing written | {inputs['total']} "
         f"| {inputs['answered']} |",

@@ -177,7 +177,9 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     stored = stored_outputs(saved.folder)
     if stored is None:
         found = [Finding("reload", None, f"there is no {OUTPUTS} to hold its outputs against")]
-        inputs = [{"input_ids": torch.arange(3, 19)[None] % base.config.get_text_config().vocab_size}]
+        inputs = _some_inputs(task, prepared, base)
+        if not inputs:
+            return [*found, Finding("merge", None, "there are no inputs to try it on")]
         before = [answers(model, given) for given in inputs]
     else:
         inputs, before = stored
@@ -189,6 +191,16 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     except (AttributeError, NotImplementedError, ValueError):
         return [*found, Finding("merge", None, f"{saved.config.peft_type.value} can't be merged")]
     return [*found, _same("merge", before, [answers(merged, given) for given in inputs])]
+
+
+def _some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Test examples where the data is at hand, else a few tokens; none for images without data."""
+    import torch
+
+    if prepared.splits:
+        return task.inputs(prepared, 2)
+    words = getattr(base.config.get_text_config(), "vocab_size", None)
+    return [{"input_ids": torch.arange(3, 19)[None] % words}] if words else []
 
 
 def _loaded(task: Task, prepared: Any) -> tuple[nn.Module, list[str]]:

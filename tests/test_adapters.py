@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +126,18 @@ def test_targets_of_a_gpt2(tiny, tmp_path):
                         init_lora_weights=False)  # fmt: skip
     get_peft_model(base, config).save_pretrained(tmp_path)
     assert results(tmp_path)["merge"]
+
+
+KEPT = sorted(path.parent for path in Path(__file__).parents[1].glob("adapters/*/*/seed-*/adapter_config.json"))
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda folder: "-".join(folder.parts[-3:]))
+def test_the_kept_adapters_pass(folder):
+    found = {finding.name: finding for finding in check_adapter(folder, weights=False)}
+    assert all(finding.ok for finding in found.values()), found
+
+
+def test_a_kept_adapter_passes_whole():
+    """On its base, which is trained first: an image model whose adapter may have come without stored outputs."""
+    found = {finding.name: finding for finding in check_adapter(KEPT[0])}
+    assert found["merge"].ok and found["reload"].ok is not False
