@@ -45,11 +45,11 @@ def _end_with_parent() -> None:
     """Ends this process as SIGTERM does once the one that started it is gone: then its end of stdin is closed."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not sys.stdin's: its lock, held by this thread, would be missed when Python ends
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
         threading.Thread(target=watch, daemon=True).start()
 
 
