@@ -20,6 +20,7 @@ from peft_recipes.runs import (
     read_run,
     run_folder,
     signature,
+    with_precision,
     write_json,
 )
 from peft_recipes.workers import Job, Progress, check_in_fresh_process, run_in_fresh_process, teller
@@ -116,8 +117,8 @@ def compare(
     names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
     output = Path(output)
     check_output(output)
-    recipe, prepared, estimates = preflight(recipe, names)
     folder = output / recipe.name
+    recipe, prepared, estimates = preflight(recipe, names, None if overwrite else folder)
     make_folder(folder)
     jobs: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
     with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
@@ -186,19 +187,21 @@ def read_comparison(folder: str | Path) -> Comparison:
     return Comparison(data, path.parent)
 
 
-def preflight(recipe: Recipe, arms: Sequence[str]) -> tuple[Recipe, Prepared, dict[str, dict[str, Any]]]:
+def preflight(
+    recipe: Recipe, arms: Sequence[str], folder: Path | None = None
+) -> tuple[Recipe, Prepared, dict[str, dict[str, Any]]]:
     """Finds what can be found wrong before the first run: data, columns, targets, memory.
 
-    Returns the recipe as it will run (targets fitted to its base), its data, and each arm's memory by the plan.
+    folder: of an earlier call of the comparison, whose precision is kept. Returns the recipe as it will run (targets
+    fitted to its base), its data, and each arm's memory by the plan.
     """
     from peft_recipes import bases, planning
     from peft_recipes.arms import fit_targets
     from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
 
-    # One trial decides for all runs: near its threshold, two processes might choose two precisions.
+    recipe = with_precision(recipe, folder)
     hardware = choose(recipe.training, recipe.threads)
-    recipe = recipe.with_changes({"training": {"bf16": hardware.precision == "bf16"}})
     task = task_of(recipe)
     prepared = task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))

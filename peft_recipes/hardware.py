@@ -77,27 +77,34 @@ def bf16_pays(device: str) -> bool:
     return device == "cpu" and bf16_speedup() >= _BF16_PAYS
 
 
+_ROUNDS = 3
+
+
 @functools.cache
 def bf16_speedup() -> float:
-    """How many times as fast a matrix product is in bf16 as in fp32 on this CPU: the best of several of each, once.
+    """How many times as fast a matrix product is in bf16 as in fp32 on this CPU, told once a process.
 
-    Each is warmed up first: the very first product of a process starts threads and libraries, and would make fp32 look
-    slow. A bf16 so slow that nothing more need be known is not repeated.
+    The smallest of a few rounds: another process that takes the CPU for a moment makes either look slow, and fp32 is
+    the choice that is never wrong. The very first product of a process starts threads and libraries, so it is not
+    timed.
     """
     import torch
 
-    best = []
-    for kind in (torch.float32, torch.bfloat16):
-        a, b = (torch.ones(_TRIAL, _TRIAL, dtype=kind) for _ in range(2))
+    pairs = [[torch.ones(_TRIAL, _TRIAL, dtype=kind) for _ in range(2)] for kind in (torch.float32, torch.bfloat16)]
+    torch.mm(*pairs[0])
+    return min(_best_seconds(*pairs[0]) / _best_seconds(*pairs[1]) for _ in range(_ROUNDS))
+
+
+def _best_seconds(a: Any, b: Any) -> float:
+    """The shortest of several products; where one is so slow that nothing more need be known, it is not repeated."""
+    best = float("inf")
+    for _ in range(6):
         start = time.perf_counter()
         a @ b
-        times = [time.perf_counter() - start]
-        for _ in range(9 if kind == torch.float32 or times[0] < 0.02 else 0):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        best.append(min(times))
-    return best[0] / best[1]
+        best = min(best, time.perf_counter() - start)
+        if best > 0.02:
+            break
+    return best
 
 
 def synchronise(device: str) -> None:

@@ -97,6 +97,23 @@ def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:20]
 
 
+def with_precision(recipe: Recipe, folder: Path | None) -> Recipe:
+    """The recipe with its precision said: the one that `folder` began with, else what a trial finds on this machine.
+
+    Near the trial's threshold two processes might choose two precisions, and what is resumed would not be what began.
+    """
+    from peft_recipes.hardware import choose
+    from peft_recipes.plain import read_yaml
+
+    chosen = recipe.training.get("bf16")
+    if chosen is None and folder is not None and (folder / "recipe.yaml").is_file():
+        with contextlib.suppress(RecipeError, AttributeError, OSError):
+            chosen = (read_yaml(folder / "recipe.yaml").get("training") or {}).get("bf16")
+    if not isinstance(chosen, bool):
+        chosen = choose(recipe.training, recipe.threads).precision == "bf16"
+    return recipe.with_changes({"training": {"bf16": chosen}})
+
+
 def check_output(output: Path, what: str = "--output ") -> None:
     """Raises RecipeError where nothing can be written below `output`; writes nothing itself. what: it is called."""
     place = output.absolute()

@@ -32,6 +32,7 @@ from peft_recipes.runs import (
     read_run,
     run_folder,
     signature,
+    with_precision,
     write_json,
 )
 from peft_recipes.tasks.checkpointing import CheckpointCallback
@@ -72,6 +73,7 @@ def train(
     folder = run_folder(output, recipe, arm, seed)
     check_output(output)
     _check_free(folder, resume, overwrite)
+    recipe = with_precision(recipe, folder if resume else None)
     with interruptible() as interruption:
         return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
 

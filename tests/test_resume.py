@@ -265,3 +265,16 @@ def test_a_silent_worker_is_shown(recipes, tmp_path, monkeypatch):
     tell = workers.teller(told.append, ("lora", 0), 1, 1)
     workers.run_in_fresh_process(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", tell)
     assert told[-1].state == "ok" and any(news.silent_seconds >= 0 and news.state == "running" for news in told[1:])
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(recipes, tmp_path, monkeypatch):
+    """Whatever a trial would find at the second call."""
+    from peft_recipes import hardware
+
+    recipe = recipes["classification"]
+    at_step(monkeypatch, 3, send(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, "lora", output=tmp_path)
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda: 100.0)
+    data = train(recipe, "lora", output=tmp_path, resume=True).data
+    assert data["training"]["resumed_at_steps"] == [3] and data["environment"]["precision"] == "fp32"
