@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.adapters import CONFIG, OUTPUTS, SavedAdapter, answers, read_adapter, stored_outputs
+from peft_recipes.adapters import CONFIG, OUTPUTS, SavedAdapter, answers, merged, read_adapter, stored_outputs
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def _fits(saved: SavedAdapter, task: Task, config: Any) -> Finding:
         targets_hit_modules(model, settings, "adapter")
         adapted = get_peft_model(model, settings)
     except (RecipeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        # Whatever PEFT says of a configuration made elsewhere is why it does not fit.
         return Finding("fits", False, f"{between}: {' '.join(str(error).split())[:300]}")
     if settings.is_prompt_learning:  # stored as what its encoder computes, which there are no weights for yet
         there = "prompt_embeddings" in saved.tensors
@@ -187,10 +188,12 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     if not merge:
         return found
     try:
-        merged = model.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, ValueError):
+        whole = merged(model)
+    except RuntimeError as error:
+        return [*found, Finding("merge", False, str(error))]
+    if whole is None:
         return [*found, Finding("merge", None, f"{saved.config.peft_type.value} can't be merged")]
-    return [*found, _same("merge", before, [answers(merged, given) for given in inputs])]
+    return [*found, _same("merge", before, [answers(whole, given) for given in inputs])]
 
 
 def _some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, torch.Tensor]]:

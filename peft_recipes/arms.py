@@ -157,6 +157,11 @@ def _with_adapter(model: PreTrainedModel, config: PeftConfig, name: str, guarded
         targets_hit_modules(model, config, name)
     try:
         return get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        AttributeError,
+    ) as error:  # PEFT's methods refuse in all of these
         text = " ".join(str(error).split())
         raise RecipeError(f"arm '{name}': PEFT can't put {config.peft_type.value} on this model: {text}") from error

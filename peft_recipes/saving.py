@@ -122,7 +122,7 @@ def verify(
         model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
         guard("reload", _same, before, model, inputs, hardware, "The reloaded adapter")
         measure("adapter", model)
-        merged = _merged(model)
+        merged = adapters.merged(model)
         if merged is None:
             guard.results["merge"] = f"{arm.method_name} can't be merged"
         else:
@@ -130,13 +130,6 @@ def verify(
             measure("merged", merged)
     generates = any(speed is not None for speed in speeds.values())
     return {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
-
-
-def _merged(model: nn.Module) -> nn.Module | None:
-    try:
-        return model.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, ValueError):
-        return None  # prompt learning and some others have no merged form
 
 
 def _same(

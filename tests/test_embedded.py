@@ -492,7 +492,7 @@ def test_a_model_in_the_users_cache_is_whole(name, parameters):
 
     folder = USERS_CACHE / "models" / embedded.MODELS[name].folder_name(name)
     if not folder.is_dir():
-        pytest.skip("not made on this machine yet")
+        pytest.skip("not made on this machine yet; tests fetch nothing")
     with safe_open(folder / "model.safetensors", "pt") as file:
         count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     assert count == parameters

@@ -191,9 +191,9 @@ def test_the_examples_of_a_step_are_those_that_it_saw(instruct, tmp_path, monkey
 
 
 def test_a_merge_that_changes_outputs_is_refused(classify, tmp_path, monkeypatch):
-    from peft_recipes import saving
+    from peft_recipes import adapters
 
-    merged = saving._merged
+    merged = adapters.merged
 
     def wrong(model):
         made = merged(model)
@@ -201,7 +201,7 @@ def test_a_merge_that_changes_outputs_is_refused(classify, tmp_path, monkeypatch
             made.classifier.bias += 1.0
         return made
 
-    monkeypatch.setattr(saving, "_merged", wrong)
+    monkeypatch.setattr(adapters, "merged", wrong)
     with pytest.raises(RuntimeError, match="The merged model differs from the trained one"):
         train(classify(), "lora", output=tmp_path)
 
@@ -210,3 +210,14 @@ def test_a_base_in_the_adapters_folder():
     checks.folder_is_adapter_only(["adapter_model.safetensors", "run.json"])
     with pytest.raises(RuntimeError, match=r"holds the base as well: model.safetensors"):
         checks.folder_is_adapter_only(["adapter_model.safetensors", "model.safetensors"])
+
+
+def test_a_merge_into_no_numbers_is_not_taken_for_one_that_can_not_be(adapted):
+    from peft_recipes import adapters
+
+    assert adapters.merged(adapted) is not None
+    layer = get_peft_model(adapted.base_model.model, adapted.peft_config["default"])
+    with torch.no_grad():
+        next(p for name, p in layer.named_parameters() if "lora_B" in name).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="no numbers"):
+        adapters.merged(layer)
