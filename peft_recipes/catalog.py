@@ -151,6 +151,6 @@ def resolved_recipe(path: Path) -> Recipe:
 
 def main(recipe: Recipe) -> None:
     """What a recipe module runs when it is started itself: the flags of `peft-recipes train`, for this recipe."""
-    from peft_recipes.cli import train_app
+    from peft_recipes.cli.recipes import train_app
 
     train_app(recipe, sys.argv[1:])

@@ -171,3 +171,13 @@ def test_list_is_also_json(call):
     rows = json.loads(call("list", "--json").stdout)
     assert {"mnist-shift", "smollm2-alpaca"} <= {row["name"] for row in rows}
     assert all(row["embedded"] for row in rows)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """`peft-recipes list | head -1`: the pipe is closed before the command has written all."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "peft_recipes", "list", "--json"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
