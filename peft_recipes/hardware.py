@@ -139,7 +139,7 @@ def _version(package: str) -> str | None:
 
 
 # Files that only show results: a change in them makes no run's figures old.
-_SHOWING = ("cli.py", "reporting", "publishing.py", "comparison.py", "planning.py", "catalog.py")
+_SHOWING = ("cli", "reporting", "publishing.py", "comparison.py", "planning.py", "catalog.py")
 
 
 @functools.cache

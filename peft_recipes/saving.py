@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft_recipes.tasks.base import Prepared, Task
 
 _TIMED_INPUTS = 20
-_STORED_OUTPUTS = 2  # for `check`, wherever the adapter goes
+_COMPARED_INPUTS = 2  # of trained, reloaded and merged; stored for `check`, wherever the adapter goes
 
 
 def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: Any) -> dict[str, int]:
@@ -97,10 +97,10 @@ def verify(
     trained differ.
     """
     inputs = task.inputs(prepared, _TIMED_INPUTS)
-    before = outputs(trained, inputs[:4], hardware)
+    before = outputs(trained, inputs[:_COMPARED_INPUTS], hardware)
     if arm.peft is not None:
-        last = [logits[:, -1] if logits.dim() == 3 else logits for logits in before[:_STORED_OUTPUTS]]
-        adapters.store_outputs(folder, inputs[:_STORED_OUTPUTS], last)
+        last = [logits[:, -1] if logits.dim() == 3 else logits for logits in before]
+        adapters.store_outputs(folder, inputs[: len(last)], last)
     base, new_weights = task.load_base(prepared)
     base = base.to(hardware.device).eval()
     times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,11 @@ class Task(ABC):
         }
         if arm is not None:
             options["learning_rate"] = arm.learning_rate
+        if any(options.get(name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
+            # Read by Accelerate when the trainer makes it: one layer is compiled and serves for all, for any length of
+            # batch. The whole model anew for each length would take longer than most runs.
+            for name in ("USE_REGIONAL_COMPILATION", "USE_DYNAMIC"):
+                os.environ.setdefault(f"ACCELERATE_DYNAMO_{name}", "true")
         return self.arguments_class()(**options)
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:

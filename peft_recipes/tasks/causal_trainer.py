@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import has_compiled_regions, is_compiled_module
 from trl import SFTTrainer
 
 from peft_recipes import activations
@@ -111,7 +112,9 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     kept = inputs[KEPT]
     given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS, SEGMENTS)}
     recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    segments = None if recomputed else inputs.get(SEGMENTS)
+    # What is compiled is compiled for one attention: another one each step would be compiled each step.
+    compiled = is_compiled_module(model) or has_compiled_regions(model)
+    segments = None if recomputed or compiled else inputs.get(SEGMENTS)
     with by_segments(segments, given.get("attention_mask")), activations.recomputed():
         logits = model(**given, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
