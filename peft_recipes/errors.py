@@ -39,3 +39,9 @@ def within(place: str) -> Iterator[None]:
         yield
     except RecipeError as error:
         raise RecipeError(*(p if place in p else f"{place}: {p}" for p in error.problems)) from error
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether an error's words say that memory ran out, on a GPU or in the CPU's allocator."""
+    text = text.lower()
+    return any(words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))

@@ -170,4 +170,5 @@ def meta_checkpoint_bytes(model: nn.Module, arm: Arm) -> int:
 def with_arm_on_meta(task: Task, config: Any, arm: Arm, name: str) -> tuple[nn.Module, Any]:
     """The base on the meta device with an arm applied, and its counts: what a plan and a preflight need, no weights."""
     model = task.meta_model(copy.deepcopy(config))
-    return apply_arm(model, arm, task.recipe.task, task.new_weights_on_meta(model), name)
+    with torch.device("meta"):  # PEFT would make the adapter's own weights for real
+        return apply_arm(model, arm, task.recipe.task, task.new_weights_on_meta(model), name)

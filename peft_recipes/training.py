@@ -12,7 +12,7 @@ from peft_recipes import allocator, bases, checkpoints, checks
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
 from peft_recipes.checkpoints import Checkpoint
 from peft_recipes.data import stored
-from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.errors import RecipeError, says_out_of_memory, unknown
 from peft_recipes.fitting import Fit, first_batch_is_padded_right
 from peft_recipes.guards import Guards
 from peft_recipes.hardware import Hardware, choose, environment
@@ -295,8 +295,7 @@ class _OneRun:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a GPU or in the CPU's allocator."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or says_out_of_memory(str(error))
 
 
 def _target_modules(arm: Arm | None) -> list[str] | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from peft_recipes.checker import TRUSTED
 from peft_recipes.checkpoints import FOLDER as CHECKPOINTS
+from peft_recipes.errors import says_out_of_memory
 from peft_recipes.interruption import Terminated
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import LOCK_FILES, RUN_FILE, Run, clear, locked, make_folder, read_run, run_folder, write_json
@@ -193,5 +194,5 @@ def _died(recipe: Recipe, job: Job, code: int, log: Path) -> dict[str, Any]:
         error = f"The process was ended by signal {-code}."
     else:
         error = f"The process ended with exit code {code}: {tail[0][:300]}"
-    status = "out-of-memory" if killed else "failed"
+    status = "out-of-memory" if killed or says_out_of_memory(tail[0]) else "failed"
     return {"schema": 1, "status": status, "error": error, "recipe": recipe.name, "arm": job[0], "seed": job[1]}
