@@ -86,7 +86,7 @@ def fit_targets(recipe: Recipe, config: PretrainedConfig) -> tuple[Recipe, list[
         changed.target_modules = found if isinstance(found, str) else set(found)
         if hasattr(changed, "fan_in_fan_out"):
             changed.fan_in_fan_out = architecture_of(config).fan_in_fan_out
-        arms[name] = Arm(changed, learning_rate=arm.learning_rate)
+        arms[name] = dataclasses.replace(arm, method=changed)
         notes.append(
             f"arm '{name}': its targets are another architecture's {group}; here {config.model_type}'s are used."
         )

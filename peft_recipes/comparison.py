@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.arm_names import choose_arms
 from peft_recipes.data.stored import stored
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.interruption import terminable
@@ -107,14 +108,17 @@ def compare(
 ) -> Comparison:
     """Trains every arm with every seed, each in a fresh process, and writes comparison.json, .md and .html.
 
-    arms: names (default: all of the recipe's). The untrained base is evaluated as well. Runs that are finished and
-    whose recipe, data and code are the same are kept, unfinished ones go on from their last checkpoint; overwrite
-    trains them anew. wait: until no other process writes the folder. asked: how the command line was called (recipe,
-    embedded, changes, arms, output), so that what the report suggests is that call with a change. A run that fails is
-    a row of the table, not the end. Raises RecipeError, before anything is written, for whatever is wrong with what was
-    given; KeyboardInterrupt or Terminated after SIGINT or SIGTERM, when the run under way has written a checkpoint.
+    arms: names (default: all of the recipe's), as `arm_names.choose_arms` takes them: also the table's, also "all". The
+    untrained base is evaluated as well. Runs that are finished and whose recipe, data and code are the same are kept,
+    unfinished ones go on from their last checkpoint; overwrite trains them anew. wait: until no other process writes
+    the folder. asked: how the command line was called (recipe, embedded, changes, arms, output), so that what the
+    report suggests is that call with a change. A run that fails is a row of the table, not the end. Raises RecipeError,
+    before anything is written, for whatever is wrong with what was given; KeyboardInterrupt or Terminated after SIGINT
+    or SIGTERM, when the run under way has written a checkpoint.
     """
-    names, seeds = _chosen_arms(recipe, arms), _chosen_seeds(seeds)
+    seeds = _chosen_seeds(seeds)
+    chosen = choose_arms(recipe, arms)
+    recipe, names = chosen.recipe, chosen.names
     output = Path(output)
     check_output(output)
     folder = output / recipe.name
@@ -131,7 +135,8 @@ def compare(
             else:
                 run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data, anew=overwrite)
         _check_adapters(output, recipe, jobs)
-        return collect(recipe, names, seeds, output, {"estimates": estimates, "asked": asked})
+        known = {"estimates": estimates, "asked": asked, "notes": chosen.notes}
+        return collect(recipe, names, seeds, output, known)
 
 
 def _check_adapters(output: Path, recipe: Recipe, jobs: list[Job]) -> None:
@@ -153,7 +158,8 @@ def collect(
 ) -> Comparison:
     """The comparison of the runs that lie below `output`, written to their recipe's folder.
 
-    known: what the runs do not: "estimates", each arm's memory by the plan, and "asked", how the comparison was called.
+    known: what the runs do not: "estimates", each arm's memory by the plan, "asked", how the comparison was called, and
+    "notes" beside the runs' own.
     """
     from peft_recipes.evidence import comparison_data
     from peft_recipes.reporting import write_reports
@@ -164,6 +170,7 @@ def collect(
     data = comparison_data(recipe, runs, base, list(arms), list(seeds))
     known = known or {}
     data["asked"] = known.get("asked")
+    data["notes"] += known.get("notes") or []
     for arm, estimate in (known.get("estimates") or {}).items():
         data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)
@@ -221,14 +228,6 @@ def preflight(
     if problems:
         raise RecipeError(*problems)
     return recipe, prepared, estimates
-
-
-def _chosen_arms(recipe: Recipe, arms: Iterable[str] | None) -> list[str]:
-    names = list(dict.fromkeys(recipe.arms if arms is None else arms))
-    problems = [unknown("arm", name, recipe.arms, f"recipe {recipe.name}") for name in names if name not in recipe.arms]
-    if problems or not names:
-        raise RecipeError(*(problems or ["No arm was named."]))
-    return names
 
 
 def _chosen_seeds(seeds: Sequence[int]) -> list[int]:

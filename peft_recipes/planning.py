@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.errors import RecipeError
 from peft_recipes.options import CAUSAL_TASKS
 from peft_recipes.recipe import EMBEDDED, Arm, Recipe
 
@@ -21,17 +21,18 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = Fal
     Needs the base's configuration, not its weights; the data is looked at for the number of steps, and for the class
     names where the recipe does not say them. steps and tokens are None where the data can't be had, and `notes` says
     so. trial: the weights are loaded after all, and three steps of each arm tell how long the run will take.
-    Raises RecipeError: an unknown arm, a configuration that can't be had, a target that hits nothing.
+    arms: as `arm_names.choose_arms` takes them. Raises RecipeError: an unknown arm, a configuration that can't be had,
+    a target that hits nothing.
     """
     from peft_recipes import bases
+    from peft_recipes.arm_names import choose_arms
     from peft_recipes.arms import fit_targets
     from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
     from peft_recipes.trial import timed
 
-    names = list(recipe.arms if arms is None else arms)
-    if problems := [unknown("arm", n, recipe.arms, f"recipe {recipe.name}") for n in names if n not in recipe.arms]:
-        raise RecipeError(*problems)
+    chosen = choose_arms(recipe, arms)
+    recipe, names = chosen.recipe, chosen.names
     task = task_of(recipe)
     prepared, notes = _data(recipe, task)
     rows = prepared.rows if prepared else None
@@ -60,7 +61,7 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = Fal
         "rows": rows,
         "hardware": choose(recipe.training, recipe.threads).to_dict(),
         "arms": planned,
-        "notes": [*notes, *fitted, *_architecture_notes(config)],
+        "notes": [*notes, *fitted, *_architecture_notes(config), *chosen.notes],
     }
 
 

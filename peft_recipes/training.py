@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes import allocator, bases, checkpoints, checks
+from peft_recipes.arm_names import choose_arms
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
 from peft_recipes.checkpoints import Checkpoint
 from peft_recipes.data import stored
-from peft_recipes.errors import RecipeError, says_out_of_memory, unknown
+from peft_recipes.errors import RecipeError, says_out_of_memory
 from peft_recipes.fitting import Fit, first_batch_is_padded_right
 from peft_recipes.guards import Guards
 from peft_recipes.hardware import Hardware, choose, environment
@@ -58,15 +59,17 @@ def train(
 ) -> Run:
     """Trains one arm of a recipe with one seed, here, and returns its run.
 
-    arm: a name among the recipe's arms, or "base" for the untrained base (evaluated only). resume: a finished run of
-    the same recipe, data and code is returned as it is, an unfinished one goes on from its last whole checkpoint.
-    overwrite: whatever is there is trained anew. data: where a comparison keeps the data it prepared for all its runs.
-    wait: until no other process writes the folder. Raises RecipeError for a mistake in what was given (then nothing is
-    written), KeyboardInterrupt or Terminated after SIGINT or SIGTERM (a checkpoint is written before), and whatever
-    stopped the run otherwise (run.json says so).
+    arm: a name among the recipe's arms or the table of methods, or "base" for the untrained base (evaluated only).
+    resume: a finished run of the same recipe, data and code is returned as it is, an unfinished one goes on from its
+    last whole checkpoint. overwrite: whatever is there is trained anew. data: where a comparison keeps the data it
+    prepared for all its runs. wait: until no other process writes the folder. Raises RecipeError for a mistake in what
+    was given (then nothing is written), KeyboardInterrupt or Terminated after SIGINT or SIGTERM (a checkpoint is
+    written before), and whatever stopped the run otherwise (run.json says so).
     """
-    if arm != BASE and arm not in recipe.arms:
-        raise RecipeError(unknown("arm", arm, recipe.arms, f"recipe {recipe.name}"))
+    if arm not in (BASE, *recipe.arms):
+        recipe = choose_arms(recipe, [arm]).recipe
+        if arm not in recipe.arms:
+            raise RecipeError(f"'{arm}' names many arms; a run is one. `peft-recipes compare --arms {arm}` trains all.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
     output = Path(output)

@@ -109,8 +109,8 @@ def _value_problems(recipe: Recipe) -> list[str]:
 def _arm_problems(recipe: Recipe) -> list[str]:
     found = [] if recipe.arms else ["arms: a recipe needs at least one arm."]
     for name, arm in recipe.arms.items():
-        if not _NAME.match(str(name)) or name == "base":
-            found.append(f"arms: '{name}' can't name an arm: letters, digits, '.', '_', '-', and not 'base'.")
+        if not _NAME.match(str(name)) or name in ("base", "all"):
+            found.append(f"arms: '{name}' can't name an arm: letters, digits, '.', '_', '-', not 'base', not 'all'.")
         if not hasattr(arm, "problems"):
             found.append(f"arms.{name}: expected an Arm (method, learning_rate), got {type(arm).__name__}.")
             continue

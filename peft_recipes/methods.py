@@ -1,0 +1,144 @@
+"""The table of methods: a row each, with its paper, its defaults, a learning rate to start from and what it can't do.
+
+`--arms lora,dora,ia3` takes a name that a recipe lacks from here (arm_names.py), so that any method runs on any recipe.
+Importing this module loads neither torch nor peft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LORA_RATE = 2e-4  # of the rows that learn as LoRA does; a recipe's own LoRA arm knows its base better (arm_names.py)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row. `arm_names.arm_of` makes an arm of it for a base and a task.
+
+    config: the class of its PeftConfig, or the name of an arm's own method ("bitfit"). options: what differs from
+    PEFT's defaults. targets: which layers, "all-linear", "norms", "ia3", "embeddings" or "" for none; a row whose
+    options depend on the base (a divisor of its widths) says which in `fitted`. arm: further fields of the arm. rate
+    "like lora": it moves with the rate of the recipe's own LoRA. defaults: where they come from. cannot: in a few
+    words each; what it can't at all stands in arm_names.py as a rule, with its reason. merges: whether the base can
+    take it in.
+    """
+
+    name: str
+    title: str
+    config: str
+    learning_rate: float
+    paper: str
+    arxiv: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    targets: str = "all-linear"
+    fitted: Mapping[str, int] = field(default_factory=dict)
+    arm: Mapping[str, Any] = field(default_factory=dict)
+    defaults: str = "PEFT's"
+    cannot: tuple[str, ...] = ()
+    merges: bool = True
+    like_lora: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where to read on."""
+        return f"{self.paper} (arXiv:{self.arxiv})" if self.arxiv else self.paper
+
+
+_LORA = {"r": 16, "lora_alpha": 32}
+_REGRET = "r 16, alpha 32 on all linear layers: LoRA Without Regret (Schulman et al. 2025)"
+_PROMPT = {"num_virtual_tokens": 20}
+_NO_MERGE_INPUT = "conv layers", "merging: it stands before the input, in no weight"
+_LINEAR_ONLY = "conv layers"
+
+_ROWS = (
+    Method("lora", "LoRA", "LoraConfig", LORA_RATE, "LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685",
+           _LORA, defaults=_REGRET + "; rate: QLoRA's", like_lora=True),
+    Method("rslora", "rsLoRA", "LoraConfig", LORA_RATE,
+           "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", "2312.03732",
+           {"r": 16, "lora_alpha": 8, "use_rslora": True}, like_lora=True,
+           defaults="alpha / sqrt(r) = 2, the scale of the row lora at this rank"),
+    Method("dora", "DoRA", "LoraConfig", LORA_RATE, "DoRA: Weight-Decomposed Low-Rank Adaptation", "2402.09353",
+           {**_LORA, "use_dora": True}, defaults="as lora, which the paper's are", like_lora=True,
+           cannot=("speed: each step computes the norm of every adapted weight",)),
+    Method("pissa", "PiSSA", "LoraConfig", LORA_RATE,
+           "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", "2404.02948",
+           {"r": 16, "lora_alpha": 16, "init_lora_weights": "pissa"}, like_lora=True,
+           defaults="alpha = r, as the paper: what is taken out of the weight is put back whole",
+           cannot=("loading without the base's weights: each load decomposes them again",)),
+    Method("olora", "OLoRA", "LoraConfig", LORA_RATE, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models",
+           "2406.01775", {"r": 16, "lora_alpha": 16, "init_lora_weights": "olora"}, like_lora=True,
+           defaults="alpha = r, as for pissa",
+           cannot=("loading without the base's weights: each load decomposes them again",)),
+    Method("loraplus", "LoRA+", "LoraConfig", LORA_RATE / 2, "LoRA+: Efficient Low Rank Adaptation of Large Models",
+           "2402.12354", _LORA, arm={"lora_plus_ratio": 16.0}, like_lora=True,
+           defaults="B learns 16 times as fast as A; half of LoRA's rate: PEFT's create_loraplus_optimizer"),
+    Method("adalora", "AdaLoRA", "AdaLoraConfig", 1e-3,
+           "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512",
+           {"init_r": 12, "target_r": 8, "lora_alpha": 32, "tinit": 100, "tfinal": 300, "total_step": 1_000,
+            "orth_reg_weight": 0.1},
+           defaults="ranks from 12 to 8 on average, alpha 32, weight 0.1, rate 1e-3: the paper's, table 8; a tenth of "
+           "the run's steps before the ranks fall, three tenths after",
+           cannot=("a resume midway: PEFT stores none of its budget's state, so a killed run begins anew",)),
+    Method("ia3", "(IA)3", "IA3Config", 3e-3,
+           "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", "2205.05638",
+           targets="ia3", defaults="keys, values and the last layer of the mlp, 3e-3: the paper's"),
+    Method("vera", "VeRA", "VeraConfig", 4e-3, "VeRA: Vector-based Random Matrix Adaptation", "2310.11454",
+           {"r": 256}, defaults="r 256, rate 4e-3: the paper's for instruction tuning", cannot=(_LINEAR_ONLY,)),
+    Method("oft", "OFT", "OFTConfig", 4e-4,
+           "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", "2306.07280",
+           defaults="blocks of 32, PEFT's; rate: Orthogonal Finetuning Made Scalable (arXiv:2506.19847)"),
+    Method("boft", "BOFT", "BOFTConfig", 1e-3,
+           "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", "2311.06243",
+           {"boft_block_size": 4, "boft_n_butterfly_factor": 1}, defaults="blocks of 4, one factor: PEFT's"),
+    Method("loha", "LoHa", "LoHaConfig", 1e-3,
+           "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098",
+           {"r": 8, "alpha": 16}, defaults="r 8, PEFT's; alpha 2 r, as the row lora"),
+    Method("lokr", "LoKr", "LoKrConfig", 1e-3,
+           "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859",
+           {"r": 8, "alpha": 16}, defaults="r 8, PEFT's; alpha 2 r, as the row lora"),
+    Method("fourierft", "FourierFT", "FourierFTConfig", 3e-3,
+           "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", "2405.03003",
+           {"n_frequency": 1_000, "scaling": 150.0}, cannot=(_LINEAR_ONLY,),
+           defaults="1,000 frequencies, scaling 150: PEFT's; rate: the paper's for instruction tuning"),
+    Method("ln-tuning", "LN tuning", "LNTuningConfig", 1e-3,
+           "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", "2312.11420",
+           targets="norms", cannot=("a base without norm layers",)),
+    Method("bitfit", "BitFit", "bitfit", 1e-3,
+           "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models", "2106.10199",
+           targets="", defaults="every bias of the base; rate: the paper's range ends here",
+           cannot=("a base without biases (Llama)", "quantised bases", "PEFT's format: a safetensors file of biases")),
+    Method("prompt-tuning", "Prompt tuning", "PromptTuningConfig", 1e-2,
+           "The Power of Scale for Parameter-Efficient Prompt Tuning", "2104.08691", _PROMPT, targets="", merges=False,
+           defaults="20 virtual tokens; rate: PEFT's examples', with AdamW", cannot=_NO_MERGE_INPUT),
+    Method("prefix-tuning", "Prefix tuning", "PrefixTuningConfig", 1e-2,
+           "Prefix-Tuning: Optimizing Continuous Prompts for Generation", "2101.00190", _PROMPT, targets="",
+           merges=False, defaults="20 virtual tokens; rate: PEFT's examples'",
+           cannot=("encoders that keep no keys and values (DistilBERT)", *_NO_MERGE_INPUT)),
+    Method("p-tuning", "P-tuning", "PromptEncoderConfig", 1e-3, "GPT Understands, Too", "2103.10385",
+           {**_PROMPT, "encoder_hidden_size": 128}, targets="", merges=False, cannot=_NO_MERGE_INPUT,
+           defaults="20 virtual tokens behind an encoder of width 128: PEFT's examples'"),
+    Method("adaption-prompt", "LLaMA-Adapter", "AdaptionPromptConfig", 9e-3,
+           "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention", "2303.16199",
+           {"adapter_len": 10}, targets="", merges=False, defaults="10 tokens, 9e-3, all layers but the first two",
+           cannot=("other bases than Llama, Mistral and GPT-2", "classification: PEFT stores no head with it")),
+    Method("trainable-tokens", "Trainable tokens", "TrainableTokensConfig", 1e-3,
+           "PEFT's documentation, Trainable Tokens", "", targets="embeddings",
+           defaults="the rows of the tokenizer's special tokens",
+           cannot=("classification: PEFT stores no head with it", "images")),
+    Method("qlora", "QLoRA", "LoraConfig", LORA_RATE, "QLoRA: Efficient Finetuning of Quantized LLMs", "2305.14314",
+           _LORA, arm={"quantise": "nf4"}, like_lora=True,
+           defaults="NF4, double quantisation, all linear layers: the paper's; r and alpha as lora",
+           cannot=("layers that are no Linear: bitsandbytes leaves GPT-2's Conv1D in its transposed form",)),
+    Method("lora-int8", "LoRA, int8 base", "LoraConfig", LORA_RATE,
+           "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", "2208.07339",
+           _LORA, arm={"quantise": "int8"}, like_lora=True, defaults="as lora; outliers above 6, the paper's"),
+)  # fmt: skip
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+# What PEFT or another library has and the table leaves out, and why; `--arms all` says so too.
+NOT_IN_TABLE: dict[str, str] = {
+    "bottleneck": "the `adapters` library pins a transformers 4 release, and PEFT has only the adaption prompt",
+}
