@@ -26,6 +26,7 @@ kept: $(STAMP)
 
 readme: $(STAMP)
 	@$(BIN)/python adapters/write_readme.py
+	@$(BIN)/python docs/write_methods.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.adapters import CONFIG, OUTPUTS, SavedAdapter, answers, merged, read_adapter, stored_outputs
 from peft_recipes.errors import RecipeError
+from peft_recipes.quantisation import dequantised
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +143,8 @@ def _fits(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     model = task.meta_model(config)
     settings = copy.deepcopy(saved.config)
     settings.inference_mode = False
+    if isinstance(getattr(settings, "init_lora_weights", None), str):
+        settings.init_lora_weights = True  # PiSSA and OLoRA decompose weights, and there are none here
     try:
         targets_hit_modules(model, settings, "adapter")
         adapted = get_peft_model(model, settings)
@@ -173,8 +177,10 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     labels = _labels(saved, task.recipe)
     prepared = task.prepare() if task.recipe.pretraining else Prepared({}, {}, "", labels=labels)
     torch.manual_seed(0)
-    base, _ = task.load_base(prepared) if prepared.processor is not None else _loaded(task, prepared)
-    model = PeftModel.from_pretrained(base.eval(), saved.folder).eval()
+    quantise = _quantise(saved, task.recipe)
+    load = task.load_base if prepared.processor is not None else functools.partial(_loaded, task)
+    model = PeftModel.from_pretrained(load(prepared, quantise)[0].eval(), saved.folder).eval()
+    base = model.get_base_model()
     stored = stored_outputs(saved.folder)
     if stored is None:
         found = [Finding("reload", None, f"there is no {OUTPUTS} to hold its outputs against")]
@@ -187,6 +193,11 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
         found = [_same("reload", before, [answers(model, given) for given in inputs])]
     if not merge:
         return found
+    if quantise:  # merging goes into the weights that the quantised ones stand for
+        torch.manual_seed(0)
+        whole = dequantised(load(prepared, quantise)[0]).eval()
+        model = PeftModel.from_pretrained(whole, saved.folder).eval()
+        before = [answers(model, given) for given in inputs]
     try:
         whole = merged(model)
     except RuntimeError as error:
@@ -194,6 +205,15 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     if whole is None:
         return [*found, Finding("merge", None, f"{saved.config.peft_type.value} can't be merged")]
     return [*found, _same("merge", before, [answers(whole, given) for given in inputs])]
+
+
+def _quantise(saved: SavedAdapter, recipe: Recipe) -> str | None:
+    """How the base was quantised that the adapter learnt on, by its own run; None where that is not known."""
+    try:
+        run = json.loads((saved.folder / "run.json").read_text(encoding="utf-8"))
+        return recipe.arms[run["arm"]].quantise
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, torch.Tensor]]:
@@ -206,11 +226,11 @@ def _some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, t
     return [{"input_ids": torch.arange(3, 19)[None] % words}] if words else []
 
 
-def _loaded(task: Task, prepared: Any) -> tuple[nn.Module, list[str]]:
+def _loaded(task: Task, prepared: Any, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
     """The base without its tokenizer: its padding token is the configuration's own, or the end-of-text token."""
     from peft_recipes.tasks.base import Task as Plain
 
-    base, new = Plain.load_base(task, prepared)
+    base, new = Plain.load_base(task, prepared, quantise)
     if getattr(base.config, "pad_token_id", None) is None:
         base.config.pad_token_id = getattr(base.config, "eos_token_id", None)
     return base, new

@@ -17,13 +17,17 @@ from peft_recipes.architectures import (
     targets_of,
 )
 from peft_recipes.errors import RecipeError
+from peft_recipes.quantisation import is_quantised
 from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.virtual_tokens import read_last_token
 
 if TYPE_CHECKING:
     import torch.nn as nn
     from peft import PeftConfig
     from transformers import PretrainedConfig, PreTrainedModel
 
+# What PEFT's methods refuse a model with.
+REFUSALS = (ValueError, TypeError, NotImplementedError, AttributeError, KeyError, AssertionError)
 # PEFT's own name of a recipe's task; None where it has none (images) and the plain PeftModel is right.
 PEFT_TASKS = {"text-classification": "SEQ_CLS", "sft": "CAUSAL_LM", "language-modeling": "CAUSAL_LM"}
 
@@ -66,7 +70,7 @@ def apply_arm(
     in_head = sum(n for path, n in trainable.items() if any(f".{m}." in f".{path}" for m in head))
     # A head that PEFT adapts (rather than saves whole) has its module's name in the adapter's own weights.
     in_head -= sum(n for path, n in trainable.items() if _adapts_head(path, head)) if arm.peft is not None else 0
-    adapter = sum(trainable.values()) - in_head if arm.peft is not None else 0
+    adapter = sum(trainable.values()) - in_head if arm.method not in ("full", "head") else 0
     return made, Parameters(sum(trainable.values()), adapter, in_head, sum(components.values()), components)
 
 
@@ -125,7 +129,21 @@ def _applied(
         for module in head:
             model.get_submodule(module).requires_grad_(True)
         return model
+    if arm.method == "bitfit":
+        return _with_biases(model, new, name)
     return _with_adapter(model, _completed(arm.method, model, task, new, head), name, guarded)
+
+
+def _with_biases(model: PreTrainedModel, new: list[str], name: str) -> nn.Module:
+    """Every bias learns, and what is new (BitFit, arXiv:2106.10199)."""
+    model.requires_grad_(False)
+    biases = [p for path, p in model.named_parameters() if path.endswith("bias") and path not in new]
+    if not biases:
+        raise RecipeError(f"arm '{name}': {type(model).__name__} has no biases.")
+    weights = dict(model.named_parameters())
+    for parameter in (*biases, *(weights[path] for path in new)):
+        parameter.requires_grad_(True)
+    return model
 
 
 def _completed(given: PeftConfig, model: PreTrainedModel, task: str, new: list[str], head: list[str]) -> PeftConfig:
@@ -135,7 +153,9 @@ def _completed(given: PeftConfig, model: PreTrainedModel, task: str, new: list[s
         config.task_type = PEFT_TASKS.get(task)
     row = ARCHITECTURES.get(model.config.model_type)
     if row is not None and row.layer == "Conv1D" and hasattr(config, "fan_in_fan_out"):
-        config.fan_in_fan_out = True
+        config.fan_in_fan_out = not is_quantised(model)  # a quantised Conv1D is a Linear
+    if model.device.type == "meta" and isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # PiSSA and OLoRA decompose weights, and there are none
     new_head = [name for name in head if any(weight.startswith(f"{name}.") for weight in new)]
     # A new weight outside the head (a pooler, say) would come back random just the same.
     new_head += [w.rpartition(".")[0] for w in new if not any(w.startswith(f"{name}.") for name in head)]
@@ -156,12 +176,9 @@ def _with_adapter(model: PreTrainedModel, config: PeftConfig, name: str, guarded
     if guarded:
         targets_hit_modules(model, config, name)
     try:
-        return get_peft_model(model, config)
-    except (
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        AttributeError,
-    ) as error:  # PEFT's methods refuse in all of these
+        made = get_peft_model(model, config)
+        read_last_token(made)
+        return made
+    except REFUSALS as error:
         text = " ".join(str(error).split())
         raise RecipeError(f"arm '{name}': PEFT can't put {config.peft_type.value} on this model: {text}") from error

@@ -50,18 +50,23 @@ def load_config(recipe: Recipe, **options: Any) -> PretrainedConfig:
         return AutoConfig.from_pretrained(where, trust_remote_code=recipe.trust_remote_code, **options)
 
 
-def load_model(recipe: Recipe, auto_class: Any, *, folder: str | Path | None = None, **options: Any):
-    """The base with its weights in fp32, and whether its head is new.
+def load_model(
+    recipe: Recipe, auto_class: Any, *, folder: str | Path | None = None, quantise: str | None = None, **options: Any
+):
+    """The base with its weights in fp32, or its linear layers quantised, and whether its head is new.
 
     auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification, ... folder: load from here instead of the
     recipe's model (a base that was trained first). Weights are fp32 whatever the checkpoint holds: the full arm keeps
-    fp32 master weights, and every arm must start from the same numbers. Returns (model, names of newly made weights).
+    fp32 master weights, and every arm must start from the same numbers. quantise: "nf4" or "int8". Returns (model,
+    names of newly made weights).
     """
     import torch
 
-    from peft_recipes import activations
+    from peft_recipes import activations, quantisation
 
     where = str(folder) if folder is not None else location(recipe.model)
+    if quantise:
+        options |= quantisation.loading_options(recipe, load_config(recipe), quantise)
     with hub_errors("model", recipe.model):
         model, info = auto_class.from_pretrained(
             where,
@@ -77,6 +82,7 @@ def load_model(recipe: Recipe, auto_class: Any, *, folder: str | Path | None = N
     if wrong:
         raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
     activations.fuse(model)
+    quantisation.keep_exact(model)
     return model, new
 
 

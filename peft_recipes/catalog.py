@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.arm_names import choose_arms
 from peft_recipes.errors import RecipeError, nearest, unknown, within
+from peft_recipes.methods import METHODS
 from peft_recipes.plain import from_yaml, read_yaml
 from peft_recipes.recipe import Recipe
 
@@ -91,8 +93,15 @@ def _line_in(path: Path, error: Exception) -> str:
 def apply_changes(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     """A recipe with "KEY=VALUE" changes, the keys dotted (`arms.lora.peft.r=32`), the values read as YAML.
 
-    Raises RecipeError with every change that can't be made.
+    A method of the table is an arm like any other: `arms.dora.peft.r=8` on a recipe without it. Raises RecipeError with
+    every change that can't be made.
     """
+    changes = list(changes)
+    named = [change.split(".")[1] for change in changes if change.startswith("arms.") and change.count(".") > 1]
+    if wanted := [name for name in dict.fromkeys(named) if name in METHODS and name not in recipe.arms]:
+        ours = [change for change in changes if change.split(".")[:2] not in [["arms", name] for name in wanted]]
+        recipe = choose_arms(apply_changes(recipe, ours), wanted).recipe  # made for the base that the others may name
+        changes = [change for change in changes if change not in ours]
     plain, problems = recipe.to_dict(), []
     for change in changes:
         key, equals, value = change.partition("=")

@@ -175,11 +175,15 @@ def trainable_snapshot(model: nn.Module, limit: int = 2_000_000) -> dict[str, to
 
 def same_outputs(first: torch.Tensor, second: torch.Tensor, what: str, tolerance: float = 1e-3) -> float:
     """The largest difference of two outputs that must be equal, as a share of their size. Raises beyond tolerance."""
-    scale = max(1.0, float(first.abs().max()))
-    gap = float((first - second).abs().max()) / scale
-    if not gap <= tolerance:  # also true for NaN
-        raise RuntimeError(f"{what}: outputs differ by {gap:.2g} of their size, more than {tolerance:g}.")
-    return gap
+    found = gap(first, second)
+    if not found <= tolerance:  # also true for NaN
+        raise RuntimeError(f"{what}: outputs differ by {found:.2g} of their size, more than {tolerance:g}.")
+    return found
+
+
+def gap(first: torch.Tensor, second: torch.Tensor) -> float:
+    """The largest difference of two outputs as a share of the first's size (of 1 where that is less)."""
+    return float((first - second).abs().max()) / max(1.0, float(first.abs().max()))
 
 
 def folder_is_adapter_only(files: Iterable[str]) -> None:

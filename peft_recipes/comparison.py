@@ -206,6 +206,7 @@ def preflight(
     from peft_recipes.arms import fit_targets
     from peft_recipes.hardware import choose
     from peft_recipes.tasks import task_of
+    from peft_recipes.tasks.method_training import fit_schedules
 
     recipe = with_precision(recipe, folder)
     hardware = choose(recipe.training, recipe.threads)
@@ -213,12 +214,14 @@ def preflight(
     prepared = task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, notes = fit_targets(recipe, config)
-    prepared.notes += notes
+    recipe, more = fit_schedules(recipe, planning.steps(recipe, prepared.rows))
+    prepared.notes += notes + more
     task.recipe = recipe
     task.check_arguments(None, hardware)
     problems, estimates = [], {}
     for name in arms:
         try:
+            task.check_arguments(recipe.arms[name], hardware)
             estimates[name] = planning.memory(task, prepared, config, recipe.arms[name], name)
         except RecipeError as error:
             problems += error.problems

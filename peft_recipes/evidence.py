@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from peft_recipes.options import CAUSAL_TASKS
-from peft_recipes.recipe import Recipe
+from peft_recipes.recipe import Recipe, rank_of
 from peft_recipes.runs import Run
 from peft_recipes.statistics import margin_for, paired_difference, verdict
 
@@ -79,7 +79,8 @@ def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
         "seeds": list(good),
         "failures": failures,
         "method": arm.method_name,
-        "rank": getattr(arm.peft, "r", None),
+        "rank": rank_of(arm),
+        "quantise": arm.quantise,
         "target_modules": [targets] if isinstance(targets, str) else sorted(targets) if targets else None,
         "learning_rate": arm.learning_rate,
     }

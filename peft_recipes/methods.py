@@ -142,3 +142,26 @@ METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 NOT_IN_TABLE: dict[str, str] = {
     "bottleneck": "the `adapters` library pins a transformers 4 release, and PEFT has only the adaption prompt",
 }
+
+
+def table() -> dict[str, Any]:
+    """The table as plain data, as `peft-recipes methods --json` prints it: "methods", and "left_out" with reasons."""
+    rows = [
+        {
+            "name": row.name,
+            "title": row.title,
+            "config": row.config,
+            "options": dict(row.options),
+            "arm": dict(row.arm),
+            "targets": row.targets or None,
+            "learning_rate": row.learning_rate,
+            "like_lora": row.like_lora,
+            "defaults": row.defaults,
+            "merges": row.merges,
+            "cannot": list(row.cannot),
+            "paper": row.paper,
+            "arxiv": row.arxiv or None,
+        }
+        for row in METHODS.values()
+    ]
+    return {"methods": rows, "left_out": NOT_IN_TABLE}

@@ -139,7 +139,22 @@ def _step_memory(
     if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     batch = task.largest_batch(model, prepared, training.get("per_device_train_batch_size", 8))
-    return step_memory(model, batch, _in_precision(task), _optimizer(training.get("optim")))
+    optim = str(arm.optim or training.get("optim"))
+    parts = step_memory(model, batch, _in_precision(task), _optimizer(optim))
+    if "8bit" in optim:  # its two states are a byte a number each, not four
+        parts |= {"optimizer": parts["optimizer"] // 4, "total": parts["total"] - 3 * parts["optimizer"] // 4}
+    return _with_quantised_base(parts, task, config, arm) if arm.quantise else parts
+
+
+def _with_quantised_base(parts: dict[str, int], task: Task, config: Any, arm: Arm) -> dict[str, int]:
+    """A step's memory where the linear layers are stored in fewer bits, and each is fp32 while it is computed."""
+    from peft_recipes.quantisation import BYTES, quantised_weights
+
+    base = task.meta_model(copy.deepcopy(config))
+    count, largest = quantised_weights(base), max(p.numel() for p in base.parameters())
+    saved = int(count * (4 - BYTES[arm.quantise]))
+    used = {"weights": parts["weights"] - saved, "activations": parts["activations"] + 4 * min(largest, count)}
+    return {**parts, **used, "total": parts["total"] - saved + 4 * min(largest, count)}
 
 
 def _in_precision(task: Task) -> Callable[..., Any]:

@@ -104,6 +104,11 @@ class Arm:
         return found
 
 
+def rank_of(arm: Arm) -> int | None:
+    """The rank of an arm's method, where it has one; of AdaLoRA's the average that it ends with."""
+    return getattr(arm.peft, "target_r" if arm.method_name == "ADALORA" else "r", None) or None
+
+
 @dataclass
 class Recipe:
     """One fine-tuning problem as pure data.

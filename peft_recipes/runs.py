@@ -20,7 +20,8 @@ from peft_recipes.recipe import Recipe
 
 BASE = "base"  # the row of the untrained base, which is no arm
 RUN_FILE = "run.json"
-HEAD_FILE = "head.safetensors"
+# What the arms store that are neither a model nor PEFT's.
+OWN_FILES = {"head": "head.safetensors", "bitfit": "biases.safetensors"}
 
 
 @dataclass

@@ -13,8 +13,10 @@ from peft_recipes import adapters, checks
 from peft_recipes.arms import apply_arm
 from peft_recipes.errors import RecipeError
 from peft_recipes.measuring import file_sizes, median_milliseconds
+from peft_recipes.quantisation import dequantised
 from peft_recipes.recipe import Arm, Recipe
-from peft_recipes.runs import HEAD_FILE
+from peft_recipes.runs import OWN_FILES
+from peft_recipes.virtual_tokens import read_last_token
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -36,12 +38,12 @@ def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: An
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes its own
         sizes = file_sizes(folder, ["adapter_model.safetensors", "adapter_config.json"])
         return sizes
-    if arm.method == "head":
+    if arm.method in OWN_FILES:
         from safetensors.torch import save_file
 
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / HEAD_FILE)
-        return file_sizes(folder, [HEAD_FILE])
+        save_file(trained, folder / OWN_FILES[arm.method])
+        return file_sizes(folder, [OWN_FILES[arm.method]])
     model.save_pretrained(folder)
     sizes = file_sizes(folder)
     if processor is not None:
@@ -56,18 +58,20 @@ def restore(base: nn.Module, new_weights: list[str], arm: Arm, recipe: Recipe, f
         from peft.utils import load_peft_weights
 
         model = PeftModel.from_pretrained(base, folder)
+        read_last_token(model)
         _complete(model, load_peft_weights(str(folder), device="cpu"), folder)
         return model
-    if arm.method == "head":
+    if arm.method in OWN_FILES:
         from safetensors.torch import load_file
 
-        saved = load_file(folder / HEAD_FILE)
+        path = folder / OWN_FILES[arm.method]
+        saved = load_file(path)
         outcome = base.load_state_dict(saved, strict=False)
         if outcome.unexpected_keys:
-            raise RecipeError(f"{folder / HEAD_FILE}: {outcome.unexpected_keys[0]} is no weight of this base.")
-        missing = [name for name in new_weights if name not in saved]
-        if missing:
-            raise RecipeError(f"{folder / HEAD_FILE}: the head's {missing[0]} is missing.")
+            raise RecipeError(f"{path}: {outcome.unexpected_keys[0]} is no weight of this base.")
+        wanted, _ = apply_arm(base, arm, recipe.task, new_weights)
+        if missing := [name for name, p in wanted.named_parameters() if p.requires_grad and name not in saved]:
+            raise RecipeError(f"{path}: {missing[0]} is missing.")
         return base
     return base.from_pretrained(folder, dtype=torch.float32)
 
@@ -101,7 +105,7 @@ def verify(
     if arm.peft is not None:
         last = [logits[:, -1] if logits.dim() == 3 else logits for logits in before]
         adapters.store_outputs(folder, inputs[: len(last)], last)
-    base, new_weights = task.load_base(prepared)
+    base, new_weights = task.load_base(prepared, arm.quantise)
     base = base.to(hardware.device).eval()
     times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
     speeds: dict[str, float | None] = dict(times)
@@ -122,6 +126,8 @@ def verify(
         model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
         guard("reload", _same, before, model, inputs, hardware, "The reloaded adapter")
         measure("adapter", model)
+        if arm.quantise:
+            before, model = _on_full_weights(task, prepared, arm, folder, before, inputs, hardware, guard)
         merged = adapters.merged(model)
         if merged is None:
             guard.results["merge"] = f"{arm.method_name} can't be merged"
@@ -130,6 +136,28 @@ def verify(
             measure("merged", merged)
     generates = any(speed is not None for speed in speeds.values())
     return {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
+
+
+def _on_full_weights(
+    task: Task,
+    prepared: Prepared,
+    arm: Arm,
+    folder: Path,
+    quantised: list[torch.Tensor],
+    inputs: list[dict[str, torch.Tensor]],
+    hardware: Hardware,
+    guard: Guards,
+) -> tuple[list[torch.Tensor], nn.Module]:
+    """A quantised arm on the weights that its base stands for, which is what it can be merged into, and its outputs.
+
+    How far they are from the quantised model's is kept, as a share of their size: int8 rounds its inputs as well.
+    """
+    base, new_weights = task.load_base(prepared, arm.quantise)
+    base = dequantised(base).to(hardware.device).eval()
+    model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
+    found = outputs(model, inputs[: len(quantised)], hardware)
+    guard.results["dequantised"] = max(checks.gap(a, b) for a, b in zip(quantised, found, strict=True))
+    return found, model
 
 
 def _same(
@@ -160,7 +188,7 @@ def meta_checkpoint_bytes(model: nn.Module, arm: Arm) -> int:
         from peft import get_peft_model_state_dict
 
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False).values()
-    elif arm.method == "head":
+    elif arm.method in OWN_FILES:
         tensors = [p for p in model.parameters() if p.requires_grad]
     else:
         tensors = list(model.parameters())

@@ -81,6 +81,24 @@ def _few(modules: list[str], most: int = 4) -> str:
     return shown if len(modules) <= most else f"{shown}, ... {modules[-1]}"
 
 
+def show_methods(table: dict[str, Any]) -> None:
+    """The table of methods, a few lines a method."""
+    console = Console(highlight=False)
+    for row in table["methods"]:
+        merged = "" if row["merges"] else ", can't be merged"
+        console.print(f"[bold]{row['name']}[/bold]  {escape(row['title'])}: rate {row['learning_rate']:g}{merged}")
+        options = {**row["options"], **row["arm"]}
+        said = ", ".join(f"{key}={value}" for key, value in options.items())
+        console.print(f"    {row['config']}({escape(said)}): {escape(row['defaults'])}", soft_wrap=True)
+        if row["cannot"]:
+            console.print(f"    can't: {escape('; '.join(row['cannot']))}", soft_wrap=True)
+        where = f", arXiv:{row['arxiv']}" if row["arxiv"] else ""
+        console.print(f"    [dim]{escape(row['paper'])}{where}[/dim]", soft_wrap=True)
+    for name, why in table["left_out"].items():
+        console.print(f"not here: [bold]{name}[/bold]: {escape(why)}", soft_wrap=True)
+    console.print("\nOn any recipe: [bold]peft-recipes compare RECIPE --arms full,lora,dora[/bold], or --arms all")
+
+
 def show_run(run: Run) -> None:
     """A run's metrics, costs and folder."""
     data, console = run.data, Console()

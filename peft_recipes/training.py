@@ -19,7 +19,7 @@ from peft_recipes.guards import Guards
 from peft_recipes.hardware import Hardware, choose, environment
 from peft_recipes.interruption import Interruption, interruptible
 from peft_recipes.measuring import StepMeter, Stopwatch
-from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.recipe import Arm, Recipe, rank_of
 from peft_recipes.run_log import log, log_step, opened_log, write_bad_batch, write_predictions
 from peft_recipes.runs import (
     BASE,
@@ -136,7 +136,7 @@ class _OneRun:
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
         with self.watch("load"):
-            base, new_weights = self.task.load_base(self.prepared)
+            base, new_weights = self.task.load_base(self.prepared, self.arm.quantise if self.arm else None)
         self.attention = getattr(base.config, "_attn_implementation", None)
         model, parameters = self._arm_applied(base, new_weights)
         make_folder(self.folder)
@@ -163,8 +163,13 @@ class _OneRun:
             self.prepared.notes += skipped
 
     def _fit_targets(self) -> None:
+        from peft_recipes import planning
+        from peft_recipes.tasks.method_training import fit_schedules
+
         config = bases.load_config(self.recipe)
         self.recipe, notes = fit_targets(self.recipe, config)
+        self.recipe, more = fit_schedules(self.recipe, planning.steps(self.recipe, self.prepared.rows))
+        notes += more
         self.arm = self.recipe.arms.get(self.arm_name)
         self.prepared.notes += [note for note in notes if f"'{self.arm_name}'" in note]
 
@@ -268,7 +273,8 @@ class _OneRun:
             "recipe": self.recipe.name,
             "arm": self.arm_name,
             "method": self.arm.method_name if self.arm else BASE,
-            "rank": getattr(self.arm.peft, "r", None) if self.arm else None,
+            "rank": rank_of(self.arm) if self.arm else None,
+            "quantise": self.arm.quantise if self.arm else None,
             "target_modules": _target_modules(self.arm),
             "seed": self.seed,
             "embedded": self.recipe.uses_stand_ins,

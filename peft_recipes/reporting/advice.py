@@ -48,9 +48,13 @@ def not_learning(comparison: Comparison) -> list[str]:
     """Arms that are no better than the untuned base, by the margin."""
     lines, metric = [], facts.metric(comparison)
     base = facts.base_value(comparison)
+    gains = {name: facts.gain(comparison, name) for name in facts.measured(comparison)}
+    idle = [name for name, gained in gains.items() if gained is not None and gained < _margin(comparison)]
+    if len(idle) > 3:
+        called = fmt.listed([_called(comparison, name) for name in idle])
+        return [f"{called} learned next to nothing (from {fmt.quality(base, metric)}): try other learning rates."]
     for name, arm in facts.measured(comparison).items():
-        gained = facts.gain(comparison, name)
-        if gained is not None and gained < _margin(comparison):
+        if name in idle:
             figures = f"{fmt.quality(base, metric)} before, {fmt.quality(facts.mean(arm), metric)} after"
             rate = fmt.learning_rate(arm.get("learning_rate"))
             lines.append(

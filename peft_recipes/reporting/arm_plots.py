@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from peft_recipes.reporting import drawing, facts, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.drawing import Plot
@@ -16,7 +18,7 @@ def against_full(comparison: Comparison) -> Plot | None:
         return None
     styles, names = drawing.arm_styles(comparison), list(told)
     scale, unit = words.difference_scale(comparison, names[0])
-    figure, axes = drawing.canvas(height=max(2.1, 1.25 + 0.46 * len(names)))
+    figure, axes = drawing.canvas(height=max(2.1, 1.25 + _row(names) * len(names)))
     margin = scale * abs(facts.number(told[names[0]].get("margin")) or 0)
     if margin:
         axes.axvspan(-margin, margin, color=drawing.BASE, alpha=0.16, linewidth=0, zorder=0)
@@ -67,6 +69,11 @@ def against_full(comparison: Comparison) -> Plot | None:
         "; ".join(lines) + ".",
         figure,
     )
+
+
+def _row(arms: Collection[str]) -> float:
+    """Inches a row: many arms stand closer, so that the figure still fits a screen."""
+    return 0.46 if len(arms) <= 12 else 0.3
 
 
 def _reference_words(comparison: Comparison, name: str) -> str:
@@ -130,7 +137,7 @@ def _bars(comparison: Comparison, field: str, name: str, title: str) -> Plot | N
     if not values:
         return None
     styles = drawing.arm_styles(comparison)
-    figure, axes = drawing.canvas(height=max(1.5, 0.55 + 0.46 * len(values)))
+    figure, axes = drawing.canvas(height=max(1.5, 0.55 + _row(values) * len(values)))
     for place, (arm, value) in enumerate(values.items()):
         axes.barh(
             place,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from peft_recipes.reporting import drawing, facts
+from peft_recipes.reporting import drawing, facts, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
 
+MOST_NAMED = 8  # lines that can be told from each other; of more arms the others are grey
 BINS = 40  # points a curve is drawn with: a batch's loss is noisy, and a file should stay small
 
 
@@ -54,27 +55,44 @@ def _curves(comparison: Comparison, field: str, name: str, title: str, y_title: 
     share = field == "validation" and fmt.is_share(facts.metric(comparison))
     factor = 100 if share else 1
     last = max(points[-1][0] for points in lines.values())
-    for arm, points in lines.items():
+    named = _named_lines(comparison, list(lines))
+    for arm in (arm for arm in lines if arm not in named):
+        axes.plot(*zip(*((x, factor * y) for x, y in lines[arm]), strict=True), color=drawing.BASE, linewidth=0.9)
+    for arm, points in ((arm, lines[arm]) for arm in named):
         style, xs, ys = styles[arm], [x for x, _ in points], [factor * y for _, y in points]
         axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.9, marker=style.marker, markersize=6,
                   markeredgecolor=drawing.PAPER, markevery=max(1, len(points) // 6))  # fmt: skip
     axes.set_ylim(*_focus([factor * y for points in lines.values() for _, y in points]))
     axes.set(xlabel="Optimiser step", ylabel=f"{y_title}{' (%)' if share else ''}", xlim=(0, last * 1.02))
     low, high = axes.get_ylim()
-    ends = [min(max(factor * points[-1][1], low), high) for points in lines.values()]
+    ends = [min(max(factor * lines[arm][-1][1], low), high) for arm in named]
     places = drawing.spread_out(ends, 0.062 * (high - low), low, high)
-    for (arm, _), place in zip(lines.items(), places, strict=True):
+    for arm, place in zip(named, places, strict=True):
         height, style = (place - low) / (high - low), styles[arm]
         axes.plot(1.03, height, style.marker, color=style.colour, markersize=7, markeredgecolor=drawing.PAPER,
                   transform=axes.transAxes, clip_on=False)  # fmt: skip
         axes.annotate(facts.shorten(arm, 16), (1.055, height), xycoords="axes fraction", va="center", fontsize=11)
     seeds = max(len(facts.arms(comparison)[arm].get("curves") or []) for arm in lines)
     caption = (f"Mean over {seeds} seeds." if seeds > 1 else "One seed.") + _binning_words(comparison, field)
+    if len(named) < len(lines):
+        caption += f" The {len(named)} that ended best are named, full among them; the others are grey."
     show = (lambda v: fmt.quality(v, facts.metric(comparison))) if share else fmt.fixed
     told = "; ".join(
         f"{facts.label(comparison, arm)} from {show(p[0][1])} to {show(p[-1][1])}" for arm, p in lines.items()
     )
     return Plot(name, title, caption, f"{y_title} by optimiser step, first to last: {told}.", figure)
+
+
+def _named_lines(comparison: Comparison, arms: list[str]) -> list[str]:
+    """The arms that a figure of lines can name and colour: all, or where they are many full and the best."""
+    if len(arms) <= MOST_NAMED:
+        return arms
+    sign = -1 if comparison.get("higher_is_better", True) else 1
+    found = facts.arms(comparison)
+    first = [facts.reference(comparison), words.headline_arm(comparison)]
+    means = {arm: facts.mean(found[arm]) for arm in arms}
+    ranked = sorted(arms, key=lambda arm: (arm not in first, means[arm] is None, sign * (means[arm] or 0)))
+    return [arm for arm in arms if arm in ranked[:MOST_NAMED]]
 
 
 def _binning_words(comparison: Comparison, field: str) -> str:

@@ -9,6 +9,8 @@ import math
 import re
 from typing import Any
 
+from peft_recipes.methods import METHODS as TABLE
+
 Comparison = dict[str, Any]
 NOT_PEFT = ("full", "head")
 OWN_SPLITS = ("train", "validation", "test")  # any other split is an extra set, such as `clean`
@@ -160,17 +162,25 @@ METHODS = {
     "QLORA": "QLoRA", "VERA": "VeRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr", "LN_TUNING": "LayerNorm tuning",
     "PREFIX_TUNING": "Prefix tuning", "PROMPT_TUNING": "Prompt tuning", "P_TUNING": "P-tuning",
     "FOURIERFT": "FourierFT",
-    "FULL": "Full fine-tuning", "HEAD": "Head only",
+    "FULL": "Full fine-tuning", "HEAD": "Head only", "BITFIT": "BitFit",
 }  # fmt: skip
 
 
 def display_method(name: str, arm: dict) -> str:
     """The method as its paper writes it. A variant that peft files under LORA (DoRA) is told by the arm's name."""
     method = str(arm.get("method") or name).upper()
+    if name in TABLE and _files_under(TABLE[name].config, method):
+        return TABLE[name].title
     variant = re.split(r"[-_ ]", name, maxsplit=1)[0].upper()
     if method == "LORA" and variant in METHODS and variant.endswith(("LORA", "DORA", "PISSA")):
         method = variant
     return METHODS.get(method, plain(arm.get("method") or name))
+
+
+def _files_under(config: str, method: str) -> bool:
+    """Whether PEFT's name of a method ("LN_TUNING") is that of a configuration's class ("LNTuningConfig")."""
+    plain_name = config.removesuffix("Config").upper()
+    return plain_name == method.replace("_", "") or (config, method) == ("PromptEncoderConfig", "P_TUNING")
 
 
 def label(comparison: Comparison, name: str) -> str:
@@ -178,6 +188,8 @@ def label(comparison: Comparison, name: str) -> str:
     arm = arms(comparison).get(name) or {}
     method, rank = display_method(name, arm), arm.get("rank")
     called = f"{method} r={rank}" if rank and is_peft(name, arm) else method
+    if name in TABLE and TABLE[name].title == method:
+        return called
     known = {
         method.lower(),
         (arm.get("method") or name).lower(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import activations, bases
+from peft_recipes import activations, bases, quantisation
 from peft_recipes.data import columns, sources
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware import Hardware
@@ -94,13 +94,20 @@ class Task(ABC):
         """What the base's configuration is given (the labels). prepared is None when only a plan is made."""
         return {}
 
-    def load_base(self, prepared: Prepared) -> tuple[nn.Module, list[str]]:
-        """The base with the task's head, and the names of its newly made weights. Its seed must be set before."""
+    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
+        """The base with the task's head, and the names of its newly made weights. Its seed must be set before.
+
+        quantise: "nf4" or "int8", as an arm says; None: fp32.
+        """
         import transformers
 
         folder = self.base_folder(prepared)
         return bases.load_model(
-            self.recipe, getattr(transformers, self.auto_class), folder=folder, **self.base_options(prepared)
+            self.recipe,
+            getattr(transformers, self.auto_class),
+            folder=folder,
+            quantise=quantise,
+            **self.base_options(prepared),
         )
 
     def base_folder(self, prepared: Prepared) -> Path | None:
@@ -144,19 +151,25 @@ class Task(ABC):
         }
         if arm is not None:
             options["learning_rate"] = arm.learning_rate
+            options |= {"optim": arm.optim} if arm.optim else {}
         if any(options.get(name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
             # Read by Accelerate when the trainer makes it: one layer is compiled and serves for all, for any length of
             # batch. The whole model anew for each length would take longer than most runs.
             for name in ("USE_REGIONAL_COMPILATION", "USE_DYNAMIC"):
                 os.environ.setdefault(f"ACCELERATE_DYNAMO_{name}", "true")
-        return self.arguments_class()(**options)
+        made = self.arguments_class()(**options)
+        made.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
+        return made
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
-        """Raises RecipeError for options that the trainer's own class refuses (an optimizer it does not know)."""
+        """Raises RecipeError for options that the trainer's own class refuses (an optimizer it does not know), and
+        where bitsandbytes is needed and missing."""
         try:
-            self.arguments(arm, 0, hardware, Path("unused"), True)
+            made = self.arguments(arm, 0, hardware, Path("unused"), True)
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {' '.join(str(error).split())}") from error
+        if (arm is not None and arm.quantise) or any(mark in made.optim for mark in quantisation.OPTIMIZERS):
+            quantisation.check_available(hardware.device)
 
     def arguments_class(self) -> type[TrainingArguments]:
         from transformers import TrainingArguments

@@ -86,8 +86,8 @@ class Causal(Task):
     def _cut(self, row: dict[str, Any]) -> dict[str, list[int]]:
         return {key: row[key][: self.recipe.max_length] for key in ("input_ids", "labels")}
 
-    def load_base(self, prepared: Prepared) -> tuple[nn.Module, list[str]]:
-        model, new = super().load_base(prepared)
+    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
+        model, new = super().load_base(prepared, quantise)
         bases.set_pad_token(model, prepared.processor)
         return model, new
 

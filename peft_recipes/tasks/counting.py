@@ -17,9 +17,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from peft_recipes import activations
 from peft_recipes.data.packing import COUNTS, Counts
 from peft_recipes.tasks.checkpointing import CheckpointMixin
+from peft_recipes.tasks.method_training import MethodMixin
 
 
-class CountingMixin(CheckpointMixin):
+class CountingMixin(MethodMixin, CheckpointMixin):
     """Counts what goes through `training_step`: non-padding tokens, computed positions, padding, examples."""
 
     batches = "padded"  # how its batches are made, and why where that was not the first choice
@@ -121,6 +122,7 @@ class ClassificationTrainer(CountingMixin, Trainer):
         loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the examples of all
+        loss = self.penalised(loss, model)
         return (loss, output) if return_outputs else loss
 
 

@@ -104,10 +104,10 @@ class ImageClassification(Classification):
 
         return trained_base(self, prepared)
 
-    def load_base(self, prepared: Prepared) -> tuple[Any, list[str]]:
+    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[Any, list[str]]:
         import peft_recipes.small_cnn  # noqa: F401  (registers the small CNN with the Auto classes)
 
-        return super().load_base(prepared)
+        return super().load_base(prepared, quantise)
 
     def meta_model(self, config: Any) -> Any:
         import peft_recipes.small_cnn  # noqa: F401

@@ -43,8 +43,8 @@ class TextClassification(Classification):
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         return Prepared(tokenised, ids, self._fingerprint(splits), tokenizer, labels, notes)
 
-    def load_base(self, prepared: Prepared) -> tuple[Any, list[str]]:
-        model, new = super().load_base(prepared)
+    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[Any, list[str]]:
+        model, new = super().load_base(prepared, quantise)
         bases.set_pad_token(model, prepared.processor)
         return model, new
 
