@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class Chosen:
 
     @property
     def notes(self) -> list[str]:
-        return [f"Not tried: {name}: {why}" for name, why in self.left_out.items()]
+        return [f"Not tried: {name}: {why}." for name, why in self.left_out.items()]
 
 
 def choose_arms(recipe: Recipe, asked: Iterable[str] | None = None) -> Chosen:
@@ -183,6 +184,7 @@ _TARGETS: dict[str, Callable[[Base], dict[str, Any]]] = {
     "norms": _norms,
     "ia3": _ia3,
     "embeddings": _embeddings,
+    "upper layers": lambda base: {"adapter_layers": max(base.config.get_text_config().num_hidden_layers - 2, 1)},
 }
 
 
@@ -200,7 +202,16 @@ def _needs_a_causal_model(method: Method, base: Base) -> str:
     return ""
 
 
-_RULES = (_needs_text, _needs_a_causal_model)
+def _needs_keys_and_values(method: Method, base: Base) -> str:
+    if method.config != "PrefixTuningConfig":
+        return ""
+    classes = (type(base.model), type(base.model.base_model))
+    if any("past_key_values" in inspect.signature(kind.forward).parameters for kind in classes):
+        return ""
+    return f"it stands before the attention's keys and values, and {classes[1].__name__} takes none from outside"
+
+
+_RULES = (_needs_text, _needs_a_causal_model, _needs_keys_and_values)
 
 
 def _tried(method: Method, base: Base) -> Arm:

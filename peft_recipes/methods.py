@@ -18,11 +18,10 @@ class Method:
     """One row. `arm_names.arm_of` makes an arm of it for a base and a task.
 
     config: the class of its PeftConfig, or the name of an arm's own method ("bitfit"). options: what differs from
-    PEFT's defaults. targets: which layers, "all-linear", "norms", "ia3", "embeddings" or "" for none; a row whose
-    options depend on the base (a divisor of its widths) says which in `fitted`. arm: further fields of the arm. rate
-    "like lora": it moves with the rate of the recipe's own LoRA. defaults: where they come from. cannot: in a few
-    words each; what it can't at all stands in arm_names.py as a rule, with its reason. merges: whether the base can
-    take it in.
+    PEFT's defaults. targets: which layers ("" for none). fitted: options that must divide the base's widths, with the
+    most that each may be. arm: further fields of the arm. like_lora: its rate moves with that of the recipe's own LoRA.
+    defaults: where they come from; a rate of which it says nothing is ours. cannot: in a few words each; a rule in
+    arm_names.py, or PEFT itself, says it where it is met. merges: whether the base can take it in.
     """
 
     name: str
@@ -51,6 +50,8 @@ _REGRET = "r 16, alpha 32 on all linear layers: LoRA Without Regret (Schulman et
 _PROMPT = {"num_virtual_tokens": 20}
 _NO_MERGE_INPUT = "conv layers", "merging: it stands before the input, in no weight"
 _LINEAR_ONLY = "conv layers"
+_NO_TRANSPOSED = "GPT-2's Conv1D"
+_NO_CONV1D = "conv layers and GPT-2's Conv1D"
 
 _ROWS = (
     Method("lora", "LoRA", "LoraConfig", LORA_RATE, "LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685",
@@ -78,8 +79,8 @@ _ROWS = (
            "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512",
            {"init_r": 12, "target_r": 8, "lora_alpha": 32, "tinit": 100, "tfinal": 300, "total_step": 1_000,
             "orth_reg_weight": 0.1},
-           defaults="ranks from 12 to 8 on average, alpha 32, weight 0.1, rate 1e-3: the paper's, table 8; a tenth of "
-           "the run's steps before the ranks fall, three tenths after",
+           defaults="ranks from 12 to 8 on average, alpha 32, weight 0.1; a tenth of the run's steps before the ranks "
+           "fall, three tenths after",
            cannot=("a resume midway: PEFT stores none of its budget's state, so a killed run begins anew",)),
     Method("ia3", "(IA)3", "IA3Config", 3e-3,
            "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", "2205.05638",
@@ -88,30 +89,59 @@ _ROWS = (
            {"r": 256}, defaults="r 256, rate 4e-3: the paper's for instruction tuning", cannot=(_LINEAR_ONLY,)),
     Method("oft", "OFT", "OFTConfig", 4e-4,
            "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", "2306.07280",
-           defaults="blocks of 32, PEFT's; rate: Orthogonal Finetuning Made Scalable (arXiv:2506.19847)"),
+           defaults="blocks of 32, PEFT's", cannot=(_NO_TRANSPOSED,)),
     Method("boft", "BOFT", "BOFTConfig", 1e-3,
            "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", "2311.06243",
-           {"boft_block_size": 4, "boft_n_butterfly_factor": 1}, defaults="blocks of 4, one factor: PEFT's"),
+           {"boft_block_size": 4, "boft_n_butterfly_factor": 1}, defaults="blocks of 4, one factor: PEFT's",
+           cannot=(_NO_TRANSPOSED,)),
     Method("loha", "LoHa", "LoHaConfig", 1e-3,
            "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", "2108.06098",
-           {"r": 8, "alpha": 16}, defaults="r 8, PEFT's; alpha 2 r, as the row lora"),
+           {"r": 8, "alpha": 16}, defaults="r 8, PEFT's; alpha 2 r, as the row lora", cannot=(_NO_TRANSPOSED,)),
     Method("lokr", "LoKr", "LoKrConfig", 1e-3,
            "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation", "2309.14859",
-           {"r": 8, "alpha": 16}, defaults="r 8, PEFT's; alpha 2 r, as the row lora"),
+           {"r": 8, "alpha": 16}, defaults="r 8, PEFT's; alpha 2 r, as the row lora", cannot=(_NO_TRANSPOSED,)),
     Method("fourierft", "FourierFT", "FourierFTConfig", 3e-3,
            "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform", "2405.03003",
            {"n_frequency": 1_000, "scaling": 150.0}, cannot=(_LINEAR_ONLY,),
-           defaults="1,000 frequencies, scaling 150: PEFT's; rate: the paper's for instruction tuning"),
+           defaults="1,000 frequencies, scaling 150: PEFT's"),
+    Method("randlora", "RandLoRA", "RandLoraConfig", 1e-3,
+           "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", "2502.00987", {"r": 32},
+           cannot=(_LINEAR_ONLY,)),
+    Method("gralora", "GraLoRA", "GraloraConfig", LORA_RATE,
+           "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning", "2505.20355",
+           {"r": 32, "alpha": 64}, cannot=(_LINEAR_ONLY,), like_lora=True),
+    Method("hira", "HiRA", "HiraConfig", 1e-3,
+           "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models (ICLR 2025)", "",
+           {"r": 32}),
+    Method("vblora", "VB-LoRA", "VBLoRAConfig", 5e-3,
+           "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks", "2405.15179",
+           {"r": 4, "num_vectors": 256, "topk": 2}, fitted={"vector_length": 256}, cannot=(_LINEAR_ONLY,)),
+    Method("waveft", "WaveFT", "WaveFTConfig", 3e-3,
+           "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "2505.12532",
+           {"n_frequency": 1_000}, cannot=(_LINEAR_ONLY,)),
+    Method("delora", "DeLoRA", "DeloraConfig", 1e-3,
+           "Decoupling Angles and Strength in Low-rank Adaptation", "2503.18225", {"r": 8}, cannot=(_NO_CONV1D,)),
+    Method("hra", "HRA", "HRAConfig", 1e-3, "Bridging The Gap between Low-rank and Orthogonal Adaptation via "
+           "Householder Reflection Adaptation", "2405.17484", {"r": 8}, cannot=(_NO_CONV1D,)),
+    Method("miss", "MiSS", "MissConfig", LORA_RATE, "MiSS: Revisiting the Trade-off in LoRA with an Efficient "
+           "Shard-Sharing Structure", "2409.15371", fitted={"r": 64}, cannot=(_NO_CONV1D,), like_lora=True),
+    Method("shira", "SHiRA", "ShiraConfig", 1e-3, "Sparse High Rank Adapters", "2406.13175",
+           {"r": 32, "random_seed": 0}, cannot=(_NO_CONV1D,)),
+    Method("c3a", "C3A", "C3AConfig", 1e-2, "Parameter-Efficient Fine-Tuning via Circular Convolution", "2407.19342",
+           fitted={"block_size": 256}, cannot=(_NO_CONV1D,)),
+    Method("road", "RoAd", "RoadConfig", 3e-3,
+           "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching and Composability", "2409.00119",
+           fitted={"group_size": 64}, cannot=(_NO_CONV1D,)),
     Method("ln-tuning", "LN tuning", "LNTuningConfig", 1e-3,
            "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning", "2312.11420",
            targets="norms", cannot=("a base without norm layers",)),
     Method("bitfit", "BitFit", "bitfit", 1e-3,
            "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models", "2106.10199",
-           targets="", defaults="every bias of the base; rate: the paper's range ends here",
+           targets="", defaults="every bias of the base; rate: the largest the paper tries",
            cannot=("a base without biases (Llama)", "quantised bases", "PEFT's format: a safetensors file of biases")),
     Method("prompt-tuning", "Prompt tuning", "PromptTuningConfig", 1e-2,
            "The Power of Scale for Parameter-Efficient Prompt Tuning", "2104.08691", _PROMPT, targets="", merges=False,
-           defaults="20 virtual tokens; rate: PEFT's examples', with AdamW", cannot=_NO_MERGE_INPUT),
+           defaults="20 virtual tokens, as PEFT's examples", cannot=_NO_MERGE_INPUT),
     Method("prefix-tuning", "Prefix tuning", "PrefixTuningConfig", 1e-2,
            "Prefix-Tuning: Optimizing Continuous Prompts for Generation", "2101.00190", _PROMPT, targets="",
            merges=False, defaults="20 virtual tokens; rate: PEFT's examples'",
@@ -121,7 +151,8 @@ _ROWS = (
            defaults="20 virtual tokens behind an encoder of width 128: PEFT's examples'"),
     Method("adaption-prompt", "LLaMA-Adapter", "AdaptionPromptConfig", 9e-3,
            "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention", "2303.16199",
-           {"adapter_len": 10}, targets="", merges=False, defaults="10 tokens, 9e-3, all layers but the first two",
+           {"adapter_len": 10}, targets="upper layers", merges=False,
+           defaults="10 tokens, 9e-3, all layers but the first two",
            cannot=("other bases than Llama, Mistral and GPT-2", "classification: PEFT stores no head with it")),
     Method("trainable-tokens", "Trainable tokens", "TrainableTokensConfig", 1e-3,
            "PEFT's documentation, Trainable Tokens", "", targets="embeddings",
@@ -130,10 +161,11 @@ _ROWS = (
     Method("qlora", "QLoRA", "LoraConfig", LORA_RATE, "QLoRA: Efficient Finetuning of Quantized LLMs", "2305.14314",
            _LORA, arm={"quantise": "nf4"}, like_lora=True,
            defaults="NF4, double quantisation, all linear layers: the paper's; r and alpha as lora",
-           cannot=("layers that are no Linear: bitsandbytes leaves GPT-2's Conv1D in its transposed form",)),
+           cannot=("Apple's GPU", "exact merging: it goes into the weights that the quantised ones stand for")),
     Method("lora-int8", "LoRA, int8 base", "LoraConfig", LORA_RATE,
            "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", "2208.07339",
-           _LORA, arm={"quantise": "int8"}, like_lora=True, defaults="as lora; outliers above 6, the paper's"),
+           _LORA, arm={"quantise": "int8"}, like_lora=True, defaults="as lora; outliers above 6, the paper's",
+           cannot=("Apple's GPU", "exact merging: its inputs are rounded too, a merged model's are not")),
 )  # fmt: skip
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
