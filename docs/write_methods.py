@@ -26,7 +26,8 @@ def page() -> str:
     found = table()
     rows = ["| name | method | rate | defaults | can't | paper |", "|:---|:---|---:|:---|:---|:---|"]
     rows += [_row(row) for row in found["methods"]]
-    missing = ["## Not in the table", "", *(f"- **{name}**: {why}." for name, why in found["left_out"].items())]
+    reasons = {why: [n for n, w in found["left_out"].items() if w == why] for why in found["left_out"].values()}
+    missing = ["## Not in the table", "", *(f"- {', '.join(names)}: {why}." for why, names in reasons.items())]
     return "\n".join([_HEAD, *rows, "", *missing]) + "\n"
 
 

@@ -38,7 +38,11 @@ class Chosen:
 
     @property
     def notes(self) -> list[str]:
-        return [f"Not tried: {name}: {why}." for name, why in self.left_out.items()]
+        """What was left out, a line a reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            reasons.setdefault(why, []).append(name)
+        return [f"Not tried: {', '.join(names)}: {why.rstrip('.')}." for why, names in reasons.items()]
 
 
 def choose_arms(recipe: Recipe, asked: Iterable[str] | None = None) -> Chosen:

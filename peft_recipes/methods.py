@@ -170,10 +170,17 @@ _ROWS = (
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 
+_MANY = "it mixes the adapters of several tasks, and a recipe is one task"
+_UNTRIED = "no defaults for it were tried here; a recipe can name its PeftConfig itself"
 # What PEFT or another library has and the table leaves out, and why; `--arms all` says so too.
 NOT_IN_TABLE: dict[str, str] = {
-    "bottleneck": "the `adapters` library pins a transformers 4 release, and PEFT has only the adaption prompt",
-}
+    "bottleneck": "the `adapters` library has no release for transformers 5, and PEFT's own is the adaption prompt",
+    **dict.fromkeys(("multitask-prompt-tuning", "poly", "xlora"), _MANY),
+    "cpt": "it learns on labelled examples inside its prompt, which a recipe's rows are not",
+    "cartridge": "it distils one long context, and a recipe has rows",
+    **dict.fromkeys(("adamss", "beft", "deft", "frod", "glora", "lily", "osf", "peanut", "psoft", "pvera", "shadow",
+                     "tinylora", "unilora"), _UNTRIED),
+}  # fmt: skip
 
 
 def table() -> dict[str, Any]:

@@ -94,8 +94,10 @@ def show_methods(table: dict[str, Any]) -> None:
             console.print(f"    can't: {escape('; '.join(row['cannot']))}", soft_wrap=True)
         where = f", arXiv:{row['arxiv']}" if row["arxiv"] else ""
         console.print(f"    [dim]{escape(row['paper'])}{where}[/dim]", soft_wrap=True)
-    for name, why in table["left_out"].items():
-        console.print(f"not here: [bold]{name}[/bold]: {escape(why)}", soft_wrap=True)
+    left_out = table["left_out"]
+    for why in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name, reason in left_out.items() if reason == why)
+        console.print(f"not here: {names}: {escape(why)}", soft_wrap=True)
     console.print("\nOn any recipe: [bold]peft-recipes compare RECIPE --arms full,lora,dora[/bold], or --arms all")
 
 
