@@ -48,16 +48,16 @@ def check_adapter(
     readable adapter or no such base.
     """
     saved = read_adapter(folder)
-    task = _task(saved, base, trust_remote_code)
+    task = adapter_task(saved, base, trust_remote_code)
     found = [_adapter_only(saved), _finite(saved), _learnt(saved)]
-    config = _base_config(saved, task)
-    found.append(_fits(saved, task, config))
+    config = base_config(saved, task)
+    found.append(fit(saved, task, config))
     if weights and all(finding.ok is not False for finding in found):
         found += _outputs_and_merge(saved, task, merge)
     return found
 
 
-def _task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Task:
+def adapter_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Task:
     """The task whose base the adapter sits on: of its own recipe.yaml, or of its PEFT task type."""
     from peft_recipes import Arm, Dataset, Recipe
     from peft_recipes.catalog import resolved_recipe
@@ -68,13 +68,8 @@ def _task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Tas
         recipe = resolved_recipe(saved.folder / "recipe.yaml")
         model = base or recipe.model
     else:
-        kinds = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification"}
-        if saved.config.task_type not in kinds:
-            raise RecipeError(
-                f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
-                f"base is; known are {', '.join(kinds)}."
-            )
-        recipe = Recipe(name="adapter", task=kinds[saved.config.task_type], model=model or "unknown",
+        task = _kind(saved)
+        recipe = Recipe(name="adapter", task=task, model=model or "unknown",
                         dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
     if not model:
         raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
@@ -82,8 +77,31 @@ def _task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Tas
     return task_of(dataclasses.replace(recipe, model=model, trust_remote_code=trust_remote_code))
 
 
-def _labels(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
-    """The class names that its own run tested, or as many numbers as the saved head has rows."""
+# How the classes end that the Auto classes give, and the task that a model of such a class is for.
+_CLASSES = {
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForCausalLM": "language-modeling",
+    "LMHeadModel": "language-modeling",
+}
+
+
+def _kind(saved: SavedAdapter) -> str:
+    """The task of an adapter that was made elsewhere: by PEFT's task type, or the class of the model it sat on."""
+    kinds = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification"}
+    sat_on = str((saved.config.auto_mapping or {}).get("base_model_class"))
+    found = kinds.get(saved.config.task_type) or next((t for end, t in _CLASSES.items() if sat_on.endswith(end)), None)
+    if found is None:
+        raise RecipeError(
+            f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
+            f"base is; known are {', '.join(kinds)}."
+        )
+    return found
+
+
+def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
+    """The class names that its own run tested, else the base's own where they are as many as the saved head has rows,
+    else numbers; None where it brings no head (the base's is used)."""
     try:
         run = json.loads((saved.folder / "run.json").read_text(encoding="utf-8"))
         if run.get("per_class"):
@@ -93,14 +111,21 @@ def _labels(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
     if recipe.dataset.labels:
         return list(recipe.dataset.labels)
     rows = [t.shape[0] for name, t in saved.tensors.items() if name.endswith(_HEADS)]
-    return [str(i) for i in range(rows[-1])] if rows else None
+    if not rows:
+        return None
+    from peft_recipes import bases
+
+    own = list((bases.load_config(recipe).id2label or {}).values())
+    named = len(own) == rows[-1] and not all(str(name).startswith("LABEL_") for name in own)
+    return [str(name) for name in own] if named else [str(i) for i in range(rows[-1])]
 
 
-def _base_config(saved: SavedAdapter, task: Task) -> Any:
+def base_config(saved: SavedAdapter, task: Task) -> Any:
+    """The configuration of the adapter's base, with as many classes as the adapter has."""
     from peft_recipes import bases
     from peft_recipes.tasks.base import Prepared
 
-    prepared = Prepared({}, {}, "", labels=_labels(saved, task.recipe))
+    prepared = Prepared({}, {}, "", labels=class_names(saved, task.recipe))
     return bases.load_config(task.recipe, **task.base_options(prepared))
 
 
@@ -130,7 +155,7 @@ def _learnt(saved: SavedAdapter) -> Finding:
     return Finding("learning", True if begins_at_zero else None, "" if begins_at_zero else "can't be told of this type")
 
 
-def _fits(saved: SavedAdapter, task: Task, config: Any) -> Finding:
+def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     """Its tensors are those that its configuration makes on this base, by name and shape, without any weights."""
     import copy
 
@@ -174,7 +199,7 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
 
     from peft_recipes.tasks.base import Prepared
 
-    labels = _labels(saved, task.recipe)
+    labels = class_names(saved, task.recipe)
     prepared = task.prepare() if task.recipe.pretraining else Prepared({}, {}, "", labels=labels)
     torch.manual_seed(0)
     quantise = _quantise(saved, task.recipe)
@@ -184,7 +209,7 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     stored = stored_outputs(saved.folder)
     if stored is None:
         found = [Finding("reload", None, f"there is no {OUTPUTS} to hold its outputs against")]
-        inputs = _some_inputs(task, prepared, base)
+        inputs = some_inputs(task, prepared, base)
         if not inputs:
             return [*found, Finding("merge", None, "there are no inputs to try it on")]
         before = [answers(model, given) for given in inputs]
@@ -216,7 +241,7 @@ def _quantise(saved: SavedAdapter, recipe: Recipe) -> str | None:
         return None
 
 
-def _some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, torch.Tensor]]:
+def some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, torch.Tensor]]:
     """Test examples where the data is at hand, else a few tokens; none for images without data."""
     import torch
 

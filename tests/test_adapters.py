@@ -105,12 +105,12 @@ def test_one_for_another_base_names_both(foreign, tiny):
 
 
 def test_the_word_of_a_downloaded_recipe_on_remote_code_is_not_the_users(copy):
-    from peft_recipes.adapter_checks import _task
+    from peft_recipes.adapter_checks import adapter_task
     from peft_recipes.adapters import read_adapter
 
     path = copy / "recipe.yaml"
     path.write_text(path.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
-    assert _task(read_adapter(copy), None, False).recipe.trust_remote_code is False
+    assert adapter_task(read_adapter(copy), None, False).recipe.trust_remote_code is False
 
 
 def test_a_folder_above_adapters_names_them(own, runs):

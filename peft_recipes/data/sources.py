@@ -13,7 +13,7 @@ from peft_recipes.recipe import EMBEDDED, Dataset
 if TYPE_CHECKING:
     import datasets
 
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def load_splits(source: Dataset) -> dict[str, datasets.Dataset]:
@@ -125,15 +125,15 @@ def _read(source: Dataset) -> dict[str, datasets.Dataset]:
 
         return dict(dataset(source.path.removeprefix(EMBEDDED)))
     path = Path(source.path).expanduser()
-    if path.suffix in _READERS and not path.is_dir():
-        return _read_file(path)
+    if path.suffix in READERS and not path.is_dir():
+        return read_file(path)
     import datasets
 
     if is_local(source.path):
         if not path.is_dir():
-            kinds = ", ".join(sorted(_READERS))
+            kinds = ", ".join(sorted(READERS))
             raise RecipeError(f"dataset '{source.path}' is not there, or is no {kinds} file and no folder of them.")
-        for file in sorted(p for p in path.rglob("*") if p.suffix in _READERS and p.is_file()):
+        for file in sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()):
             _check_lines(file)
     with hub_errors("dataset", source.path):
         where = str(path) if path.is_dir() else source.path
@@ -143,7 +143,8 @@ def _read(source: Dataset) -> dict[str, datasets.Dataset]:
             raise RecipeError(f"dataset '{source.path}' can't be read: {_cause(error)}") from error
 
 
-def _read_file(path: Path) -> dict[str, datasets.Dataset]:
+def read_file(path: Path) -> dict[str, datasets.Dataset]:
+    """A csv, tsv, json, jsonl or parquet file. Raises RecipeError: nothing there, nothing in it, a broken line."""
     import datasets
 
     if not path.is_file():
@@ -153,7 +154,7 @@ def _read_file(path: Path) -> dict[str, datasets.Dataset]:
     _check_lines(path)
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
-        return dict(datasets.load_dataset(_READERS[path.suffix], data_files=str(path), **options))
+        return dict(datasets.load_dataset(READERS[path.suffix], data_files=str(path), **options))
     except Exception as error:  # datasets wraps whatever its readers raise
         raise RecipeError(f"dataset file {path} can't be read: {_cause(error)}") from error
 
