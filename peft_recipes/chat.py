@@ -140,7 +140,7 @@ def _streamer(tokenizer: Any, say: Callable[[str], None]) -> Any:
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             self.text += text
-            say("\n".join(plain(line) for line in text.split("\n")) + ("\n" if stream_end else ""))
+            say(plain(text) + ("\n" if stream_end else ""))
 
         def ended(self) -> str:
             """What was written and not yet shown."""

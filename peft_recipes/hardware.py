@@ -139,7 +139,11 @@ def _version(package: str) -> str | None:
 
 
 # Files that only show results: a change in them makes no run's figures old.
-_SHOWING = ("cli", "reporting", "publishing.py", "comparison.py", "planning.py", "catalog.py")
+_SHOWING = (
+    "cli", "reporting", "showing.py", "publishing.py", "comparison.py", "planning.py", "catalog.py", "serving.py",
+    "adapter_set.py", "forms.py", "merging.py", "combining.py", "generating.py", "chat.py", "predicting.py",
+    "playground.py", "playground_evidence.py",
+)  # fmt: skip
 
 
 @functools.cache

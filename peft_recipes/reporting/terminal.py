@@ -41,6 +41,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     if not any(column.key.startswith("split:") for column in columns):
         for line in words.forgetting(comparison):
             console.print(Text(line))
+    if not any(column.key == "latency_ms" for column in columns) and (line := words.latency(comparison)):
+        console.print(Text(line))
     _print_answers(comparison, console)
     _print_steps(advice.next_steps(comparison), console)
 

@@ -225,6 +225,23 @@ def forgetting(comparison: Comparison) -> list[str]:
     return lines
 
 
+def latency(comparison: Comparison) -> str:
+    """One line of every arm's latency, for where the table has no room for it; empty where none was measured."""
+    base, each = None, []
+    for name, arm in facts.measured(comparison).items():
+        figures = arm.get("latency_ms") or {}
+        own, merged = facts.number(figures.get("adapter")), facts.number(figures.get("merged"))
+        if not facts.is_peft(name, arm):
+            own = facts.number(figures.get("base"))
+        elif base is None:
+            base = facts.number(figures.get("base"))
+        if own is not None:
+            told = f" (merged {fmt.milliseconds(merged)})" if merged is not None else ""
+            each.append(f"{_mentioned(comparison, name)} {fmt.milliseconds(own)}{told}")
+    first = [f"the base {fmt.milliseconds(base)}"] if base is not None else []
+    return f"Latency at batch 1: {', '.join(first + each)}." if each else ""
+
+
 def _change(before: float | None, after: float, metric: str) -> str:
     if before is None:
         return ""
