@@ -63,6 +63,11 @@ class AdapterSet:
         """The adapters that are loaded, in the order they came."""
         return list(self.served)
 
+    def peft_name(self, name: str) -> str:
+        """What PEFT calls an adapter here: its own names hold no dot and are no part of its prefixes ("lora_")."""
+        self._known(name)
+        return self._inner[name]
+
     def fits(self, adapter: str | Path) -> Finding:
         """Whether a saved adapter fits this base, told from its files and the base's configuration, without weights.
 

@@ -65,14 +65,17 @@ def combine_adapters(
     opened = open_adapters(folders, base, trust_remote_code=trust_remote_code)
     _check_kinds(opened, method)
     kept = AdapterSet.of(opened)
-    evidence = {name: _alone(kept, name) for name in opened}
+    evidence = _each_alone(kept)
     density = density if density is not None or method in ("linear", "cat", "svd") else 0.5
     try:
         combined = _combined(kept, weights, method, density, rank, seed)
     except (ValueError, TypeError, RuntimeError) as error:
         raise RecipeError(f"PEFT can't combine them by {method}: {' '.join(str(error).split())}") from error
+    measured: dict[str, Any] = {}
     for name, found in evidence.items():
-        found["combined"] = _metrics(opened[name], combined)
+        if (place := found.get("fingerprint")) not in measured:
+            measured[place] = _metrics(opened[name], combined)
+        found["combined"] = measured[place]
     made = {
         "schema": 1,
         "base": public_name(kept.base),
@@ -130,16 +133,27 @@ def _metrics(served: Served, model: nn.Module) -> dict[str, float] | None:
     return evaluate(served, model).metrics if served.is_run else None
 
 
-def _alone(kept: AdapterSet, name: str) -> dict[str, Any]:
-    """The test set of one adapter: what the base and the adapter itself reach on it."""
-    served = kept.served[name]
-    if not served.is_run:
-        return {"note": "no run of peft-recipes: it does not say what it was tested on", "metric": None}
-    found: dict[str, Any] = {"dataset": public_name(served.recipe.dataset.path), "metric": served.recipe.metric}
-    found["examples"] = served.prepared.rows["test"]
-    found["base"] = None if served.brings_head else _metrics(served, kept.use(None))
-    found["own"] = _metrics(served, kept.use(name))
-    return found
+def _each_alone(kept: AdapterSet) -> dict[str, dict[str, Any]]:
+    """Each adapter's test set: what the base and the adapter itself reach on it (the base once, where sets are alike)."""
+    made: dict[str, dict[str, Any]] = {}
+    bases: dict[str, Any] = {}
+    for name, served in kept.served.items():
+        if not served.is_run:
+            note = "no run of peft-recipes: it does not say what it was tested on"
+            made[name] = {"note": note, "metric": None}
+            continue
+        place = served.prepared.fingerprint
+        if place not in bases:
+            bases[place] = None if served.brings_head else _metrics(served, kept.use(None))
+        made[name] = {
+            "dataset": public_name(served.recipe.dataset.path),
+            "fingerprint": place,
+            "examples": served.prepared.rows["test"],
+            "metric": served.recipe.metric,
+            "base": bases[place],
+            "own": _metrics(served, kept.use(name)),
+        }
+    return made
 
 
 def _combined(
@@ -152,7 +166,7 @@ def _combined(
     """
     import torch
 
-    model, inner = kept.model, [kept._inner[name] for name in kept.names]
+    model, inner = kept.model, [kept.peft_name(name) for name in kept.names]
     first = copy.copy(model.peft_config[inner[0]])
     first.use_rslora, first.init_lora_weights = False, True
     before, model.peft_config[inner[0]] = model.peft_config[inner[0]], first

@@ -211,7 +211,8 @@ def show_merge(made: dict[str, Any], output: Path) -> None:
     inputs = made["inputs"]
     console.print(
         f"  largest logit difference {made['largest_logit_difference']:.2g} ({made['share_of_outputs']:.1g} of their "
-        f"size) on {inputs['count']} inputs ({inputs['source']})"
+        f"size) on {inputs['count']} inputs ({inputs['source']})",
+        soft_wrap=True,
     )
     if made["before"]:
         for name, value in made["before"].items():

@@ -25,7 +25,9 @@ from peft_recipes.serving import open_adapter
 def chatty(tiny, tmp_path_factory):
     """A base with a chat template, and two LoRAs and an IA3 of it."""
     root = tmp_path_factory.mktemp("chatty")
-    AutoModelForCausalLM.from_pretrained(tiny("llama")).save_pretrained(root / "base")
+    model = AutoModelForCausalLM.from_pretrained(tiny("llama"))
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # so that no answer ends at once
+    model.save_pretrained(root / "base")
     tokenizer(chat=True).save_pretrained(root / "base")
     ia3 = IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM", init_ia3_weights=False)
     for seed, (name, config) in enumerate({"first": None, "second": lora(r=4), "third": ia3}.items()):
@@ -80,7 +82,8 @@ def test_sampling_is_on_where_one_of_its_options_is_given():
 
 
 def test_a_base_without_a_template_is_asked_plainly(tiny, tmp_path):
-    served = open_adapter(saved(tiny("llama"), tmp_path / "plain"))
+    config = lora(target_modules=["c_attn"], fan_in_fan_out=True)
+    served = open_adapter(saved(tiny("gpt2"), tmp_path / "plain", config))
     said = [{"role": "user", "content": "good film"}]
     assert served.recipe.task == "language-modeling"
     assert served.processor.decode(prompt_tokens(served, said)[0]) == "good film"

@@ -1,0 +1,167 @@
+"""The playground: a real process, asked by gradio's own client and looked at by a real headless browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import tokenizer
+from saved_adapters import lora, saved
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from peft_recipes import train
+from peft_recipes.cli import app
+from peft_recipes.playground_evidence import evidence_markdown
+from peft_recipes.serving import open_adapters
+
+gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (the extra `playground`)")
+pytest.importorskip("gradio", reason="gradio is not installed (the extra `playground`)")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
+@pytest.fixture
+def served(tmp_path):
+    """served(folder, ...) -> the address of a playground process, which ends with the test."""
+    opened = []
+
+    def start(*folders):
+        port = free_port()
+        words = [sys.executable, "-m", "peft_recipes", "playground", *map(str, folders), "--port", str(port)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+                                   env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio")})  # fmt: skip
+        opened.append(process)
+        line = process.stdout.readline()
+        assert line.startswith(f"http://127.0.0.1:{port}"), process.stderr.read()
+        return line.split()[0]
+
+    yield start
+    for process in opened:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def writers(tiny, tmp_path_factory):
+    root = tmp_path_factory.mktemp("writers")
+    AutoModelForCausalLM.from_pretrained(tiny("llama")).save_pretrained(root / "base")
+    tokenizer(chat=True).save_pretrained(root / "base")
+    return [saved(root / "base", root / name, lora(), seed) for seed, name in enumerate(["first", "second"])]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def looked_at(address, tmp_path) -> str:
+    """The page as a browser has it once its scripts have run."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium here")
+    shown = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}",
+         "--virtual-time-budget=20000", "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return shown.stdout
+
+
+def test_writers_are_asked_side_by_side(served, writers, tmp_path):
+    address = served(*writers)
+    client = gradio_client.Client(address, verbose=False, analytics_enabled=False)
+    texts = client.predict("good film", 6, 0, 1, 0, api_name="/ask")
+    command = ["generate", *map(str, writers), "--prompt", "good film", "--max-new-tokens", "6", "--json"]
+    wanted = json.loads(CliRunner().invoke(app, command).stdout)[0]["answers"]
+    assert list(texts[0::2]) == [wanted[form]["text"] for form in ("base", "first", "second")]
+    assert all("tokens/s" in speed for speed in texts[1::2])
+    with pytest.raises(Exception, match="Write a prompt first"):
+        client.predict(" ", 6, 0, 1, 0, api_name="/ask")
+    page = looked_at(address, tmp_path)
+    for words in ("Temperature", "first", "second", "nothing is known of it"):
+        assert words in page, words
+
+
+def test_a_classifier_shows_probabilities_and_its_evidence(served, classify, runs, tmp_path):
+    folder = train(classify(), "lora", output=runs).folder
+    address = served(folder)
+    answer = gradio_client.Client(address, verbose=False).predict("good lovely film", api_name="/ask")
+    answer = answer[0] if isinstance(answer, (list, tuple)) else answer  # one adapter, one answer: its head is its own
+    wanted = CliRunner().invoke(app, ["predict", str(folder), "--text", "good lovely film", "--json"])
+    assert answer["label"] == json.loads(wanted.stdout)[0]["label"]
+    assert {row["label"] for row in answer["confidences"]} == {"good", "bad"}
+    page = looked_at(address, tmp_path)
+    accuracy = json.loads((folder / "run.json").read_text())["metrics"]["test"]["accuracy"]
+    for words in ("Evidence", "test accuracy", f"{100 * accuracy:.1f} %", "Latency, merged", "Ask"):
+        assert words in page, words
+
+
+def test_the_page_asks_nothing_of_another_machine(writers, tmp_path):
+    """Neither the process (no connection but to itself) nor the browser (nothing loaded from elsewhere)."""
+    code = (
+        "import socket, sys\n"
+        "first = socket.socket.connect\n"
+        "def connect(self, place):\n"
+        "    if isinstance(place, tuple) and place[0] not in ('127.0.0.1', 'localhost', '::1'):\n"
+        "        print('ASKED', place, flush=True)\n"
+        "        raise OSError('no other machine is asked')\n"
+        "    return first(self, place)\n"
+        "socket.socket.connect = connect\n"
+        "ask = socket.getaddrinfo\n"
+        "def look_up(host, *rest, **more):\n"
+        "    if host not in (None, '127.0.0.1', 'localhost', '::1', ''):\n"
+        "        print('ASKED', host, flush=True)\n"
+        "    return ask(host, *rest, **more)\n"
+        "socket.getaddrinfo = look_up\n"
+        "from peft_recipes.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", code, "playground", str(writers[0]), "--port", str(port)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        lines = [process.stdout.readline()]
+        while lines[-1] and not lines[-1].startswith("http://"):
+            lines.append(process.stdout.readline())
+        assert lines == [f"http://127.0.0.1:{port}  (Ctrl-C ends)\n"], process.stderr.read() if not lines[-1] else lines
+        page = looked_at(f"http://127.0.0.1:{port}", tmp_path)
+        loaded = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(https?://[^\"]+)", page)
+        assert [place for place in loaded if not place.startswith(f"http://127.0.0.1:{port}")] == []
+        others = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True) if shutil.which("ss") else None
+        if others:  # it listens on this machine alone
+            assert not re.search(rf"(0\.0\.0\.0|\[::\]|\*):{port}\b", others.stdout)
+    finally:
+        process.terminate()
+        rest, _ = process.communicate()
+    assert "ASKED" not in rest
+
+
+def test_mistakes(writers, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for words, message in (
+            ([writers[0], "--port", taken.getsockname()[1]], "can't be had"),
+            ([tmp_path], "no adapter"),
+            ([writers[0], writers[0]], "given twice"),
+        ):
+            done = CliRunner().invoke(app, ["playground", *map(str, words)])
+            assert done.exit_code == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_the_evidence_is_the_runs_own(classify, runs):
+    folder = train(classify(), "lora", output=runs, resume=True).folder
+    run = json.loads((folder / "run.json").read_text())
+    told = evidence_markdown(open_adapters([folder]))
+    assert f"{100 * run['metrics']['test']['accuracy']:.1f} %" in told
+    assert f"{run['parameters']['trainable']:,}" in told and "Latency, adapter" in told
