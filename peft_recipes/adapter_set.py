@@ -94,7 +94,8 @@ class AdapterSet:
             here = self.model.peft_type.value
             said = f"{served.folder} is {kind.value}, the others here are {here}: PEFT keeps one method on a model"
             return Finding("fits", False, said)
-        if self._loaded is not None and (wrong := _no_place(served, self._loaded)):
+        known = served.generates and served.model == self.base  # it was held against this very base when it was opened
+        if self._loaded is not None and not known and (wrong := _no_place(served, self._loaded)):
             return Finding("fits", False, wrong)
         said = f"{len(served.saved.tensors)} tensors, on {self.base}"
         same = made_for in (None, self.base)

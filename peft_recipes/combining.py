@@ -134,7 +134,7 @@ def _metrics(served: Served, model: nn.Module) -> dict[str, float] | None:
 
 
 def _each_alone(kept: AdapterSet) -> dict[str, dict[str, Any]]:
-    """Each adapter's test set: what the base and the adapter itself reach on it (the base once, where sets are alike)."""
+    """Each one's test set: what the base (once, where sets are alike) and the adapter itself reach on it."""
     made: dict[str, dict[str, Any]] = {}
     bases: dict[str, Any] = {}
     for name, served in kept.served.items():

@@ -711,3 +711,14 @@ def test_forgetting_and_slow_serving_are_pointed_out_with_their_numbers():
 def test_advice_is_short():
     assert 1 <= len(advice.next_steps(image_comparison())) <= advice.MOST_LINES
     assert advice.next_steps({"arms": {}}) == []
+
+
+def test_latency_of_base_adapter_and_merged_is_told_at_any_width():
+    """In the table where it has room, in a line below it elsewhere; in Markdown and HTML always in the table."""
+    comparison = sft_comparison()
+    narrow, wide = printed(comparison, width=80), printed(comparison, width=240)
+    assert "Latency at batch 1: the base 41.0 ms" in narrow and "48.0 ms (merged 41.5 ms)" in narrow.replace("\n", " ")
+    assert "Latency at batch 1" not in wide and "48.0 ms" in wide and "merged 41.5" in wide
+    table = rows.table(comparison)
+    cells = {row.name: str(row.cells["latency_ms"]) for row in table.rows}
+    assert cells["base"] == "41.0 ms" and "48.0 ms (merged 41.5)" in cells.values()
