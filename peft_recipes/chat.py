@@ -40,7 +40,7 @@ class Chat:
 
     def run(self, read: Callable[[str], str] = input) -> None:
         """Reads lines until /quit or the end of the input. Ctrl-C ends an answer, not the conversation."""
-        self._line(f"{len(self.forms.opened)} adapters on {self.forms.first.model}. /help tells the commands.")
+        self._line(f"{', '.join(self.forms.opened)} on {self.forms.first.model}. /help tells the commands.")
         while True:
             try:
                 line = read(f"you > {self.speaker}: ").strip()
