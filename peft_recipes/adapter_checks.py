@@ -202,7 +202,7 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     labels = class_names(saved, task.recipe)
     prepared = task.prepare() if task.recipe.pretraining else Prepared({}, {}, "", labels=labels)
     torch.manual_seed(0)
-    quantise = _quantise(saved, task.recipe)
+    quantise = quantisation_of(saved, task.recipe)
     load = task.load_base if prepared.processor is not None else functools.partial(_loaded, task)
     model = PeftModel.from_pretrained(load(prepared, quantise)[0].eval(), saved.folder).eval()
     base = model.get_base_model()
@@ -232,7 +232,7 @@ def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Fin
     return [*found, _same("merge", before, [answers(whole, given) for given in inputs])]
 
 
-def _quantise(saved: SavedAdapter, recipe: Recipe) -> str | None:
+def quantisation_of(saved: SavedAdapter, recipe: Recipe) -> str | None:
     """How the base was quantised that the adapter learnt on, by its own run; None where that is not known."""
     try:
         run = json.loads((saved.folder / "run.json").read_text(encoding="utf-8"))

@@ -126,6 +126,8 @@ class AdapterSet:
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
+        from peft_recipes.virtual_tokens import read_last_token
+
         # PEFT's own names hold no dot, and one that is part of a prefix ("lora") would be drawn anew while loading.
         inner = f"a{self._count}_" + re.sub(r"\W", "_", name)
         self._count += 1
@@ -133,6 +135,7 @@ class AdapterSet:
             self.model = PeftModel.from_pretrained(
                 self._loaded, served.folder, adapter_name=inner, low_cpu_mem_usage=not _learns_prompts(served)
             )
+            read_last_token(self.model)
         else:
             device = str(next(self._loaded.parameters()).device)
             self._all_on(True)

@@ -144,7 +144,9 @@ def _each_alone(kept: AdapterSet) -> dict[str, dict[str, Any]]:
             continue
         place = served.prepared.fingerprint
         if place not in bases:
-            bases[place] = None if served.brings_head else _metrics(served, kept.use(None))
+            # A head that is new has learnt nothing, and Trainer takes no quantised model without an adapter.
+            silent = served.brings_head or served.quantise
+            bases[place] = None if silent else _metrics(served, kept.use(None))
         made[name] = {
             "dataset": public_name(served.recipe.dataset.path),
             "fingerprint": place,

@@ -51,10 +51,9 @@ class Forms:
 
     def _merged(self, name: str) -> nn.Module:
         if self._kept is None or self._kept[0] != name:
-            from peft import PeftModel
-
             served, self._kept = self.served(name), None
-            whole = adapters.merged(PeftModel.from_pretrained(copy.deepcopy(self.base), served.folder).eval())
+            base = served.load_base(whole=True) if served.quantise else copy.deepcopy(self.base)
+            whole = adapters.merged(served.on(base))
             if whole is None:
                 kind = served.saved.config.peft_type.value
                 raise RecipeError(f"{served.folder} is {kind}, which has no merged form; leave out --merged.")

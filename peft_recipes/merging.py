@@ -38,6 +38,7 @@ def merge_adapter(
     """Merges a saved adapter into its base, and writes a folder that transformers loads by itself, tokenizer included.
 
     tolerance: how far the merged model's logits may lie from those of base and adapter apart, as a share of their size.
+    A base that the adapter learnt on quantised is dequantised first; how far that moves the logits is told apart.
     Returns what merge.json holds: the largest differences on a run's own test inputs (elsewhere on the inputs stored
     with the adapter, or simple ones), and the metrics of the test split before and after. Raises RecipeError for a
     mistake in what was given, Refused where the merged model answers otherwise; then nothing is left behind.
@@ -47,15 +48,18 @@ def merge_adapter(
     output = Path(output)
     check_free(output)
     served = open_adapter(adapter, base, trust_remote_code=trust_remote_code)
-    from peft import PeftModel
-
     from peft_recipes.saving import outputs
 
     inputs, source, notes = _inputs(served)
     base_model, hardware = served.load_base(), served.hardware()
     inputs = inputs or simple_inputs(served, base_model)
-    model = PeftModel.from_pretrained(base_model, served.folder).eval()
+    model = served.on(base_model)
     before, metrics_before = outputs(model, inputs, hardware), _metrics(served, model, source)
+    dequantised = None
+    if served.quantise:  # merging goes into the weights that the quantised ones stand for
+        model = served.on(served.load_base(whole=True))
+        quantised, before = before, outputs(model, inputs, hardware)
+        dequantised = {"from": served.quantise, **largest_difference(quantised, before)}
     whole = _merged(model, served)
     after, metrics_after = outputs(whole, inputs, hardware), _metrics(served, whole, source)
     found = {
@@ -64,6 +68,7 @@ def merge_adapter(
         "method": served.saved.config.peft_type.value,
         "base": public_name(served.model),
         "tolerance": tolerance,
+        "dequantised": dequantised,
         **largest_difference(before, after),
         "inputs": {"count": len(inputs), "source": source},
         "metric": served.recipe.metric if metrics_before else None,

@@ -51,9 +51,7 @@ class Predictor:
     def model(self) -> nn.Module:
         """The adapter on its base, loaded on first use."""
         if self._model is None:
-            from peft import PeftModel
-
-            self._model = PeftModel.from_pretrained(self.served.load_base(), self.served.folder).eval()
+            self._model = self.served.on(self.served.load_base())
         return self._model
 
     @property

@@ -45,6 +45,13 @@ class Served:
         """The base, as the adapter or its recipe names it."""
         return self.recipe.model
 
+    @functools.cached_property
+    def quantise(self) -> str | None:
+        """How the base was quantised that it learnt on ("nf4", "int8"); None: not at all."""
+        from peft_recipes.adapter_checks import quantisation_of
+
+        return quantisation_of(self.saved, self.recipe)
+
     @property
     def generates(self) -> bool:
         return self.recipe.task in CAUSAL_TASKS
@@ -83,13 +90,31 @@ class Served:
             return self.prepared
         return Prepared({}, {}, "", self.processor, self.labels)
 
-    def load_base(self) -> nn.Module:
-        """The base with its weights, in evaluation mode, on the device that this machine computes on."""
+    def load_base(self, whole: bool = False) -> nn.Module:
+        """The base with its weights, in evaluation mode, on the device that this machine computes on.
+
+        A base that the adapter learnt on quantised is quantised again; whole: with the weights that these stand for.
+        """
         import transformers
 
+        from peft_recipes.quantisation import dequantised
+
         transformers.set_seed(0)  # a head that is new is drawn alike each time
-        base, _ = self.task.load_base(self.without_data())
+        base, _ = self.task.load_base(self.without_data(), self.quantise)
+        if self.quantise and not whole:
+            return base.eval()  # it was loaded to its device
+        base = dequantised(base) if self.quantise else base
         return base.to(self.hardware().device).eval()
+
+    def on(self, base: nn.Module) -> nn.Module:
+        """The adapter on its base, in evaluation mode."""
+        from peft import PeftModel
+
+        from peft_recipes.virtual_tokens import read_last_token
+
+        model = PeftModel.from_pretrained(base, self.folder).eval()
+        read_last_token(model)
+        return model
 
     def hardware(self) -> Any:
         from peft_recipes.hardware import choose
@@ -103,7 +128,12 @@ class Served:
         if self.recipe.pretraining is not None:
             return str(self.task.base_folder(self.prepared))
         place = bases.location(self.model) if self.model != bases.SMALL_CNN else self.model
-        return str(Path(place).resolve()) if Path(place).exists() else place
+        return (str(Path(place).resolve()) if Path(place).exists() else place) + (self.quantise or "")
+
+    @property
+    def base_words(self) -> str:
+        """The base as a message names it."""
+        return f"'{self.model}'{f' in {self.quantise}' if self.quantise else ''}"
 
     def evidence(self) -> dict[str, Any]:
         """Its run.json; empty where there is none."""
@@ -154,8 +184,8 @@ def open_adapters(
     for other in served[1:]:
         if other.base_place() != first.base_place():
             raise RecipeError(
-                f"Adapters of one base only: {first.folder} was made for '{first.model}', {other.folder} for "
-                f"'{other.model}'."
+                f"Adapters of one base only: {first.folder} was made for {first.base_words}, {other.folder} for "
+                f"{other.base_words}."
             )
         if other.generates != first.generates:
             raise RecipeError(f"{first.folder} is for {first.recipe.task}, {other.folder} for {other.recipe.task}.")

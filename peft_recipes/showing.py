@@ -214,6 +214,10 @@ def show_merge(made: dict[str, Any], output: Path) -> None:
         f"size) on {inputs['count']} inputs ({inputs['source']})",
         soft_wrap=True,
     )
+    if moved := made["dequantised"]:
+        console.print(f"  the base was {moved['from']}: its full weights move the logits by "
+                      f"{moved['largest_logit_difference']:.2g} ({moved['share_of_outputs']:.1g} of their size)",
+                      soft_wrap=True)  # fmt: skip
     if made["before"]:
         for name, value in made["before"].items():
             console.print(f"  test {name}: {value:.4f} before, {made['after'][name]:.4f} merged")

@@ -178,3 +178,22 @@ def test_mistakes_in_combining(foreign, tiny, tmp_path):
         assert not (tmp_path / "x").exists() and done.stdout == ""
     with pytest.raises(RecipeError, match="something is there"):
         combine_adapters([foreign, second], second)
+
+
+def test_a_quantised_base_is_dequantised_first_and_both_differences_are_told(instruct, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    recipe = instruct()
+    recipe = instruct(training={**recipe.training, "max_steps": 2, "eval_strategy": "no"})
+    folder = train(recipe, "qlora", output=tmp_path / "runs").folder
+    done = call("merge", folder, "--output", tmp_path / "whole", "--json")
+    assert done.exit_code == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["dequantised"]["from"] == "nf4" and made["share_of_outputs"] < 1e-4
+    assert made["dequantised"]["share_of_outputs"] < 0.05  # NF4 itself computes with the same weights
+    assert made["before"]["loss"] == pytest.approx(made["after"]["loss"], rel=0.05)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert not hasattr(whole.config, "quantization_config")
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    options = ["--prompt", "good film", "--merged", "--max-new-tokens", "2", "--json"]
+    both = json.loads(call("generate", folder, *options).stdout)
+    assert list(both[0]["answers"]) == ["base", "qlora", "qlora-merged"]
