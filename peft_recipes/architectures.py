@@ -227,11 +227,11 @@ def architecture_of(what: str | PreTrainedConfig) -> Architecture:
 def head_names(model_type: str, task: str) -> tuple[str, ...]:
     """The modules that a task puts on top of the base, as PEFT matches them (`modules_to_save`).
 
-    `task` is a recipe's task or "masked-language-modeling"; "sft" has the head of "language-modeling". Raises
-    RecipeError for a task that the architecture has no head for.
+    `task` is a recipe's task or "masked-language-modeling"; "sft" and "dpo" have the head of "language-modeling".
+    Raises RecipeError for a task that the architecture has no head for.
     """
     row = architecture_of(model_type)
-    kind = "language-modeling" if task == "sft" else task
+    kind = "language-modeling" if task in ("sft", "dpo") else task
     if kind not in row.heads:
         raise RecipeError(unknown("task", task, row.heads, where=f"the heads of {model_type}"))
     return row.heads[kind]

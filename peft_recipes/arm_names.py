@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.methods import LORA_RATE, METHODS, NOT_IN_TABLE, Method
-from peft_recipes.options import CAUSAL_TASKS
+from peft_recipes.options import LANGUAGE_TASKS
 from peft_recipes.recipe import Arm, Recipe
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _needs_text(method: Method, base: Base) -> str:
 
 def _needs_a_causal_model(method: Method, base: Base) -> str:
     headless = ("AdaptionPromptConfig", "TrainableTokensConfig")
-    if method.config in headless and base.recipe.task not in CAUSAL_TASKS:
+    if method.config in headless and base.recipe.task not in LANGUAGE_TASKS:
         return "PEFT stores no classification head with it"
     return ""
 

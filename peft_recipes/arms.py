@@ -17,6 +17,7 @@ from peft_recipes.architectures import (
     targets_of,
 )
 from peft_recipes.errors import RecipeError
+from peft_recipes.options import LANGUAGE_TASKS
 from peft_recipes.quantisation import is_quantised
 from peft_recipes.recipe import Arm, Recipe
 from peft_recipes.virtual_tokens import read_last_token
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # What PEFT's methods refuse a model with.
 REFUSALS = (ValueError, TypeError, NotImplementedError, AttributeError, KeyError, AssertionError)
 # PEFT's own name of a recipe's task; None where it has none (images) and the plain PeftModel is right.
-PEFT_TASKS = {"text-classification": "SEQ_CLS", "sft": "CAUSAL_LM", "language-modeling": "CAUSAL_LM"}
+PEFT_TASKS = {"text-classification": "SEQ_CLS", **dict.fromkeys(LANGUAGE_TASKS, "CAUSAL_LM")}
 
 
 @dataclass(frozen=True)

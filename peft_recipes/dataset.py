@@ -12,7 +12,7 @@ class Dataset:
     """Where the examples come from, which columns they have, and how they are cut into splits.
 
     path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME"; name, revision: the Hub's.
-    text, label, image: column names.
+    text, label, image: column names; of preferences prompt (may be missing), chosen, rejected.
     format: of SFT rows: "alpaca", "prompt-completion", "messages" or "text"; None finds it by the columns.
     labels: the class names in order, where the data does not carry them (and so that a plan needs no data).
     train, validation, test: rows (whole number) or share (below 1) of each split, None: all that is left.
@@ -28,6 +28,9 @@ class Dataset:
     text: str = "text"
     label: str = "label"
     image: str = "image"
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
     format: str | None = None
     labels: list[str] | None = None
     train: int | float | None = None

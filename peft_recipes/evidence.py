@@ -226,5 +226,7 @@ def scores(run: Run, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray
     ids = rows["id"].to_numpy()
     if recipe.metric == "accuracy":
         return ids, (rows["label"] == rows["prediction"]).to_numpy(dtype=float), None
+    if recipe.task == "dpo":  # a pair has a score of its own by either metric
+        return ids, rows[recipe.metric].to_numpy(dtype=float), None
     weights = rows["tokens"].to_numpy(dtype=float) if recipe.task in CAUSAL_TASKS else None
     return ids, rows["loss"].to_numpy(dtype=float), weights

@@ -1,4 +1,4 @@
-"""A recipe's `training` options, held against the real fields of TrainingArguments and SFTConfig."""
+"""A recipe's `training` options, held against the real fields of TrainingArguments, SFTConfig and DPOConfig."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from typing import Any
 
 from peft_recipes.errors import nearest
 
-TASKS = ("text-classification", "image-classification", "sft", "language-modeling")
 CAUSAL_TASKS = ("sft", "language-modeling")
+LANGUAGE_TASKS = (*CAUSAL_TASKS, "dpo")  # of a causal language model: its vocabulary is its only head
+
+# What arms can be compared by in each task; the first is what they are compared by if the recipe does not say.
+METRICS = {
+    "text-classification": ("accuracy", "loss"),
+    "image-classification": ("accuracy", "loss"),
+    "sft": ("loss",),
+    "language-modeling": ("loss",),
+    "dpo": ("preference_accuracy", "loss"),
+}
+TASKS = tuple(METRICS)
 
 # TrainingArguments that a recipe or the comparison decides: name -> where to set it instead.
 _OWNED = {
@@ -31,6 +41,11 @@ _OWNED = {
     "chat_template_path": "the model: its own template is used",
     "eos_token": "the model: its own is used",
     "pad_token": "the model: its own is used",
+    "precompute_ref_log_probs": "nothing: the reference is computed once, before training",
+    "precompute_ref_batch_size": "training.per_device_eval_batch_size",
+    "sync_ref_model": "nothing: the reference stays the untrained base",
+    "truncation_mode": "nothing: answers are cut at their end, at max_length",
+    "model_init_kwargs": "the recipe itself (model, attention, trust_remote_code)",
 }
 
 # Counts that no run can do with below 1.
@@ -38,11 +53,13 @@ _FROM_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradi
 
 
 def training_problems(training: dict[str, Any], task: str) -> list[str]:
-    """What is wrong with a recipe's `training`, held against the real fields of TrainingArguments or SFTConfig."""
+    """What is wrong with a recipe's `training`, held against the fields of its task's own class."""
     if not training:
         return []
     if task in CAUSAL_TASKS:
         from trl import SFTConfig as Arguments
+    elif task == "dpo":
+        from trl import DPOConfig as Arguments
     else:
         from transformers import TrainingArguments as Arguments
     fields = {f.name: f for f in dataclasses.fields(Arguments)}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
-from peft_recipes.options import CAUSAL_TASKS
+from peft_recipes.options import LANGUAGE_TASKS
 from peft_recipes.recipe import EMBEDDED, Arm, Recipe
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def _activations_bound(task: Task, config: Any) -> int | None:
         return None
     batch = max(training.get("per_device_train_batch_size", 8), training.get("per_device_eval_batch_size", 8))
     length = task.recipe.max_length
-    vocabulary = text.vocab_size if task.recipe.task in CAUSAL_TASKS else 0
-    return 4 * batch * length * (layers * (34 * width + 5 * heads * length) + 3 * vocabulary)
+    vocabulary = text.vocab_size if task.recipe.task in LANGUAGE_TASKS else 0
+    return 4 * batch * task.sequences * length * (layers * (34 * width + 5 * heads * length) + 3 * vocabulary)
 
 
 def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.dataset import Dataset, Pretraining
 from peft_recipes.errors import RecipeError, unknown
-from peft_recipes.options import CAUSAL_TASKS
+from peft_recipes.options import METRICS
 from peft_recipes.plain import key_problems, merge, part, peft_from_dict, peft_to_dict, read_yaml, to_yaml
 
 if TYPE_CHECKING:
@@ -114,9 +114,11 @@ class Recipe:
     """One fine-tuning problem as pure data.
 
     name: also the folder of its runs. task: one of `TASKS`. model: a Hub id, a folder, "embedded:NAME" or "small-cnn".
-    dataset: see `Dataset`. arms: name -> Arm. training: any TrainingArguments (SFTConfig for causal tasks) option.
+    dataset: see `Dataset`. arms: name -> Arm. training: any TrainingArguments (of language tasks SFTConfig, DPOConfig)
+    option.
     max_length: tokens an example may have. batches: of causal models, "shared-prefix" (exact, see data/packing.py) or
-    "padded". max_row_tokens: how long a shared row may be. metric: what arms are compared by, "accuracy" or "loss".
+    "padded". max_row_tokens: how long a shared row may be. metric: what arms are compared by, "accuracy" or "loss"
+    (of preferences "preference_accuracy" or "loss").
     margin: how near is equivalent, absolute (default: 0.01 of accuracy, 1 % of the full arm's loss).
     evaluate_also: further evaluation sets: name -> what differs from `dataset` ({"clean": {"transform": None}}).
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
@@ -153,7 +155,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.metric is None:
-            self.metric = "loss" if self.task in CAUSAL_TASKS else "accuracy"
+            self.metric = METRICS.get(self.task, ("accuracy",))[0]
         problems = self.problems()
         if problems:
             raise RecipeError(*problems)

@@ -1,4 +1,4 @@
-"""Attention over a shared-prefix row, example by example: the dense mask also pays for pairs of different examples."""
+"""Attention over a shared row, part by part: the dense mask also pays for positions that can't see each other."""
 
 from __future__ import annotations
 
@@ -13,16 +13,36 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 @dataclass(frozen=True)
-class Segments:
-    """How a batch's rows are made: the length of the prefix, and of each example behind it, row by row."""
+class Part:
+    """Positions of a row that attend alike: to the stretches `sees` before them, and to themselves."""
 
-    shared: int
-    rows: list[list[int]]
+    start: int
+    stop: int
+    sees: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How a batch's rows are made: of each its parts, in order and without a gap up to its padding."""
+
+    rows: list[list[Part]]
     length: int
 
+    @classmethod
+    def behind(cls, shared: int, rows: list[list[int]], length: int) -> Segments:
+        """Rows of examples of these lengths, one after another behind a prefix of `shared` positions."""
+        made = []
+        for lengths in rows:
+            parts, place = [Part(0, shared)] if shared else [], shared
+            for own in lengths:
+                parts.append(Part(place, place + own, ((0, shared),) if shared else ()))
+                place += own
+            made.append(parts)
+        return cls(made, length)
+
     def pay(self) -> bool:
-        """Whether there are pairs of positions of different examples to save."""
-        return any(len(row) > 1 for row in self.rows)
+        """Whether there are pairs of positions that can't see each other to save."""
+        return any(part.start > sum(stop - start for start, stop in part.sees) for row in self.rows for part in row)
 
 
 @contextlib.contextmanager
@@ -46,7 +66,7 @@ def by_segments(segments: Segments | None, mask: torch.Tensor | None) -> Iterato
         rows = []
         for number, row in enumerate(pieces):
             q, k, v = (tensor[number : number + 1] for tensor in (query, key, value))
-            rows.append(torch.cat([_one(module, q, k, v, segments.shared, *piece, options) for piece in row], dim=1))
+            rows.append(torch.cat([_one(module, q, k, v, *piece, options) for piece in row], dim=1))
         return rows[0] if len(rows) == 1 else torch.cat(rows), None
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
@@ -56,28 +76,24 @@ def by_segments(segments: Segments | None, mask: torch.Tensor | None) -> Iterato
         del ALL_ATTENTION_FUNCTIONS["sdpa"]  # the library's own shows again
 
 
-def _pieces(segments: Segments, lengths: list[int], mask: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
-    """The places of a row's parts (prefix, examples, padding) and of each the mask [1, 1, part, prefix + part]."""
-    shared, place = segments.shared, segments.shared
-    parts = [slice(0, shared)] if shared else []
-    for length in lengths:
-        parts.append(slice(place, place + length))
-        place += length
-    if place < segments.length:
-        parts.append(slice(place, segments.length))
-    made = []
-    for part in parts:
-        own = mask[:, :, part, part]
-        behind = part.start >= shared and shared
-        made.append((part, torch.cat([mask[:, :, part, :shared], own], dim=-1) if behind else own))
-    return made
+def _pieces(segments: Segments, row: list[Part], mask: torch.Tensor) -> list[tuple[Part, torch.Tensor]]:
+    """A row's parts, its padding among them, and of each the mask [1, 1, part, what it sees + part]."""
+    end = max((part.stop for part in row), default=0)
+    parts = [*row, Part(end, segments.length)] if end < segments.length else row
+    return [
+        (part, torch.cat([mask[:, :, part.start : part.stop, a:b] for a, b in _looked_at(part)], dim=-1))
+        for part in parts
+    ]
+
+
+def _looked_at(part: Part) -> list[tuple[int, int]]:
+    return [*part.sees, (part.start, part.stop)]
 
 
 def _one(
-    module: Any, query: Any, key: Any, value: Any, shared: int, part: slice, mask: torch.Tensor, options: dict[str, Any]
+    module: Any, query: Any, key: Any, value: Any, part: Part, mask: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
-    """[1, part, heads, width]: what the positions of one part read of the prefix and of their own part."""
-    k, v = key[:, :, part], value[:, :, part]
-    if mask.shape[-1] > k.shape[2]:
-        k, v = (torch.cat([whole[:, :, :shared], own], dim=2) for whole, own in ((key, k), (value, v)))
-    return sdpa_attention_forward(module, query[:, :, part], k, v, mask, **options)[0]
+    """[1, part, heads, width]: what the positions of one part read of what they see and of their own part."""
+    k, v = (torch.cat([whole[:, :, a:b] for a, b in _looked_at(part)], dim=2) if part.sees
+            else whole[:, :, part.start : part.stop] for whole in (key, value))  # fmt: skip
+    return sdpa_attention_forward(module, query[:, :, part.start : part.stop], k, v, mask, **options)[0]

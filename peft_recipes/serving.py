@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.adapters import SavedAdapter, read_adapter
 from peft_recipes.errors import RecipeError
-from peft_recipes.options import CAUSAL_TASKS
+from peft_recipes.options import LANGUAGE_TASKS
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -54,7 +54,7 @@ class Served:
 
     @property
     def generates(self) -> bool:
-        return self.recipe.task in CAUSAL_TASKS
+        return self.recipe.task in LANGUAGE_TASKS
 
     @property
     def is_run(self) -> bool:

@@ -30,6 +30,7 @@ def timed(recipe: Recipe, task: Task, prepared: Prepared, name: str, steps: int 
     hardware = choose(recipe.training, recipe.threads)
     arm = recipe.arms[name]
     transformers.set_seed(0)
+    prepared = task.for_trial(prepared, _STEPS)
     base, new = task.load_base(prepared, arm.quantise)
     model, _ = apply_arm(base, arm, recipe.task, new, name)
     meter = StepMeter(hardware.device)

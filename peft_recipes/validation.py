@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.dataset import Dataset
 from peft_recipes.errors import unknown
 from peft_recipes.guards import GUARDS
-from peft_recipes.options import CAUSAL_TASKS, TASKS, training_problems
+from peft_recipes.options import LANGUAGE_TASKS, METRICS, TASKS, training_problems
 
 if TYPE_CHECKING:
     from peft_recipes.recipe import Recipe
@@ -85,7 +85,7 @@ def _value_problems(recipe: Recipe) -> list[str]:
              if not getattr(recipe, key).strip()]  # fmt: skip
     if not _NAME.match(recipe.name):
         found.append(f"name: '{recipe.name}' must be letters, digits, '.', '_' and '-' only: it names a folder.")
-    metrics = ("loss",) if recipe.task in CAUSAL_TASKS else ("accuracy", "loss")
+    metrics = METRICS.get(recipe.task, ("accuracy", "loss"))
     chosen = {"task": TASKS, "metric": metrics, "batches": BATCHES}
     for key, valid in chosen.items():
         if getattr(recipe, key) not in valid:
@@ -117,7 +117,7 @@ def _arm_problems(recipe: Recipe) -> list[str]:
         found += arm.problems(f"arms.{name}")
         if name == "full" and arm.method != "full":
             found.append("arms.full: the arm of this name is what the others are held against: its method is 'full'.")
-        if arm.method == "head" and recipe.task in CAUSAL_TASKS:
+        if arm.method == "head" and recipe.task in LANGUAGE_TASKS:
             found.append(f"arms.{name}: 'head' needs a task head; a {recipe.task} model has only its vocabulary.")
     return found
 

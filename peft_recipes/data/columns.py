@@ -175,20 +175,20 @@ def _prompt_completion(row: dict[str, Any], kind: str, path: str) -> tuple[list[
         text = row["instruction"] + (f"\n\n{extra}" if extra.strip() else "")
         return [{"role": "user", "content": text}], row["output"]
     if kind == "messages":
-        messages = _said(row["messages"], "messages", row["id"], path)
+        messages = said(row["messages"], "messages", row["id"], path)
         if len(messages) < 2 or messages[-1].get("role") != "assistant":
             raise RecipeError(f"dataset '{path}', row {row['id']}: messages must end with an answer of the assistant.")
         return [dict(m) for m in messages[:-1]], messages[-1]["content"]
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list):
-        prompt = _said(prompt, "prompt", row["id"], path)
+        prompt = said(prompt, "prompt", row["id"], path)
     if isinstance(completion, list):
-        completion = _said(completion, "completion", row["id"], path)
+        completion = said(completion, "completion", row["id"], path)
     messages = [dict(m) for m in prompt] if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return messages, completion[-1]["content"] if isinstance(completion, list) else completion
 
 
-def _said(messages: Any, column: str, row: str, path: str) -> list[dict[str, str]]:
+def said(messages: Any, column: str, row: str, path: str) -> list[dict[str, str]]:
     """Messages that are ones. Raises RecipeError with the row where a role or a content is no text."""
     sound = isinstance(messages, list) and all(
         isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content")) for m in messages

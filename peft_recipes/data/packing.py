@@ -25,6 +25,8 @@ COUNTS = "counts"  # what a batch is made of; for the trainer, never for the mod
 EXAMPLES = "example_ids"  # [rows, length]: which of the batch's examples a position belongs to, -1 for none
 
 SEGMENTS = "segments"  # of shared rows, for the attention that runs example by example
+COMPLETIONS = "completion_mask"  # [2 pairs, length]: where a pair's answers stand, chosen ones first, as trl has it
+REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # [pairs]: the answers' log-probabilities by the reference
 KEPT = "logits_to_keep"  # the columns whose next token is a label: only there the vocabulary head need be computed
 
 # Attention over a row costs as much as all else at about this many positions for each unit of hidden width: measured on
@@ -107,7 +109,7 @@ class SharedPrefixCollator:
                 place = here.stop
         made["attention_mask"] = self._mask(segments)
         if self.by_segments:
-            made[SEGMENTS] = Segments(shared, [[len(ids[e]) - shared for e in row] for row in rows], length)
+            made[SEGMENTS] = Segments.behind(shared, [[len(ids[e]) - shared for e in row] for row in rows], length)
         made[KEPT] = predicting_columns(made["labels"])
         padding = int((segments == -2).sum())
         made[COUNTS] = Counts(sum(map(len, ids)), segments.numel(), padding, len(examples))
@@ -115,10 +117,13 @@ class SharedPrefixCollator:
 
     def _mask(self, segments: torch.Tensor) -> torch.Tensor:
         """[rows, 1, length, length]: True (or 0) where a position may look."""
-        length = segments.shape[1]
         of_query, of_key = segments[:, :, None], segments[:, None, :]
-        allowed = ((of_query == of_key) | ((of_key == -1) & (of_query >= 0))).tril_()
-        allowed |= torch.eye(length, dtype=torch.bool)  # a padding position sees itself: no row of nothing, no NaN
+        return self._as_attention_takes_it(((of_query == of_key) | ((of_key == -1) & (of_query >= 0))).tril_())
+
+    def _as_attention_takes_it(self, allowed: torch.Tensor) -> torch.Tensor:
+        """[rows, 1, length, length] of what is allowed [rows, length, length]: as booleans, or as numbers to add."""
+        # A padding position sees itself: no row of nothing, no NaN.
+        allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)
         if not self.additive_mask:
             return allowed[:, None]
         numbers = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)

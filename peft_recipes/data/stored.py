@@ -45,4 +45,4 @@ def read(folder: Path, recipe: Recipe) -> Prepared:
 
     rest = json.loads((folder / _REST).read_text(encoding="utf-8"))
     splits = {name: datasets.load_from_disk(folder / name, keep_in_memory=True) for name in rest["ids"]}
-    return Prepared(splits, processor=bases.load_tokenizer(recipe), **rest)
+    return Prepared(splits, processor=bases.load_tokenizer(recipe), folder=folder, **rest)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import data, models, packages, storage
+from peft_recipes.embedded import data, models, packages, preferences, storage
 from peft_recipes.embedded.cache import build_once, cache_dir, version_of
 from peft_recipes.errors import RecipeError, unknown
 
@@ -88,6 +88,13 @@ DATASETS: dict[str, StandIn] = {
         licence=_LICENCES,
         builder=data.docstring_questions,
         inputs=data.inputs,
+    ),
+    "docstring-preferences": StandIn(
+        description="prompt: 'What does numpy.cumsum do?', chosen: what its docstring says, rejected: another object's",
+        origin="the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch",
+        licence=_LICENCES,
+        builder=preferences.docstring_preferences,
+        inputs=preferences.inputs,
     ),
     "docstring-text": StandIn(
         description="text: plain English on which no stand-in is trained, to measure what a model forgot",

@@ -19,7 +19,7 @@ from peft_recipes.errors import RecipeError, unknown
 if TYPE_CHECKING:
     import evaluate
 
-NAMES = ("accuracy", "macro_f1", "per_class", "perplexity", "token_accuracy")
+NAMES = ("accuracy", "macro_f1", "per_class", "perplexity", "preference_accuracy", "token_accuracy")
 
 
 def path(name: str) -> str:

@@ -114,7 +114,7 @@ MEANINGS = {
 def _columns(comparison: Comparison) -> list[Column]:
     name = fmt.metric_title(facts.metric(comparison))
     means, splits = MEANINGS, facts.extra_splits(comparison)
-    sequences = comparison.get("task") in ("sft", "language-modeling")
+    sequences = comparison.get("task") in ("sft", "language-modeling", "dpo")
     unit, title, shown = ("tokens", "Tokens/s", _tokens) if sequences else ("examples", "Examples/s", _examples)
     return [
         Column("metric", f"Test {name}", means["metric"], 0, _metric, name.capitalize()),

@@ -15,6 +15,7 @@ _TASKS = {
     "image-classification": ("image_classification", "ImageClassification"),
     "sft": ("sft", "SupervisedFineTuning"),
     "language-modeling": ("language_modeling", "LanguageModeling"),
+    "dpo": ("dpo", "Preferences"),
 }
 
 

@@ -26,7 +26,8 @@ class Prepared:
     """A recipe's data as its trainer takes it.
 
     splits: "train", "validation", "test", the recipe's further evaluation sets, and "pretrain" where there is one.
-    rows: how many examples each has. ids: each example's own, in the order of the split.
+    rows: how many examples each has. ids: each example's own, in the order of the split. folder: where a comparison
+    keeps it for all its runs.
     """
 
     splits: dict[str, Any]
@@ -36,6 +37,7 @@ class Prepared:
     labels: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     samples: list[dict[str, str]] | None = None
+    folder: Path | None = None
 
     @property
     def rows(self) -> dict[str, int]:
@@ -55,6 +57,7 @@ class Task(ABC):
     """One recipe's task: all that differs between tasks is behind these methods, and training.py knows none of it."""
 
     auto_class: str
+    sequences = 1  # that the model reads of one example
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -89,6 +92,10 @@ class Task(ABC):
         """The loss of a batch as the trainer computes it."""
         with activations.recomputed():
             return model(**batch).loss
+
+    def for_trial(self, prepared: Prepared, steps: int) -> Prepared:
+        """What is needed of the data for a few steps, where preparing the rest of it would take the trial's time."""
+        return prepared
 
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
         """What the base's configuration is given (the labels). prepared is None when only a plan is made."""

@@ -12,9 +12,16 @@ from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
 from peft_recipes import bases, checks, metrics
-from peft_recipes.data.packing import COUNTS, KEPT, PaddedCollator, SharedPrefixCollator, why_padded
+from peft_recipes.data.packing import COUNTS, KEPT, why_padded
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
-from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, CausalTrainer, labelled_losses, logits_bytes, tensors
+from peft_recipes.tasks.causal_trainer import (
+    LOGITS_BYTES,
+    CausalTrainer,
+    SharedRows,
+    labelled_losses,
+    logits_bytes,
+    tensors,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -40,6 +47,8 @@ class Causal(Task):
     """A causal language model, by trl's SFTTrainer, on rows that are tokenised and labelled here."""
 
     auto_class = "AutoModelForCausalLM"
+    trainer_class: type[SharedRows] = CausalTrainer
+    metrics = staticmethod(causal_metrics)
 
     def arguments_class(self) -> type[SFTConfig]:
         return SFTConfig
@@ -92,14 +101,14 @@ class Causal(Task):
         return model, new
 
     def trainer(self, model: nn.Module, prepared: Prepared, arguments: SFTConfig, callbacks: list[Any]):
-        made = CausalTrainer(
+        made = self.trainer_class(
             model=model,
             args=arguments,
-            data_collator=PaddedCollator(prepared.processor.pad_token_id),
+            data_collator=self.trainer_class.padded_collator(prepared.processor.pad_token_id),
             train_dataset=prepared.splits["train"],
-            eval_dataset=_longest_first(prepared.splits["validation"])[0],
+            eval_dataset=self.longest_first(prepared, "validation")[0],
             processing_class=prepared.processor,
-            compute_metrics=causal_metrics,
+            compute_metrics=self.metrics,
             callbacks=callbacks,
         )
         longest = np.argsort(self.lengths(prepared, "train"), kind="stable")[-arguments.per_device_train_batch_size :]
@@ -109,20 +118,27 @@ class Causal(Task):
             prepared.notes.append(f"Batches are padded, not shared: {made.batches.partition(': ')[2]}.")
         return made
 
+    def longest_first(self, prepared: Prepared, split: str) -> tuple[datasets.Dataset, np.ndarray]:
+        """A split by falling length, and where each row came from: batches of like length waste no padding."""
+        order = np.argsort([-length for length in self.lengths(prepared, split)], kind="stable")
+        return prepared.splits[split].select(order), order
+
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return [len(ids) for ids in prepared.splits[split]["input_ids"]]
 
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
+        trainer = self.trainer_class
         virtual = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         pad = (prepared.processor.pad_token_id if prepared else 0) or 0
         shares = self.recipe.batches == "shared-prefix" and not why_padded(base, self.recipe.max_length, virtual)
         collate = (
-            SharedPrefixCollator.for_model(base, pad, self.recipe.max_row_tokens) if shares else PaddedCollator(pad)
+            trainer.shared_collator.for_model(base, pad, self.recipe.max_row_tokens)
+            if shares
+            else trainer.padded_collator(pad)
         )
         if prepared is None:
-            length = self.recipe.max_length
-            return tensors(collate([{"input_ids": [i] * length, "labels": [i] * length} for i in range(size)]))
+            return tensors(collate([self.longest_example(i) for i in range(size)]))
         rows = prepared.splits["train"]
         draw = np.random.default_rng(0)
         tried = [draw.choice(len(rows), min(size, len(rows)), replace=False) for _ in range(_TRIED_BATCHES)]
@@ -131,13 +147,18 @@ class Causal(Task):
         made = [collate([rows[int(i)] for i in chosen]) for chosen in tried]
         return tensors(max(made, key=lambda batch: batch[COUNTS].computed))
 
+    def longest_example(self, number: int) -> dict[str, list[int]]:
+        """An example of max_length, which begins as no other does."""
+        ids = [number] * self.recipe.max_length
+        return {"input_ids": ids, "labels": ids}
+
     def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         while logits_bytes(model.config, batch) > LOGITS_BYTES:  # then the head is computed piece by piece
             batch = {**batch, KEPT: batch[KEPT][: max(len(batch[KEPT]) // 2, 1)]}
         return labelled_losses(model, batch)[0].sum()
 
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
-        rows, order = _longest_first(prepared.splits[split])
+        rows, order = self.longest_first(prepared, split)
         output = trainer.predict(rows)
         sums = np.empty_like(output.predictions)
         sums[order] = output.predictions
@@ -196,9 +217,3 @@ def _greedy(model: nn.Module, ids: torch.Tensor, tokenizer: Any, **options: Any)
             pad_token_id=tokenizer.pad_token_id,
             **options,
         )
-
-
-def _longest_first(rows: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
-    """Rows by falling length, and where each came from: batches of like length waste no padding."""
-    order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
-    return rows.select(order), order

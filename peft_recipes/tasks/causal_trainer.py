@@ -11,10 +11,12 @@ from trl import SFTTrainer
 
 from peft_recipes import activations
 from peft_recipes.data.packing import (
+    COMPLETIONS,
     COUNTS,
     EXAMPLES,
     IGNORED,
     KEPT,
+    REFERENCES,
     SEGMENTS,
     PaddedCollator,
     SharedPrefixCollator,
@@ -32,10 +34,58 @@ if TYPE_CHECKING:
 # Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
 # memory that a few hundred labelled positions don't need, and costs a third of a small model's step.
 LOGITS_BYTES = 512 * 2**20
+_NOT_THE_MODELS = {"labels", EXAMPLES, COUNTS, SEGMENTS, COMPLETIONS, *REFERENCES}
 _SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays near 1e-6
 
 
-class CausalTrainer(CountingMixin, SFTTrainer):
+class SharedRows(CountingMixin):
+    """Chooses between shared and padded rows. The collators are classes of packing.py's or of like ones."""
+
+    shared_collator: type[SharedPrefixCollator] = SharedPrefixCollator
+    padded_collator: type[PaddedCollator] = PaddedCollator
+
+    def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, tried: Sequence[dict[str, Any]]) -> str:
+        """Sets the collator: shared rows where `wanted` and exact, else padded ones. Returns which, and why if padded.
+
+        tried: the examples of a batch, which is computed both ways (no gradient) before shared rows are trusted: the
+        longest ones, which a model that looks back by place would get wrong first.
+        """
+        virtual = _is_prompt_learning(self.model)
+        pad = self.processing_class.pad_token_id
+        self.data_collator, why = self.collator_for(self.model, pad, wanted, max_length, max_row_tokens, tried)
+        if why and not virtual and self.args.train_sampling_strategy == "random":
+            # Less padding. Not where the reason is this arm's own: all arms see the examples in one order.
+            self.args.train_sampling_strategy = "group_by_length"
+        self.batches = f"padded: {why}" if why else "shared-prefix"
+        return self.batches
+
+    @classmethod
+    def collator_for(
+        cls,
+        model: nn.Module,
+        pad: int,
+        wanted: str,
+        max_length: int,
+        max_row_tokens: int,
+        tried: Sequence[dict[str, Any]],
+    ) -> tuple[SharedPrefixCollator | PaddedCollator, str | None]:
+        """The collator that `choose_batches` sets, and why it pads if it does."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        virtual = _is_prompt_learning(model)
+        why = None if wanted == "shared-prefix" else "as the recipe asks"
+        why = why or why_padded(base, max_length, virtual)
+        padded = cls.padded_collator(pad, keeps_logits=_keeps_logits(base) and not virtual)
+        shared = cls.shared_collator.for_model(base, pad, max_row_tokens)
+        if why is None:
+            while len(tried) > 2 and logits_bytes(base.config, padded(tried)) > LOGITS_BYTES:
+                tried = tried[: len(tried) // 2]
+            gap = largest_gap(model, shared(tried), padded(tried))
+            if not gap <= _SAME_LOSS:
+                why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
+        return (padded if why else shared), why
+
+
+class CausalTrainer(SharedRows, SFTTrainer):
     """trl's SFTTrainer on our collators' batches, with every example's own loss when it evaluates."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
@@ -77,33 +127,6 @@ class CausalTrainer(CountingMixin, SFTTrainer):
         config = self.accelerator.unwrap_model(self.model).config
         return KEPT in inputs and logits_bytes(config, inputs) <= LOGITS_BYTES
 
-    def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, tried: Sequence[dict[str, Any]]) -> str:
-        """Sets the collator: shared rows where `wanted` and exact, else padded ones. Returns which, and why if padded.
-
-        tried: the examples of a batch, which is computed both ways (no gradient) before shared rows are trusted: the
-        longest ones, which a model that looks back by place would get wrong first.
-        """
-        model = self.model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        virtual = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
-        why = None if wanted == "shared-prefix" else "as the recipe asks"
-        why = why or why_padded(base, max_length, virtual)
-        pad = self.processing_class.pad_token_id
-        padded = PaddedCollator(pad, keeps_logits=_keeps_logits(base) and not virtual)
-        shared = SharedPrefixCollator.for_model(base, pad, max_row_tokens)
-        if why is None:
-            while len(tried) > 2 and logits_bytes(base.config, padded(tried)) > LOGITS_BYTES:
-                tried = tried[: len(tried) // 2]
-            gap = largest_gap(model, shared(tried), padded(tried))
-            if not gap <= _SAME_LOSS:
-                why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
-        self.data_collator = padded if why else shared
-        if why and not virtual and self.args.train_sampling_strategy == "random":
-            # Less padding. Not where the reason is this arm's own: all arms see the examples in one order.
-            self.args.train_sampling_strategy = "group_by_length"
-        self.batches = f"padded: {why}" if why else "shared-prefix"
-        return self.batches
-
 
 def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets.
@@ -111,7 +134,7 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     The logits are no longer theirs after a backward pass through the losses (token_losses.py).
     """
     kept = inputs[KEPT]
-    given = {k: v for k, v in inputs.items() if k not in ("labels", EXAMPLES, COUNTS, SEGMENTS)}
+    given = {k: v for k, v in inputs.items() if k not in _NOT_THE_MODELS}
     recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     # What is compiled is compiled for one attention: another one each step would be compiled each step.
     compiled = is_compiled_module(model) or has_compiled_regions(model)
@@ -150,12 +173,12 @@ def _by_example(owners, mask, losses, right, examples: int) -> torch.Tensor:
 @torch.no_grad()
 def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any]) -> float:
     """The largest relative difference of an example's loss between two batches of the same examples, no dropout."""
-    counts = first[COUNTS]
+    examples = int(first[EXAMPLES].max()) + 1
     place = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        one, two = (example_sums(model, _on(place, tensors(batch)), counts.examples)[:, 0] for batch in (first, second))
+        one, two = (example_sums(model, on_device(place, tensors(batch)), examples)[:, 0] for batch in (first, second))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError):
@@ -165,7 +188,7 @@ def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any])
     return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
 
 
-def _on(place: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+def on_device(place: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
     return {k: v.to(place) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
@@ -177,6 +200,10 @@ def logits_bytes(config: Any, batch: dict[str, Any]) -> int:
 def tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A batch without its counts: what the model is given, and how its rows are made."""
     return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) or k == SEGMENTS}
+
+
+def _is_prompt_learning(model: nn.Module) -> bool:
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 def _keeps_logits(model: nn.Module) -> bool:

@@ -24,14 +24,14 @@ class SupervisedFineTuning(Causal):
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         if "text" in row:
-            ids = _with_end(tokenizer(row["text"])["input_ids"], tokenizer)
+            ids = with_end(tokenizer(row["text"])["input_ids"], tokenizer)
             return {"input_ids": ids, "labels": list(ids)}
         if isinstance(row["prompt"], list):
-            prompt = _template(tokenizer, row["prompt"], add_generation_prompt=True)
-            ids = _template(tokenizer, row["prompt"] + row["completion"])
+            prompt = template(tokenizer, row["prompt"], add_generation_prompt=True)
+            ids = template(tokenizer, row["prompt"] + row["completion"])
         else:
             prompt = tokenizer(row["prompt"])["input_ids"]
-            ids = _with_end(tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer)
+            ids = with_end(tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer)
         # The answer starts where the two part: a token may span the seam, or the template close a turn differently.
         start = next(
             (i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids))
@@ -41,13 +41,13 @@ class SupervisedFineTuning(Causal):
     def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
         if tokenizer.chat_template is None:
             return tokenizer(columns.plain_prompt(prompt), return_tensors="pt")["input_ids"]
-        return torch.tensor([_template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)])
+        return torch.tensor([template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)])
 
 
-def _template(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
+def template(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
+    return list(tokenizer.apply_chattemplate(messages, tokenize=True, return_dict=False, **options))
 
 
-def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
+def with_end(ids: list[int], tokenizer: Any) -> list[int]:
     """The model learns to stop only where an end-of-text token carries a label."""
     return list(ids) if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]

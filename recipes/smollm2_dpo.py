@@ -1,0 +1,54 @@
+"""SmolLM2-135M-Instruct learns which of two answers people preferred, by DPO: no reward model, the base as reference.
+
+peft-recipes compare smollm2-dpo --set training.max_steps=100
+python recipes/smollm2_dpo.py --arm lora
+accelerate launch recipes/smollm2_dpo.py --arm lora
+"""
+
+from peft import LoraConfig
+
+from peft_recipes import Arm, Dataset, Recipe, main, targets
+
+recipe = Recipe(
+    name="smollm2-dpo",
+    title="SmolLM2-135M-Instruct on preferences",
+    task="dpo",
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    dataset=Dataset("trl-lib/ultrafeedback_binarized", test_split="test", train=5_000, validation=200, test=500),
+    max_length=512,
+    training={
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "warmup_steps": 0.1,
+        "beta": 0.1,
+        "eval_strategy": "steps",
+        "eval_steps": 0.25,  # four times a run
+    },
+    arms={
+        "full": Arm(learning_rate=1e-6),
+        "lora": Arm(
+            LoraConfig(r=16, lora_alpha=16, lora_dropout=0, target_modules=targets("llama", "attention")),  # q, k, v, o
+            learning_rate=1e-5,
+        ),
+    },
+    prompts=[
+        {"kind": "coding", "prompt": "Write a Python function that returns the mean of a list of numbers."},
+        {"kind": "question", "prompt": "Why is the sky blue?"},
+    ],
+    embedded={
+        "model": "embedded:smollm2-135m-instruct",
+        "dataset": {
+            "path": "embedded:docstring-preferences", "test_split": None, "train": 160, "validation": 32, "test": 100,
+        },
+        "max_length": 128,
+        "training": {"max_steps": 20, "eval_steps": 0.5},
+        "arms": {  # rates: benchmarks/learning_rates/smollm2-dpo-embedded.json, on the validation split
+            "full": {"learning_rate": 2e-5},
+            "lora": {"learning_rate": 2e-4},
+        },
+    },
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main(recipe)
