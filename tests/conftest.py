@@ -72,6 +72,21 @@ def questions(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory) -> Path:
+    """A jsonl of 56 pairs of unequal length: the answer of good words was preferred to the one of bad words."""
+    import json
+
+    path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
+    texts = {label: [text for text, kind in sentences(112, seed=7) if kind == label] for label in ("good", "bad")}
+    rows = [
+        {"prompt": f"say {FILLER[i % 7]} in {FILLER[i % 5]} film", "chosen": good + " we" * (i % 3), "rejected": bad}
+        for i, (good, bad) in enumerate(zip(texts["good"], texts["bad"], strict=True))
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
 def tokenizer(chat: bool = False):
     """A word tokenizer over the sentences' words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -172,6 +187,32 @@ def instruct(tiny, questions):
             "arms": {
                 "full": Arm(learning_rate=1e-3),
                 "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "attention")), learning_rate=1e-2),
+            },
+            "prompts": [{"kind": "question", "prompt": "say good in a film"}],
+        }
+        return Recipe(**{**options, **changes})
+
+    return make
+
+
+@pytest.fixture
+def prefer(tiny, preferences):
+    """A recipe of a few seconds: tiny Llama, 56 pairs, the arms full and lora."""
+    from peft import LoraConfig
+
+    from peft_recipes import Arm, Dataset, Recipe, targets
+
+    def make(kind: str = "llama", **changes):
+        options = {
+            "name": "tiny-dpo",
+            "task": "dpo",
+            "model": str(tiny(kind)),
+            "dataset": Dataset(str(preferences), train=32, validation=8, test=16),
+            "max_length": 40,
+            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True},
+            "arms": {
+                "full": Arm(learning_rate=1e-3),
+                "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "attention")), learning_rate=2e-2),
             },
             "prompts": [{"kind": "question", "prompt": "say good in a film"}],
         }

@@ -7,10 +7,10 @@ import pytest
 from peft_recipes import Recipe, RecipeError, load_recipe
 from peft_recipes.catalog import recipe_files
 
-SHIPPED = ["distilbert-imdb", "gpt2-code", "gpt2-sms-spam", "mnist-shift", "smollm2-alpaca"]
+SHIPPED = ["distilbert-imdb", "gpt2-code", "gpt2-sms-spam", "mnist-shift", "smollm2-alpaca", "smollm2-dpo"]
 
 
-def test_the_five_recipes_are_there():
+def test_the_recipes_are_there():
     assert set(SHIPPED) <= set(recipe_files())
 
 
@@ -36,6 +36,8 @@ def test_the_arms_of_the_write_ups_are_there():
     lora = load_recipe("smollm2-alpaca").arms["lora"].peft
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 16, 0)
     assert lora.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    dpo = load_recipe("smollm2-dpo").arms["lora"].peft
+    assert (dpo.r, dpo.target_modules) == (16, {"q_proj", "k_proj", "v_proj", "o_proj"})
     code = load_recipe("gpt2-code").arms
     assert (code["lora"].peft.r, code["lora"].peft.lora_alpha, code["lora"].peft.lora_dropout) == (8, 16, 0.1)
     shift = load_recipe("mnist-shift").arms

@@ -328,6 +328,7 @@ def test_no_text_stands_in_a_dataset_twice(name, column, libraries):
     [
         ("docstring-topics", "train", ["text", "label"], 2_000),
         ("docstring-questions", "train", ["instruction", "input", "output"], 4_000),
+        ("docstring-preferences", "train", ["prompt", "chosen", "rejected"], 1_500),
         ("docstring-text", "test", ["text"], 500),
         ("stdlib-functions", "train", ["text"], 3_000),
     ],
@@ -336,6 +337,17 @@ def test_a_dataset_has_its_columns_and_enough_rows(name, split, columns, least, 
     splits = embedded.dataset(name)
     assert list(splits) == [split] and splits[split].column_names == columns and len(splits[split]) >= least
     assert splits[split].info.license == embedded.DATASETS[name].licence
+
+
+def test_an_object_plays_in_one_preference_only(libraries):
+    rows = embedded.dataset("docstring-preferences")["train"]
+    keys = [key_of(text) for text in [*rows["chosen"], *rows["rejected"]]]
+    assert len(set(keys)) == len(keys) and len(set(rows["prompt"])) == len(rows)
+    own = {f"What is {o.name}?" if o.kind == "class" else f"What does {o.name} do?": o for o in data.objects()}
+    library = {o.text: o.library for o in data.objects()}
+    for row in rows:
+        asked = own[row["prompt"]]
+        assert row["chosen"] == asked.text and library[row["rejected"]] == asked.library
 
 
 def test_topics_are_balanced_shuffled_and_without_the_libraries_names(libraries):

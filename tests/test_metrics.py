@@ -19,6 +19,7 @@ EXAMPLES = {
     "accuracy": (dict(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2]), 0.75),
     "macro_f1": (dict(predictions=[0, 1, 1, 2], references=[0, 1, 2, 2]), (1 + 2 / 3 + 2 / 3) / 3),
     "perplexity": (dict(losses=[math.log(2), math.log(8)], tokens=[2, 1]), 2 ** (5 / 3)),
+    "preference_accuracy": (dict(margins=[2.0, -1.0, 0.0, 0.1, -0.1], tie=0.0), 2.5 / 5),
     "token_accuracy": (dict(correct=[1, 9], tokens=[2, 10]), 10 / 12),
 }
 

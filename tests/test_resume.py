@@ -22,7 +22,7 @@ from peft_recipes.runs import run_folder
 
 
 @pytest.fixture
-def recipes(classify, instruct):
+def recipes(classify, instruct, prefer):
     """By task, recipes with dropout (so that random states matter) of two epochs and a checkpoint every step."""
 
     def dropout(kind, rate):
@@ -34,6 +34,8 @@ def recipes(classify, instruct):
         "classification": classify(arms={**dropout("distilbert", 2e-2), "head": classify().arms["head"]},
                                    training=training, checkpoint_seconds=0),
         "sft": instruct(arms=dropout("llama", 1e-2), training=training, checkpoint_seconds=0),
+        "dpo": prefer(arms=dropout("llama", 1e-2), training={**training, "disable_dropout": False},
+                      checkpoint_seconds=0),
     }  # fmt: skip
 
 
@@ -77,7 +79,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("step", [3, 4])  # of 4 or 12 to an epoch: within one, and (sft) at its end
 @pytest.mark.parametrize("arm", ["lora", "full"])
-@pytest.mark.parametrize("task", ["classification", "sft"])
+@pytest.mark.parametrize("task", ["classification", "sft", "dpo"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(recipes, tmp_path, monkeypatch, task, arm, step):
     recipe = recipes[task].with_changes({"training": {"train_sampling_strategy": "group_by_length"}})
     whole = train(recipe, arm, output=tmp_path / "whole")

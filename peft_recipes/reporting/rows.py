@@ -81,6 +81,7 @@ def _arm_row(comparison: Comparison, name: str, columns: list[Column]) -> Row:
 def _base_row(comparison: Comparison) -> Row:
     base, metric = comparison["base"], facts.metric(comparison)
     cells = {"metric": Cell(fmt.quality(facts.base_value(comparison), metric))}
+    cells["likelihood"] = _likelihood(base)
     for split in facts.extra_splits(comparison):
         cells[f"split:{split}"] = Cell(fmt.quality(facts.base_value(comparison, split), metric))
     for key, shown in (("latency_ms", fmt.milliseconds), ("generation_tokens_per_second", fmt.rate)):
@@ -96,6 +97,10 @@ def _base_row(comparison: Comparison) -> Row:
 
 MEANINGS = {
     "metric": "mean over seeds on the test split, which is used once, at the end; ± one standard deviation over seeds",
+    "preference_accuracy": "share of test pairs whose chosen answer the arm favours, against the untrained base, more "
+    "than the rejected one; a tie counts half, so the base itself is at 50 % by definition; mean over seeds",
+    "likelihood": "share of test pairs whose chosen answer the model gives the higher log-probability a token, "
+    "whatever the base says",
     "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and seeds",
     "trainable_parameters": "parameters that learn, adapter and new head; beside it their part of the base's",
     "training_seconds": "sum of optimiser-step times, median over seeds, without the first 3 steps, loading, "
@@ -116,11 +121,13 @@ def _columns(comparison: Comparison) -> list[Column]:
     means, splits = MEANINGS, facts.extra_splits(comparison)
     sequences = comparison.get("task") in ("sft", "language-modeling", "dpo")
     unit, title, shown = ("tokens", "Tokens/s", _tokens) if sequences else ("examples", "Examples/s", _examples)
+    said = means.get(facts.metric(comparison), means["metric"])
     return [
-        Column("metric", f"Test {name}", means["metric"], 0, _metric, name.capitalize()),
+        Column("metric", f"Test {name}", said, 0, _metric, name.capitalize()),
         Column("difference", "Against full", means["difference"], 1, _difference),
         Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
         *(_split_column(split, name) for split in splits),
+        Column("likelihood", "Chosen is likelier", means["likelihood"], 4, lambda c, arm: _likelihood(_arm(c, arm))),
         Column("trainable_parameters", "Trained parameters", means["trainable_parameters"], 2, _parameters, "Trained"),
         Column("training_seconds", "Training time", means["training_seconds"], 3, _time, "Time"),
         Column("peak_memory_bytes", "Peak memory", means["peak_memory_bytes"], 2, _memory, "Memory"),
@@ -183,6 +190,11 @@ def _split(comparison: Comparison, name: str, split: str) -> Cell:
     moved = words.change(after - before, metric) if after is not None and before is not None else ""
     moved = moved.removesuffix(" points")
     return Cell(fmt.quality(after, metric), moved)
+
+
+def _likelihood(row: dict) -> Cell:
+    """Of preferences: how often the chosen answer is the likelier one."""
+    return Cell(fmt.quality(((row.get("metrics") or {}).get("test") or {}).get("likelihood_accuracy"), "accuracy"))
 
 
 def _parameters(comparison: Comparison, name: str) -> Cell:

@@ -45,7 +45,7 @@ class SupervisedFineTuning(Causal):
 
 
 def template(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    return list(tokenizer.apply_chattemplate(messages, tokenize=True, return_dict=False, **options))
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
 
 
 def with_end(ids: list[int], tokenizer: Any) -> list[int]:
