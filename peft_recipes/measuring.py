@@ -168,7 +168,7 @@ class StepMeter(TrainerCallback):
         are no more than that); warmup_seconds has them. computed_tokens is below tokens where a shared prefix was
         computed once; padding_share is padding among the computed positions. Both are None for images.
         first_pass: seconds and peak_memory_bytes of what was computed once before the first step (a frozen
-        backbone's features): it is training, so it counts, in seconds and in the rates.
+        backbone's features, a reference's log-probabilities): it is training, so it counts, in seconds and in rates.
         """
         skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
         before = first_pass or {"seconds": 0.0, "peak_memory_bytes": 0}

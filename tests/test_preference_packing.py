@@ -138,6 +138,7 @@ def test_shared_rows_give_the_padded_pairs_log_probabilities(kind, attention, na
     one, two = (token_log_probs(model, batch(BATCHES[name])) for batch in (shared, padded))
     assert one.shape == two.shape == shared(BATCHES[name])[COMPLETIONS][:, 1:].shape
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(token_log_probs(model, PaddedPairsCollator(0, keeps_logits=False)(BATCHES[name])), two)
     assert ((two != 0) == (shared(BATCHES[name])[COMPLETIONS][:, 1:] == 1)).all()
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     import torch.nn as nn
 
+    from peft_recipes.segment_attention import Segments
+
 # Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
 # memory that a few hundred labelled positions don't need, and costs a third of a small model's step.
 LOGITS_BYTES = 512 * 2**20
@@ -135,15 +137,19 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     """
     kept = inputs[KEPT]
     given = {k: v for k, v in inputs.items() if k not in _NOT_THE_MODELS}
-    recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    # What is compiled is compiled for one attention: another one each step would be compiled each step.
-    compiled = is_compiled_module(model) or has_compiled_regions(model)
-    segments = None if recomputed or compiled else inputs.get(SEGMENTS)
-    with by_segments(segments, given.get("attention_mask")), activations.recomputed():
+    with by_segments(segments_of(model, inputs), given.get("attention_mask")), activations.recomputed():
         logits = model(**given, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
     losses = token_losses(logits.flatten(0, 1), targets.flatten(), IGNORED)
     return losses.view_as(targets), logits, targets
+
+
+def segments_of(model: nn.Module, inputs: dict[str, Any]) -> Segments | None:
+    """How a batch's rows are made, where its attention may run by that: not where backward computes it again."""
+    recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    # What is compiled is compiled for one attention: another one each step would be compiled each step.
+    compiled = is_compiled_module(model) or has_compiled_regions(model)
+    return None if recomputed or compiled else inputs.get(SEGMENTS)
 
 
 def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:

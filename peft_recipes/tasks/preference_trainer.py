@@ -12,7 +12,8 @@ from trl import DPOTrainer
 
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, REFERENCES
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
-from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, SharedRows, labelled_losses, logits_bytes
+from peft_recipes.segment_attention import by_segments
+from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, SharedRows, labelled_losses, logits_bytes, segments_of
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -87,7 +88,8 @@ class PreferenceTrainer(SharedRows, DPOTrainer):
         if self._direct(inputs):
             return SimpleNamespace(log_probs=token_log_probs(model, inputs))
         plain = {k: v for k, v in inputs.items() if k in ("input_ids", "position_ids", "attention_mask", "labels")}
-        fused = model(**plain, use_cache=False, fused_lm_head=True)
+        with by_segments(segments_of(model, inputs), plain["attention_mask"]):
+            fused = model(**plain, use_cache=False, fused_lm_head=True)
         width = inputs["labels"].shape[1] - 1
         given = {key: getattr(fused, key)[:, -width:] for key in _PER_TOKEN if getattr(fused, key, None) is not None}
         return SimpleNamespace(**{key: _unpacked(values, inputs, None) for key, values in given.items()})
@@ -101,6 +103,11 @@ class PreferenceTrainer(SharedRows, DPOTrainer):
 
 def token_log_probs(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """[2 pairs, longest sequence - 1]: of each answer's tokens the log-probability, 0 elsewhere, as trl lays it out."""
+    if KEPT not in inputs:  # a model that can't leave out the other positions' logits
+        given = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        logits = model(**given, use_cache=False).logits[:, :-1].float()
+        found = logits.gather(-1, inputs["input_ids"][:, 1:, None])[:, :, 0] - logits.logsumexp(-1)
+        return _unpacked(found, inputs, None)
     losses, _, _ = labelled_losses(model, inputs)
     return _unpacked(-losses, inputs, inputs[KEPT] + 1)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from peft_recipes.data.packing import COMPLETIONS, EXAMPLES, REFERENCES
+from peft_recipes.data.packing import COMPLETIONS, EXAMPLES, KEPT, REFERENCES
 from peft_recipes.hardware import Hardware, synchronise
 from peft_recipes.measuring import PeakMemory
 from peft_recipes.runs import write_json
@@ -60,6 +60,7 @@ class Reference:
         from tqdm.auto import tqdm
 
         memory = PeakMemory(self.hardware.device)
+        memory.release()
         memory.reset()
         start = time.perf_counter()
         made = np.empty((len(rows), 2))
@@ -77,7 +78,7 @@ class Reference:
     def _of_batch(self, model: nn.Module, pairs: list[dict[str, Any]]) -> np.ndarray:
         """[pairs, 2]: the log-probabilities of the chosen and of the rejected answers."""
         batch = self.collator(pairs)
-        if len(pairs) > 1 and logits_bytes(model.config, batch) > LOGITS_BYTES:
+        if len(pairs) > 1 and KEPT in batch and logits_bytes(model.config, batch) > LOGITS_BYTES:
             half = len(pairs) // 2
             return np.concatenate([self._of_batch(model, part) for part in (pairs[:half], pairs[half:])])
         batch = on_device(next(model.parameters()).device, {**tensors(batch), EXAMPLES: batch[EXAMPLES]})
