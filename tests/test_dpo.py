@@ -243,7 +243,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_written(prefer, t
 def test_a_head_arm_is_refused_and_an_unknown_metric_names_those_there_are(prefer):
     with pytest.raises(RecipeError, match="'head' needs a task head"):
         prefer(arms={"head": Arm("head")})
-    with pytest.raises(RecipeError, match="preference_accuracy, loss"):
+    with pytest.raises(RecipeError, match="Valid: loss, preference_accuracy"):
         prefer(metric="accuracy")
 
 

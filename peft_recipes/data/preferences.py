@@ -54,10 +54,10 @@ def _pair(given: dict[str, Any], row: str, source: Dataset) -> dict[str, Any] | 
     """A row's prompt, chosen and rejected answer, as it says them; or why it can't be used."""
     from trl.data_utils import maybe_extract_prompt
 
-    if any(_is_empty(given[key]) for key in ("chosen", "rejected")):
-        return EMPTY
     for key, value in given.items():
         _check(value, getattr(source, key), row, source.path)
+    if any(_is_empty(given[key]) for key in ("chosen", "rejected")):
+        return EMPTY
     chosen, rejected = given["chosen"], given["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise RecipeError(
@@ -102,9 +102,9 @@ def _without_repeated_prompt(pair: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(value: Any, column: str, row: str, path: str) -> None:
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         said(value, column, row, path)
-    elif not isinstance(value, str) and value is not None:
+    elif not isinstance(value, list) and not isinstance(value, str) and value is not None:
         raise RecipeError(
             f"dataset '{path}', row {row}, column '{column}': expected text or a list of messages, got {value!r} "
             f"({type(value).__name__})."
@@ -116,12 +116,9 @@ def _kind(value: Any) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    if value is None or isinstance(value, str):
-        return not (value or "").strip()
     if isinstance(value, list):
-        contents = [message.get("content") if isinstance(message, dict) else message for message in value]
-        return not any(content.strip() if isinstance(content, str) else content for content in contents)
-    return False
+        return not any(message["content"].strip() for message in value)
+    return not (value or "").strip()
 
 
 def _plain(value: Any) -> Any:
