@@ -75,6 +75,9 @@ def test_pairs_of_no_use_are_counted_by_why():
             {**FORMATS["text"], "chosen": None}, {**FORMATS["text"], "prompt": None}]  # fmt: skip
     kept, left_out = made(*rows)
     assert len(kept) == 1 and left_out == {IDENTICAL: 1, EMPTY: 2, NO_PROMPT: 1}
+    assert made(FORMATS["text"], {**FORMATS["text"], "prompt": ""})[1] == {NO_PROMPT: 1}
+    empty = {**FORMATS["messages without a prompt"], "prompt": []}
+    assert made(empty)[0] == [FORMATS["messages"]]
     bare = {"chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]}
     assert made(FORMATS["messages without a prompt"], bare)[1] == {NO_PROMPT: 1}
     assert made(FORMATS["messages without a prompt"], {"chosen": [], "rejected": []})[1] == {EMPTY: 1}

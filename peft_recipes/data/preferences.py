@@ -68,7 +68,7 @@ def _pair(given: dict[str, Any], row: str, source: Dataset) -> dict[str, Any] | 
         return IDENTICAL
     given = _alike({key: _plain(value) for key, value in given.items()})
     chosen, rejected = given["chosen"], given["rejected"]
-    if "prompt" in given and _is_empty(given["prompt"]) and isinstance(given["prompt"], str | None):
+    if "prompt" in given and _is_empty(given["prompt"]):
         if isinstance(chosen, str):
             return NO_PROMPT
         given = {key: given[key] for key in ("chosen", "rejected")}  # then the messages hold it
@@ -86,7 +86,7 @@ def _alike(given: dict[str, Any]) -> dict[str, Any]:
     prompt, answers = given.get("prompt"), {key: given[key] for key in ("chosen", "rejected")}
     if isinstance(prompt, list) and prompt and isinstance(given["chosen"], str):
         return {"prompt": prompt, **{k: [{"role": "assistant", "content": text}] for k, text in answers.items()}}
-    alone = isinstance(given["chosen"], list) and all(said[0]["role"] == "assistant" for said in answers.values())
+    alone = isinstance(given["chosen"], list) and all(answer[0]["role"] == "assistant" for answer in answers.values())
     if alone and isinstance(prompt, str) and prompt.strip():
         return {"prompt": [{"role": "user", "content": prompt}], **answers}
     return given
