@@ -28,6 +28,7 @@ _NAMES = {
     "main": "catalog",
     "plan": "planning",
     "read_comparison": "comparison",
+    "scan": "scanning",
     "targets": "architectures",
     "train": "training",
 }

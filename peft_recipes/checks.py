@@ -55,7 +55,7 @@ def missing_classes(splits: dict[str, datasets.Dataset], labels: list[str]) -> l
     return [
         f"The {split} split has no example of: {', '.join(labels[i] for i in sorted(gone))}."
         for split in ("validation", "test")
-        if (gone := learnt - set(splits[split]["label"]))
+        if split in splits and (gone := learnt - set(splits[split]["label"]))
     ]
 
 

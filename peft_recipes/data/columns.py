@@ -223,7 +223,7 @@ def without_test_examples(
     def keys(rows: datasets.Dataset) -> list[str]:
         return [json.dumps(values, sort_keys=True) for values in zip(*(rows[c] for c in columns), strict=True)]
 
-    test = set(keys(splits["test"]))
+    test = set(keys(splits["test"])) if "test" in splits else set()
     kept, dropped = dict(splits), 0
     held_out = test | set(keys(splits["validation"])) if "validation" in splits else test
     for split in ("train", "validation"):

@@ -58,6 +58,7 @@ class Task(ABC):
 
     auto_class: str
     sequences = 1  # that the model reads of one example
+    reads_test = True  # a scan's task does not: whatever is tested on is dropped before anything looks at it
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -196,6 +197,8 @@ class Task(ABC):
     def raw_splits(self) -> dict[str, datasets.Dataset]:
         """The recipe's raw splits, with its further evaluation sets."""
         splits = sources.load_splits(self.recipe.dataset)
+        if not self.reads_test:
+            return {name: rows for name, rows in splits.items() if name != "test"}
         for name, changes in self.recipe.evaluate_also.items():
             other = Dataset(**{**vars(self.recipe.dataset), **changes})
             same_rows = set(changes) <= {"transform"}

@@ -66,7 +66,7 @@ class ImageClassification(Classification):
         pixels = {name: PixelRows(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         fingerprint = self._fingerprint(splits)
-        notes, samples = checks.missing_classes(splits, labels), self._samples(splits["test"], labels)
+        notes, samples = checks.missing_classes(splits, labels), self._samples(splits.get("test"), labels)
         return Prepared(pixels, ids, fingerprint, processor, labels, notes, samples)
 
     def _source(self, split: str) -> Dataset:
@@ -82,9 +82,9 @@ class ImageClassification(Classification):
         with bases.hub_errors("image processor of model", self.recipe.model):
             return AutoImageProcessor.from_pretrained(bases.location(self.recipe.model), use_fast=True)
 
-    def _samples(self, rows: datasets.Dataset, labels: list[str]) -> list[dict[str, str]] | None:
+    def _samples(self, rows: datasets.Dataset | None, labels: list[str]) -> list[dict[str, str]] | None:
         """One picture a class, before and after the recipe's shift, for the report."""
-        if not self.recipe.dataset.transform:
+        if rows is None or not self.recipe.dataset.transform:
             return None
         first = {label: i for i, label in reversed(list(enumerate(rows["label"])))}
         chosen = [rows[first[label]] for label in sorted(first)][:10]
