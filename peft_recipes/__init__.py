@@ -24,11 +24,13 @@ _NAMES = {
     "RecipeError": "errors",
     "Run": "runs",
     "compare": "comparison",
+    "extract": "extraction",
     "load_recipe": "catalog",
     "main": "catalog",
     "plan": "planning",
     "read_comparison": "comparison",
     "scan": "scanning",
+    "spectrum": "spectra",
     "targets": "architectures",
     "train": "training",
 }

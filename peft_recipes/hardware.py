@@ -144,7 +144,7 @@ _SHOWING = (
     "adapter_set.py", "forms.py", "merging.py", "combining.py", "generating.py", "chat.py", "predicting.py",
     "playground.py", "playground_evidence.py",
     "cli", "reporting", "publishing.py", "comparison.py", "planning.py", "catalog.py", "candidates.py", "scanning.py",
-    "ranks.py", "spectrum.py", "extraction.py",
+    "ranks.py", "spectra.py", "extraction.py",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peft_recipes.cli.common import (
+    ADAPTERS,
     RECIPES,
     Arms,
     Embedded,
@@ -83,3 +84,58 @@ def _told(arm: str, run: dict[str, Any], number: int, of: int) -> None:
     loss = f"validation loss {last['loss']:.4g} after {last['step']} steps" if last and last["loss"] else "no loss"
     ended = {"whole": "", "stopped": ", stopped early"}.get(run["ended"], f", {run['ended']}")
     say(f"{number}/{of} {arm} {run['learning_rate']:g}: {loss}{ended}")
+
+
+@app.command(rich_help_panel=ADAPTERS)
+@friendly
+def spectrum(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of full fine-tuning: its folder.")],
+    as_json: Json = False,
+) -> None:
+    """What full fine-tuning changed, module by module, and how much of it an adapter of some rank could hold."""
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    from rich.console import Console
+
+    from peft_recipes.reporting.spectrum_report import render_spectrum
+    from peft_recipes.spectra import FILE
+    from peft_recipes.spectra import spectrum as spectrum_of_run
+
+    data = spectrum_of_run(run)
+    if as_json:
+        print(json.dumps(data, indent=1))
+    else:
+        render_spectrum(data, Console())
+        print(f"\n{run / FILE}")
+
+
+@app.command(rich_help_panel=ADAPTERS)
+@friendly
+def extract(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of full fine-tuning: its folder.")],
+    rank: Annotated[int, typer.Option("--rank", metavar="R", help="The rank of the adapter.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the adapter goes.")],
+    targets: Annotated[
+        str, typer.Option("--targets", metavar="GROUP", help="all, attention, mlp, or module names with commas.")
+    ] = "all",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """A LoRA adapter out of a full fine-tune, tested beside it and beside the trained LoRA of that rank."""
+    from peft_recipes.quiet import quiet_libraries
+
+    quiet_libraries()
+    from rich.console import Console
+
+    from peft_recipes.architectures import GROUPS
+    from peft_recipes.extraction import extract as extract_adapter
+    from peft_recipes.reporting.spectrum_report import render_extraction
+
+    named = targets if targets in ("all", *GROUPS) else listed_names(targets) or "all"
+    data = extract_adapter(run, rank, output, targets=named, overwrite=overwrite)
+    if as_json:
+        print(json.dumps(data, indent=1))
+    else:
+        render_extraction(data, Console())
+        print(f"\n{output}")
