@@ -34,7 +34,8 @@ HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "lora_without_regret", HERE.parent / "docs" / "lora-without-regret.md"
 RANK, ALPHA, TIMES = 16, 32, 10
 NEIGHBOUR = 3.0  # the factor between two rates
-MOST_FURTHER = 2  # steps beyond the first three rates while the best lies at the edge
+POWERS = {"full": (-1, 0, 1), "lora": (-2, -1, 0, 1)}  # of that factor: full around the recipe's, LoRA around ten times
+MOST_FURTHER = 2  # steps beyond these while the best lies at the edge
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def tried(name: str, changes: list[str], seeds: list[int], output: Path) -> dict
 
 def _search(recipe: Recipe, kind: str, middle: float, seeds: list[int], output: Path) -> list[dict[str, Any]]:
     """The middle rate, its neighbours, and further ones while the best lies at the edge; the rates in order."""
-    rows = [_row(recipe, kind, middle, power, seeds, output) for power in (-1, 0, 1)]
+    rows = [_row(recipe, kind, middle, power, seeds, output) for power in POWERS[kind]]
     for _ in range(MOST_FURTHER):
         rows.sort(key=lambda row: row["learning_rate"])
         best = _best(rows, recipe)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from peft_recipes.options import CAUSAL_TASKS
+from peft_recipes.ranks import rank_verdicts
 from peft_recipes.recipe import Recipe, rank_of
 from peft_recipes.runs import Run
-from peft_recipes.statistics import margin_for, paired_difference, verdict
+from peft_recipes.statistics import Difference, margin_for, paired_difference, verdict
 
 FULL = "full"
 _CURVE_POINTS = 200  # what a plot can show
@@ -47,6 +48,8 @@ def comparison_data(
         "base": _base(base),
         "arms": table,
         "differences": differences,
+        "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
+        "forgetting": _forgetting(recipe, runs, base, arms, seeds),
         "samples": some.data["samples"] if some else None,
         "environment": some.data["environment"] if some else {},
         "notes": list(dict.fromkeys(note for run in (base, *runs.values()) if run.ok for note in run.data["notes"])),
@@ -196,33 +199,85 @@ def _mean_point(points: list[list[float]]) -> list[float]:
 
 
 def _difference(
-    recipe: Recipe, runs: dict[tuple[str, int], Run], arm: str, seeds: Sequence[int], margin: float
+    recipe: Recipe,
+    runs: dict[tuple[str, int], Run],
+    arm: str,
+    seeds: Sequence[int],
+    margin: float,
+    against: str = FULL,
 ) -> dict[str, Any] | None:
-    """An arm against full, paired by test example and seed, over the seeds that both finished."""
-    both = [seed for seed in seeds if runs[arm, seed].ok and runs[FULL, seed].ok]
+    """An arm against another, paired by test example and seed, over the seeds that both finished."""
+    both = [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
     if not both:
         return None
-    ours, theirs = ([scores(runs[name, seed], recipe) for seed in both] for name in (arm, FULL))
-    ids = ours[0][0]
-    if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
-        raise RuntimeError(f"The runs of '{arm}' and '{FULL}' were not tested on the same examples.")
-    found = paired_difference(
-        np.stack([s for _, s, _ in ours]), np.stack([s for _, s, _ in theirs]), weights=ours[0][2]
-    )
+    ours, theirs = ([scores(runs[name, seed], recipe) for seed in both] for name in (arm, against))
+    found = _paired(ours, theirs, f"'{arm}' and '{against}'")
     return {
-        "against": FULL,
+        "against": against,
         **found.to_dict(),
         "margin": margin,
         "verdict": verdict(found, margin, recipe.higher_is_better),
     }
 
 
-def scores(run: Run, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """ids, the per-example scores whose (weighted) mean is the recipe's metric, and the weights, of the test split."""
+Scores = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def _paired(ours: list[Scores], theirs: list[Scores], who: str) -> Difference:
+    ids = ours[0][0]
+    if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
+        raise RuntimeError(f"The runs of {who} were not tested on the same examples.")
+    return paired_difference(np.stack([s for _, s, _ in ours]), np.stack([s for _, s, _ in theirs]), weights=ours[0][2])
+
+
+def _ranks(
+    recipe: Recipe,
+    runs: dict[tuple[str, int], Run],
+    table: dict[str, dict[str, Any]],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    margin: float,
+) -> list[dict[str, Any]]:
+    """The ranks of one arm side by side, and the smallest that is enough."""
+    validation = {arm: table[arm]["metrics"]["validation"][recipe.metric] for arm in arms
+                  if table[arm]["metrics"] and "validation" in table[arm]["metrics"]}  # fmt: skip
+    against = lambda arm, best: _difference(recipe, runs, arm, seeds, margin, best)  # noqa: E731
+    return rank_verdicts(recipe, arms, validation, against, margin)
+
+
+def _forgetting(
+    recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """What each arm lost or gained on the further evaluation sets: after minus before, with its interval.
+
+    before: the untuned base, the same for every seed. The verdict is that of any difference, the margin 1 point, or 1 %
+    of the base's loss.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for split in recipe.evaluate_also if base.ok else ():
+        if split not in base.metrics:
+            continue
+        before, value = scores(base, recipe, split), base.metrics[split][recipe.metric]
+        margin = margin_for(recipe.metric, value)
+        found[split] = {"before": value, "margin": margin, "arms": {}}
+        for arm in arms:
+            done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
+            if done:
+                told = _paired([scores(run, recipe, split) for run in done], [before] * len(done), f"'{arm}'")
+                found[split]["arms"][arm] = {
+                    "after": statistics.fmean(run.metrics[split][recipe.metric] for run in done),
+                    **told.to_dict(),
+                    "verdict": verdict(told, margin, recipe.higher_is_better),
+                }
+    return found
+
+
+def scores(run: Run, recipe: Recipe, split: str = "test") -> Scores:
+    """ids, the per-example scores whose (weighted) mean is the recipe's metric, and the weights, of a split."""
     import pandas
 
     rows = pandas.read_parquet(run.folder / "predictions.parquet")
-    rows = rows[rows["split"] == "test"]
+    rows = rows[rows["split"] == split]
     ids = rows["id"].to_numpy()
     if recipe.metric == "accuracy":
         return ids, (rows["label"] == rows["prediction"]).to_numpy(dtype=float), None
