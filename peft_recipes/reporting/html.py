@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.reporting import advice, details, drawing, facts, rows, words
+from peft_recipes.reporting import advice, details, drawing, facts, rank_words, rows, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
@@ -61,6 +61,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "table": rows.table(comparison),
         "keys": _keys(comparison),
         "nothing": fmt.NOTHING,
+        "ranks": rank_words.rank_lines(comparison),
         "forgetting": words.forgetting(comparison),
         "heat": _heat(comparison),
         "samples": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from peft_recipes.reporting import advice, details, facts, rows, words
+from peft_recipes.reporting import advice, details, facts, rank_words, rows, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -35,7 +35,7 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
         parts.append(f"**{escape(words.verdict_headline(comparison, name))}**")
         parts += [f"*{escape(caveat)}*" for caveat in words.caveats(comparison, name)]
     parts.append(table_markdown(comparison))
-    parts += [escape(line) for line in words.forgetting(comparison)]
+    parts += [escape(line) for line in [*rank_words.rank_lines(comparison), *words.forgetting(comparison)]]
     for title, caption, alt, path in images:
         parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"] + ([escape(caption)] if caption else [])
     parts += [*_per_class(comparison), *_answers(comparison), *_next_steps(comparison), *_conditions(comparison)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from peft_recipes.reporting import drawing, facts
+from peft_recipes.reporting import drawing, facts, rank_words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
@@ -102,6 +102,7 @@ def _scatter(
             zorder=3,
         )
         points.append((x, y, facts.shorten(arm, 22)))
+    enough = _ranks_joined(comparison, axes, axis, costs) if field == "trainable_parameters" else ""
     below = _base_line(comparison, axes, axis)
     _quality_limits(axes, axis)
     if log:
@@ -115,8 +116,26 @@ def _scatter(
     told = "; ".join(
         f"{facts.label(comparison, n)} {axis.show(facts.mean(arms[n]))} with {show(c)}" for n, c in costs.items()
     )
-    caption = f"Further {axis.better} and left is better.{below}{_bar_words(comparison)}"
-    return Plot(name, title, caption, f"{axis.title} against {x_title.lower()}: {told}.{below}", figure)
+    caption = f"Further {axis.better} and left is better.{enough}{below}{_bar_words(comparison)}"
+    return Plot(name, title, caption, f"{axis.title} against {x_title.lower()}: {told}.{enough}{below}", figure)
+
+
+def _ranks_joined(comparison: Comparison, axes: Any, axis: _Axis, costs: dict[str, float]) -> str:
+    """Joins the ranks of one arm, and rings the smallest that is enough; the words for it."""
+    told = []
+    for group in rank_words.groups(comparison):
+        names = [name for name in group["ranks"] if name in costs]
+        heights = {name: axis.scale(facts.mean(facts.arms(comparison)[name])) for name in names}
+        axes.plot([costs[name] for name in names], list(heights.values()), "-", color=drawing.GRID, linewidth=2.2,
+                  zorder=1)  # fmt: skip
+        enough = group["enough"]
+        if enough in heights:
+            axes.plot([costs[enough]], [heights[enough]], "o", markersize=16, markerfacecolor="none",
+                      markeredgecolor=drawing.INK, markeredgewidth=1.3, zorder=4)  # fmt: skip
+            told.append(f"r={group['ranks'][enough]}")
+    if not told:
+        return ""
+    return f" Joined: the ranks of one arm. Ringed: the smallest rank that is enough, {fmt.listed(told)}."
 
 
 def _time_unit(longest: float) -> tuple[float, str]:

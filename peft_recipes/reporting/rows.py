@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_recipes.reporting import facts, words
+from peft_recipes.reporting import facts, rank_words, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -102,6 +102,8 @@ MEANINGS = {
     "likelihood": "share of test pairs whose chosen answer the model gives the higher log-probability a token, "
     "whatever the base says",
     "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and seeds",
+    "ranks": "the rank minus the one that is best on the validation split, paired likewise; enough: the smallest rank "
+    "whose interval excludes that it is worse by more than the margin",
     "trainable_parameters": "parameters that learn, adapter and new head; beside it their part of the base's",
     "training_seconds": "sum of optimiser-step times, median over seeds, without the first 3 steps, loading, "
     "evaluation and saving; beside it the speed against full",
@@ -128,6 +130,7 @@ def _columns(comparison: Comparison) -> list[Column]:
         Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
         *(_split_column(split, name) for split in splits),
         Column("likelihood", "Chosen is likelier", means["likelihood"], 4, lambda c, arm: _likelihood(_arm(c, arm))),
+        Column("ranks", "Against the best rank", means["ranks"], 4, _rank, "Best rank"),
         Column("trainable_parameters", "Trained parameters", means["trainable_parameters"], 2, _parameters, "Trained"),
         Column("training_seconds", "Training time", means["training_seconds"], 3, _time, "Time"),
         Column("peak_memory_bytes", "Peak memory", means["peak_memory_bytes"], 2, _memory, "Memory"),
@@ -182,6 +185,17 @@ def _difference(comparison: Comparison, name: str) -> Cell:
 def _verdict(comparison: Comparison, name: str) -> Cell:
     told = words.describe_difference(comparison, name)
     return Cell(told.verdict) if told else Cell()
+
+
+def _rank(comparison: Comparison, name: str) -> Cell:
+    found = rank_words.of_arm(comparison, name)
+    if found is None:
+        return Cell()
+    group, told = found
+    enough = "enough" if name == group["enough"] else ""
+    if told is None:
+        return Cell("best", enough)
+    return Cell(f"{told.estimate}{told.unit}", f"{told.interval}{enough and ', enough'}")
 
 
 def _split(comparison: Comparison, name: str, split: str) -> Cell:

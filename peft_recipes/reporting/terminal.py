@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peft_recipes.reporting import advice, details, facts, rows, words
+from peft_recipes.reporting import advice, details, facts, rank_words, rows, words
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -38,6 +38,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     for row in found.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
+    for line in rank_words.rank_lines(comparison):
+        console.print(Text(line))
     if not any(column.key.startswith("split:") for column in columns):
         for line in words.forgetting(comparison):
             console.print(Text(line))

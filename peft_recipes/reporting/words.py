@@ -216,9 +216,8 @@ def forgetting(comparison: Comparison) -> list[str]:
         for name, arm in facts.arms(comparison).items():
             value = facts.split_value(arm, split, metric)
             if value is not None:
-                after.append(
-                    f"{_mentioned(comparison, name)} {fmt.quality(value, metric)}{_change(before, value, metric)}"
-                )
+                moved = _change(before, value, metric, _interval(comparison, split, name, before))
+                after.append(f"{_mentioned(comparison, name)} {fmt.quality(value, metric)}{moved}")
         if after:
             start = f"before tuning {fmt.quality(before, metric)}; after: " if before is not None else "after tuning: "
             lines.append(f"{facts.plain(split).capitalize()} {fmt.metric_title(metric)} {start}{', '.join(after)}.")
@@ -242,10 +241,23 @@ def latency(comparison: Comparison) -> str:
     return f"Latency at batch 1: {', '.join(first + each)}." if each else ""
 
 
-def _change(before: float | None, after: float, metric: str) -> str:
+def _change(before: float | None, after: float, metric: str, interval: str) -> str:
     if before is None:
         return ""
-    return f" ({change(after - before, metric)})"
+    return f" ({change(after - before, metric)}{interval})"
+
+
+def _interval(comparison: Comparison, split: str, name: str, before: float | None) -> str:
+    """ ", 95 % interval -1.6 to -0.3: forgot" for a change on a further set, where the comparison has its interval."""
+    found = (comparison.get("forgetting") or {}).get(split) or {}
+    told = (found.get("arms") or {}).get(name)
+    if not told or before is None:
+        return ""
+    metric = facts.metric(comparison)
+    scale, digits = (100, 1) if fmt.is_share(metric) else (1, 3)
+    low, high = (fmt.signed(scale * bound, digits) for bound in told["ci95"])
+    verdict = {"worse": "forgot", "better": "gained", "equivalent": "kept"}.get(told["verdict"], "not shown")
+    return f", 95 % interval {low} to {high}: {verdict}"
 
 
 def change(amount: float, metric: str) -> str:
