@@ -52,8 +52,18 @@ def comparison_data(
         "forgetting": _forgetting(recipe, runs, base, arms, seeds),
         "samples": some.data["samples"] if some else None,
         "environment": some.data["environment"] if some else {},
-        "notes": list(dict.fromkeys(note for run in (base, *runs.values()) if run.ok for note in run.data["notes"])),
+        "notes": _notes(recipe, [run for run in (base, *runs.values()) if run.ok]),
     }
+
+
+def _notes(recipe: Recipe, runs: list[Run]) -> list[str]:
+    said = list(dict.fromkeys(note for run in runs for note in run.data["notes"]))
+    if recipe.task == "text-classification" and not recipe.evaluate_also:
+        said.append(
+            "What was forgotten is not measured: the base has no head for these classes before tuning, so there is "
+            "nothing of its own to be held against. A set on which it has one goes under evaluate_also."
+        )
+    return said
 
 
 def _base(run: Run) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _tested(full: FullRun, model: nn.Module, hardware: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="extract-") as folder:
         arguments = full.task.arguments(None, full.run.data["seed"], hardware, Path(folder), True)
         trainer = full.task.trainer(model, full.prepared, arguments, [])
-        splits = ["validation", "test", *full.recipe.evaluate_also]
+        splits = ["validation", "test", *(name for name in full.recipe.evaluate_also if name in full.prepared.ids)]
         return {split: full.task.evaluate(trainer, full.prepared, split) for split in splits}
 
 

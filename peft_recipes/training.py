@@ -246,7 +246,7 @@ class _OneRun:
             raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Evaluation]:
-        splits = ["validation", "test", *self.recipe.evaluate_also]
+        splits = ["validation", "test", *(name for name in self.recipe.evaluate_also if name in self.prepared.ids)]
         with self.watch("evaluate"):
             return {split: self.task.evaluate(trainer, self.prepared, split) for split in splits}
 

@@ -23,6 +23,7 @@ recipe = Recipe(
         test_split="test",
         seed=42,  # IMDB's rows are sorted by label
     ),
+    # No evaluate_also: the head is new, so before tuning there is nothing on which the base could be held to account.
     max_length=128,
     training={
         "num_train_epochs": 2,

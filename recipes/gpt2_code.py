@@ -20,6 +20,15 @@ recipe = Recipe(
     task="language-modeling",
     model="openai-community/gpt2",
     dataset=Dataset("flytech/python-codes-25k", text="output", train=5_000, validation=200, test=500),
+    evaluate_also={  # what tuning on code makes the model forget: plain English
+        "plain": {
+            "path": "Salesforce/wikitext",
+            "name": "wikitext-2-raw-v1",
+            "text": "text",
+            "test_split": "test",
+            "test": 200,
+        }
+    },
     max_length=256,
     training={
         "num_train_epochs": 1,
@@ -46,6 +55,7 @@ recipe = Recipe(
             "validation": 50,
             "test": 200,
         },
+        "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 100}},
         "arms": {  # rates: benchmarks/learning_rates/gpt2-code-embedded.json, on the validation split
             "full": {"learning_rate": 1e-3},
             "lora": {"learning_rate": 1e-2},

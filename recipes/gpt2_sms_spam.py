@@ -24,6 +24,7 @@ recipe = Recipe(
         test=0.2,
         seed=123,
     ),
+    # No evaluate_also: the head is new, so before tuning there is nothing on which the base could be held to account.
     max_length=128,
     training={
         "num_train_epochs": 5,

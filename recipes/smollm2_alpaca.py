@@ -15,6 +15,16 @@ recipe = Recipe(
     task="sft",
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     dataset=Dataset("tatsu-lab/alpaca", train=5_000, validation=100, test=200),
+    evaluate_also={  # what tuning on instructions makes the model forget: plain English, the loss on every token
+        "plain": {
+            "path": "Salesforce/wikitext",
+            "name": "wikitext-2-raw-v1",
+            "text": "text",
+            "format": "text",
+            "test_split": "test",
+            "test": 100,
+        }
+    },
     max_length=256,
     training={
         "num_train_epochs": 1,
@@ -46,6 +56,7 @@ recipe = Recipe(
     embedded={
         "model": "embedded:smollm2-135m-instruct",
         "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 8, "test": 40},
+        "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 40}},
         "max_length": 128,
         "training": {"max_steps": 10, "eval_steps": 0.5},
         "arms": {  # rates: benchmarks/learning_rates/smollm2-alpaca-embedded.json, on the validation split

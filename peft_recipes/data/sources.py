@@ -46,6 +46,22 @@ def load_splits(source: Dataset) -> dict[str, datasets.Dataset]:
     return {split: made[split] for split in ("pretrain", "train", "validation", "test") if split in made}
 
 
+def load_test(source: Dataset) -> datasets.Dataset:
+    """The rows that a further evaluation set is: of its test split, or of its only one; blank texts left out.
+
+    Nothing of it is trained on, so nothing is cut off for that. Raises RecipeError as `load_splits`.
+    """
+    raw = _read(source)
+    name = next(iter(raw)) if len(raw) == 1 else source.test_split or "test"
+    if name not in raw:
+        raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + " Set its test_split.")
+    rows = _shuffled(_numbered(raw[name], name), source)
+    if source.text in rows.column_names:
+        texts = rows[source.text]
+        rows = rows.select([i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()])
+    return rows.select(range(_count(source.test, len(rows), len(rows), "test", source)))
+
+
 def _cut(pool: datasets.Dataset, splits: list[str], source: Dataset) -> dict[str, datasets.Dataset]:
     """`splits` cut from one shuffled pool, one after another; a size of None takes what the others leave."""
     total, sizes = len(pool), {}

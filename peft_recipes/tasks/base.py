@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes import activations, bases, quantisation
 from peft_recipes.data import columns, sources
-from peft_recipes.errors import RecipeError
+from peft_recipes.errors import RecipeError, within
 from peft_recipes.hardware import Hardware
-from peft_recipes.recipe import Arm, Dataset, Recipe
+from peft_recipes.recipe import EMBEDDED, Arm, Dataset, Recipe
 
 if TYPE_CHECKING:
     import datasets
@@ -62,6 +62,7 @@ class Task(ABC):
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.left_out: list[str] = []  # further evaluation sets that could not be had, and why
 
     @abstractmethod
     def prepare(self) -> Prepared:
@@ -200,10 +201,30 @@ class Task(ABC):
         if not self.reads_test:
             return {name: rows for name, rows in splits.items() if name != "test"}
         for name, changes in self.recipe.evaluate_also.items():
-            other = Dataset(**{**vars(self.recipe.dataset), **changes})
-            same_rows = set(changes) <= {"transform"}
-            splits[name] = splits["test"] if same_rows else sources.load_splits(other)["test"]
+            if set(changes) <= {"transform"}:
+                splits[name] = splits["test"]
+            elif (rows := self._further(name)) is not None:
+                splits[name] = rows
         return splits
+
+    def source_of(self, split: str) -> Dataset:
+        """Where a split comes from: a further evaluation set says what differs from the recipe's own data."""
+        return Dataset(**{**vars(self.recipe.dataset), **self.recipe.evaluate_also.get(split, {})})
+
+    def _further(self, name: str) -> datasets.Dataset | None:
+        """The rows of a further evaluation set; None, with a note, for one that the Hub does not give."""
+        source = self.source_of(name)
+        if source.path == self.recipe.dataset.path:
+            return sources.load_splits(source)["test"]  # cut as the recipe's own: nothing that was trained on
+        on_hub = not (source.path.startswith(EMBEDDED) or bases.is_local(source.path))
+        try:
+            with within(f"evaluate_also.{name}"):
+                return sources.load_test(source)
+        except RecipeError as error:
+            if not on_hub:
+                raise
+            self.left_out = [f"Left out: {' '.join(error.problems)}"]
+            return None
 
     def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
         """The model's answers to the recipe's prompts; None for tasks that don't generate."""

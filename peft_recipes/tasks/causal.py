@@ -72,13 +72,15 @@ class Causal(Task):
     def prepare(self) -> Prepared:
         tokenizer = bases.load_tokenizer(self.recipe)
         splits, notes = self.text_rows(self.raw_splits(), tokenizer)
+        notes += self.left_out
         shared = [c for c in splits["train"].column_names if c != "id"]
         splits, dropped = self.without_duplicates(splits, shared)
         if dropped:
             notes.append(f"{dropped} examples that stand in a later split too were taken out.")
         made, ids = {}, {}
         for name, rows in splits.items():
-            tokens = rows.map(lambda row: self.tokenise(row, tokenizer), remove_columns=shared, keep_in_memory=True)
+            other = [c for c in rows.column_names if c != "id"]  # a further set may be plain text
+            tokens = rows.map(lambda row: self.tokenise(row, tokenizer), remove_columns=other, keep_in_memory=True)
             cut = sum(len(t) > self.recipe.max_length for t in tokens["input_ids"])
             tokens = tokens.map(self._cut, keep_in_memory=True)
             tokens, unlabelled = checks.has_labelled_tokens(tokens, self.recipe.max_length, name)

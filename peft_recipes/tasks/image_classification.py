@@ -66,13 +66,16 @@ class ImageClassification(Classification):
         pixels = {name: PixelRows(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         fingerprint = self._fingerprint(splits)
-        notes, samples = checks.missing_classes(splits, labels), self._samples(splits.get("test"), labels)
+        notes, samples = (
+            [*checks.missing_classes(splits, labels), *self.left_out],
+            self._samples(splits.get("test"), labels),
+        )
         return Prepared(pixels, ids, fingerprint, processor, labels, notes, samples)
 
     def _source(self, split: str) -> Dataset:
         if split == "pretrain":
             return Dataset(**{**vars(self.recipe.dataset), "transform": None})  # the base learns plain pictures
-        return Dataset(**{**vars(self.recipe.dataset), **self.recipe.evaluate_also.get(split, {})})
+        return self.source_of(split)
 
     def _processor(self) -> Any:
         if self.recipe.model == bases.SMALL_CNN:

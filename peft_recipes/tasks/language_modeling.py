@@ -14,8 +14,9 @@ class LanguageModeling(Causal):
     """The recipe's text column, each row closed by an end-of-text token."""
 
     def text_rows(self, raw: Any, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
-        source, made, empty = self.recipe.dataset, {}, 0
+        made, empty = {}, 0
         for name, rows in raw.items():
+            source = self.source_of(name)
             if source.text not in rows.column_names:
                 raise RecipeError(missing_column(source.text, "text", rows.column_names, source.path))
             columns.check_text(rows, source.text, source.path)

@@ -17,7 +17,7 @@ class SupervisedFineTuning(Causal):
         chat = tokenizer.chat_template is not None
         made, notes = {}, []
         for name, rows in raw.items():
-            made[name], empty = columns.sft_rows(rows, self.recipe.dataset, chat)
+            made[name], empty = columns.sft_rows(rows, self.source_of(name), chat)
             if empty:
                 notes.append(f"{empty} {name} examples had an empty answer and were left out.")
         return made, notes

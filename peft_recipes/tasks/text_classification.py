@@ -30,7 +30,7 @@ class TextClassification(Classification):
             checks.more_than_one_class(splits["train"], labels, source.path)
         tokenizer = bases.load_tokenizer(self.recipe)
         notes = [f"{dropped} texts that stand in a later split too were taken out."] if dropped else []
-        notes += checks.missing_classes(splits, labels)
+        notes += [*checks.missing_classes(splits, labels), *self.left_out]
         tokenised, cut = {}, 0
         for name, rows in splits.items():
             tokens = tokenizer(list(rows["text"]), truncation=True, max_length=self.recipe.max_length)["input_ids"]
