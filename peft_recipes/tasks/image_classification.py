@@ -66,10 +66,8 @@ class ImageClassification(Classification):
         pixels = {name: PixelRows(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         fingerprint = self._fingerprint(splits)
-        notes, samples = (
-            [*checks.missing_classes(splits, labels), *self.left_out],
-            self._samples(splits.get("test"), labels),
-        )
+        notes = [*checks.missing_classes(splits, labels), *self.left_out]
+        samples = self._samples(splits.get("test"), labels)
         return Prepared(pixels, ids, fingerprint, processor, labels, notes, samples)
 
     def _source(self, split: str) -> Dataset:
