@@ -120,8 +120,8 @@ class Recipe:
     "padded". max_row_tokens: how long a shared row may be. metric: what arms are compared by, "accuracy" or "loss"
     (of preferences "preference_accuracy" or "loss").
     margin: how near is equivalent, absolute (default: 0.01 of accuracy, 1 % of the full arm's loss).
-    evaluate_also: further evaluation sets, to see what tuning made the model forget: name -> what differs from `dataset`
-    ({"clean": {"transform": None}}, or another `path`, of which the test split is taken: plain text for a causal task).
+    evaluate_also: further evaluation sets, to see what tuning made the model forget: name -> what differs from
+    `dataset` ({"clean": {"transform": None}}, or another `path`, of which the test split is taken: plain text, say).
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
     attention: how attention is computed ("sdpa", "eager", "flash_attention_2"; None: the library's choice). threads: of
     the CPU (None: torch's choice, or OMP_NUM_THREADS). skip_checks: names of guards that are not to be heeded.
