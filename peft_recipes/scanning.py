@@ -244,7 +244,8 @@ class _Work:
                 study.enqueue_trial({"learning_rate": rate})
         for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial({"learning_rate": trial.params["learning_rate"]})
+            if "run" not in trial.user_attrs:  # it was killed before it ended, not just before that was told
+                study.enqueue_trial({"learning_rate": trial.params["learning_rate"]})
         return study
 
     def _next(self, arm: _Arm) -> None:

@@ -25,8 +25,8 @@ def done(tmp_path_factory):
 
 @pytest.fixture
 def made(classify, done):
-    """Full and lora at four rates; the second test that asks finds it finished."""
-    return scan(classify(), RATES, ["full", "lora"], budget=300, output=done)
+    """Every arm at four rates; the second test that asks finds it finished."""
+    return scan(classify(), RATES, budget=300, output=done)
 
 
 def test_every_rate_is_tried_and_the_best_has_the_lowest_validation_loss(made):
@@ -51,10 +51,10 @@ def test_halving_stops_the_worse_runs_early(made):
 
 def test_a_finished_scan_is_returned_as_it_is_and_another_one_is_refused(made, classify, done):
     stamp = (made.folder / "scan.json").stat().st_mtime_ns
-    again = scan(classify(), RATES, ["full", "lora"], budget=300, output=done)
+    again = scan(classify(), RATES, budget=300, output=done)
     assert again.data == made.data and (made.folder / "scan.json").stat().st_mtime_ns == stamp
     with pytest.raises(RecipeError, match="--overwrite"):
-        scan(classify(), [1e-3], ["full", "lora"], budget=300, output=done)
+        scan(classify(), [1e-3], budget=300, output=done)
 
 
 def test_the_winners_are_a_recipe_that_compare_takes(made, tmp_path):
@@ -119,6 +119,13 @@ def test_a_rate_at_the_edge_is_said_in_words(made):
         data["arms"]["lora"] |= {"best": rate, "at_the_edge": {"lower": "lowest", "higher": "highest"}[side]}
         assert f"a {side} one may be better" in " ".join(scan_words(data))
     assert made.data["arms"]["lora"]["at_the_edge"] is None or made.best["lora"] in (1e-4, 10.0)
+
+
+def test_without_optuna_the_extra_is_named(classify, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(RecipeError, match=r"pip install 'peft_recipes\[scan\]'"):
+        scan(classify(), output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_best_is_among_those_that_came_furthest():
