@@ -60,7 +60,7 @@ def _at_ranks(name: str, arm: Arm, ranks: Sequence[int] | None) -> list[tuple[st
         if getattr(config, "lora_alpha", None) is not None and not getattr(config, "use_rslora", False):
             config.lora_alpha = max(round(config.lora_alpha * rank / own), 1)
         called = name if rank == own else f"{re.sub(r'-r[0-9]+$', '', name)}-r{rank}"
-        made.append((called, Arm(config, learning_rate=arm.learning_rate)))
+        made.append((called, dataclasses.replace(arm, method=config)))
     return made
 
 
@@ -68,7 +68,7 @@ def with_rates(recipe: Recipe, found: dict[str, tuple[Candidate, float]]) -> Rec
     """The recipe with the arms of a scan, each at the rate that was found for it; its other arms as they are."""
     arms = dict(recipe.arms)
     for name, (candidate, rate) in found.items():
-        arms[name] = Arm(candidate.arm.method, learning_rate=rate)
+        arms[name] = dataclasses.replace(candidate.arm, learning_rate=rate)
     return dataclasses.replace(recipe, arms=arms)
 
 

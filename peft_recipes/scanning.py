@@ -8,6 +8,7 @@ and from the step times that are measured first; a run that would overrun the bu
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -166,8 +167,7 @@ class _Work:
         plain = self.recipe.to_dict()
         for key in ("title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds", "arms"):
             plain.pop(key)
-        tried = [[one.name, one.arm.to_dict()["peft"] if one.arm.peft else one.arm.method, one.rates]
-                 for one in self.chosen]  # fmt: skip
+        tried = [[one.name, {**one.arm.to_dict(), "learning_rate": one.rates}] for one in self.chosen]
         said = json.dumps([plain, tried, self.seed, self.prepared.fingerprint, code_version()], default=str)
         return hashlib.sha256(said.encode()).hexdigest()[:20]
 
@@ -208,10 +208,9 @@ class _Work:
         return known or self._run(one, one.rates[0], 2, [2]).seconds
 
     def _run(self, one: Candidate, rate: float, steps: int, marks: list[int], **more: Any) -> ShortRun:
-        from peft_recipes.recipe import Arm
         from peft_recipes.short_runs import short_run
 
-        arm = Arm(one.arm.method, learning_rate=rate)
+        arm = dataclasses.replace(one.arm, learning_rate=rate)
         return short_run(self.task, self.prepared, arm, one.name, steps, marks, self.hardware, seed=self.seed, **more)
 
     def _affordable(self) -> int:
