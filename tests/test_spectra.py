@@ -160,6 +160,20 @@ def test_a_mistake_is_one_message_and_nothing_is_written(runs, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_json_is_one_document_and_nothing_else(runs, tmp_path):
+    from typer.testing import CliRunner
+
+    from peft_recipes.cli import app
+
+    shown = CliRunner().invoke(app, ["spectrum", str(runs), "--json"])
+    assert json.loads(shown.stdout)["recipe"] == "tiny"
+    assert "r for 90 %" in " ".join(CliRunner().invoke(app, ["spectrum", str(runs)]).stdout.split())
+    made = CliRunner().invoke(app, ["extract", str(runs), "--rank", "2", "--output", str(tmp_path / "o"), "--json"])
+    assert json.loads(made.stdout)["rank"] == 2
+    again = CliRunner().invoke(app, ["extract", str(runs), "--rank", "2", "--output", str(tmp_path / "o")])
+    assert again.exit_code == 2 and "--overwrite" in " ".join(again.stderr.split())
+
+
 def test_a_folder_whose_weights_are_gone_says_so(runs, tmp_path):
     import shutil
 

@@ -43,6 +43,7 @@ def loss_by_rate(data: dict[str, Any]) -> Plot | None:
                       markerfacecolor=style.colour if whole else drawing.PAPER, zorder=3, clip_on=False)  # fmt: skip
     axes.set_xscale("log")
     axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda rate, _: fmt.learning_rate(rate))
     axes.margins(x=0.1, y=0.1)
     best = _best_points(data, top)
     axes.plot([rate for rate, _, _ in best], [loss for _, loss, _ in best], "o", markersize=15,
