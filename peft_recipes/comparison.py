@@ -156,11 +156,12 @@ def collect(
     output: Path,
     known: dict[str, Any] | None = None,
 ) -> Comparison:
-    """The comparison of the runs that lie below `output`, written to their recipe's folder.
+    """The comparison of the runs that lie below `output`, written to their recipe's folder, and the runs' cards.
 
     known: what the runs do not: "estimates", each arm's memory by the plan, "asked", how the comparison was called, and
     "notes" beside the runs' own.
     """
+    from peft_recipes.cards import write_cards
     from peft_recipes.evidence import comparison_data
     from peft_recipes.reporting import write_reports
 
@@ -175,6 +176,7 @@ def collect(
         data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)
     write_reports(data, folder)
+    write_cards(data, folder)
     return Comparison(data, folder)
 
 

@@ -140,11 +140,10 @@ def _version(package: str) -> str | None:
 
 # Files that only show results: a change in them makes no run's figures old.
 _SHOWING = (
-    "cli", "reporting", "showing.py", "publishing.py", "comparison.py", "planning.py", "catalog.py", "serving.py",
-    "adapter_set.py", "forms.py", "merging.py", "combining.py", "generating.py", "chat.py", "predicting.py",
-    "playground.py", "playground_evidence.py",
-    "cli", "reporting", "publishing.py", "comparison.py", "planning.py", "catalog.py", "candidates.py", "scanning.py",
-    "ranks.py", "spectra.py", "extraction.py",
+    "cards", "cli", "reporting", "adapter_set.py", "candidates.py", "catalog.py", "chat.py", "closeness.py",
+    "combining.py", "comparison.py", "extraction.py", "forms.py", "generating.py", "merging.py", "planning.py",
+    "playground.py", "playground_evidence.py", "portable.py", "predicting.py", "publishing.py", "ranks.py",
+    "reproducing.py", "scanning.py", "serving.py", "showing.py", "spectra.py", "uploading.py",
 )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from peft_recipes.reporting import facts, formats
 if TYPE_CHECKING:
     from peft_recipes.adapter_checks import Finding
     from peft_recipes.comparison import Comparison
+    from peft_recipes.publishing import Published
     from peft_recipes.recipe import Recipe
+    from peft_recipes.reproducing import Reproduction
     from peft_recipes.runs import Run
     from peft_recipes.workers import Progress
 
@@ -127,6 +129,59 @@ def show_findings(found: list[Finding]) -> None:
     for finding in found:
         mark = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[dim]-   [/]"}[finding.ok]
         console.print(f"{mark} {finding.name:13} {escape(finding.said)}", highlight=False, soft_wrap=True)
+
+
+def show_parcel(made: Published) -> None:
+    """What a push will send, before it does."""
+    console = Console(highlight=False)
+    kind = "private" if made.private else "public"
+    console.print(f"[bold]{made.repo_id}[/bold] ({kind}): {len(made.files)} files, {formats.human_bytes(made.bytes)}")
+    for path, size in made.files.items():
+        console.print(f"  {formats.human_bytes(size):>8}  {escape(path)}", soft_wrap=True)
+    for path in made.removed:
+        console.print(f"   removed  {escape(path)}", soft_wrap=True)
+    for path, why in made.left_out.items():
+        console.print(f"[dim]stays here  {escape(path)}: {escape(why)}[/dim]", soft_wrap=True)
+    for note in made.told:
+        console.print(f"Note: {escape(note)}", soft_wrap=True)
+
+
+def show_published(made: list[Published], dry_run: bool) -> None:
+    """What came of a push."""
+    console = Console(highlight=False)
+    if dry_run:
+        console.print("A dry run: its checks are done, nothing was sent, and the Hub was not asked.")
+    for one in made:
+        if one.commit:
+            console.print(f"Sent to {one.url} (commit {one.commit[:12]})", soft_wrap=True)
+
+
+def show_reproduction(made: Reproduction) -> None:
+    """Each figure beside its evidence, what differs here, and whether it held."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("figure")
+    for name in ("evidence", "here", "has to lie in"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in made.rows:
+        between = "-" if row.bounds is None else f"{row.bounds[0]:.6g} to {row.bounds[1]:.6g}"
+        mark = {True: "[green]holds[/]", False: "[bold red]DOES NOT[/]", None: "[dim]not asked[/]"}[row.held]
+        figures = ("-" if value is None else f"{value:.6g}" for value in (row.evidence, row.here))
+        table.add_row(escape(f"{row.split} {row.metric}"), *figures, between, mark)
+    console.print(f"[bold]{escape(made.adapter)}[/bold]: {escape(made.arm)}, seed {made.seed}, trained again here")
+    console.print(table)
+    if made.differs:
+        console.print("Held to the 95 % interval of its own test examples, since the conditions differ:")
+        for line in made.differs:
+            console.print(f"  {escape(line)}", soft_wrap=True)
+    else:
+        console.print("Held to be equal up to float noise: the same kind of machine, versions, threads and data.")
+    for doubt in made.doubts:
+        console.print(f"[bold red]Doubt:[/] {escape(doubt)}", soft_wrap=True)
+    if made.folder is not None:
+        console.print(f"The new run is in {escape(str(made.folder))}", soft_wrap=True)
+    console.print("[bold]Reproduced.[/]" if made.held else "[bold red]Not reproduced.[/]")
 
 
 def show_comparison(comparison: Comparison) -> None:

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import allocator, bases, checkpoints, checks
+from peft_recipes import allocator, bases, cards, checkpoints, checks
 from peft_recipes.arm_names import choose_arms
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
 from peft_recipes.checkpoints import Checkpoint
@@ -78,7 +78,10 @@ def train(
     _check_free(folder, resume, overwrite)
     recipe = with_precision(recipe, folder if resume else None)
     with interruptible() as interruption:
-        return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
+        run = _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
+    if data is None:  # a comparison writes the cards of its runs, once it has all their figures
+        cards.write_run_card(run)
+    return run
 
 
 def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:

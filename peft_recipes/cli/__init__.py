@@ -10,7 +10,7 @@ import importlib
 from peft_recipes.cli.common import app
 
 # In the order of `peft-recipes --help`.
-for _group in ("recipes", "methods", "finding", "adapters", "use"):
+for _group in ("recipes", "methods", "finding", "adapters", "use", "publishing"):
     importlib.import_module(f"peft_recipes.cli.{_group}")
 
 __all__ = ["app"]

@@ -159,7 +159,8 @@ def _seeds(listed: str) -> list[int]:
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison.")], as_json: Json = False
 ) -> None:
-    """Show a comparison again, and write its report anew."""
+    """Show a comparison again, and write its report and its runs' cards anew."""
+    from peft_recipes.cards import write_cards
     from peft_recipes.comparison import read_comparison
     from peft_recipes.reporting import write_reports
     from peft_recipes.runs import check_output
@@ -171,6 +172,7 @@ def report(
         return
     check_output(made.folder, "The report goes beside its comparison: ")
     write_reports(made.data, made.folder)
+    write_cards(made.data, made.folder)
     show_comparison(made)
 
 

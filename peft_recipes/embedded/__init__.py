@@ -29,7 +29,8 @@ class StandIn:
 
     builder: for a model `f(folder)`, which fills the folder; for a dataset `f() -> {split: Dataset}`.
     inputs: what else decides the content (installed versions, the rules that read them), so that what is cached is made
-    again when that changes. revision: raise it when the builder gives something else than before.
+    again when that changes. revision: raise it when the builder gives something else than before. hub_id: of a model,
+    the Hub's that it is, so that what was trained on the one fits the other.
     """
 
     description: str
@@ -38,6 +39,7 @@ class StandIn:
     builder: Callable[..., Any]
     inputs: Callable[[], Any] = dict
     revision: int = 1
+    hub_id: str | None = None
 
     def folder_name(self, name: str) -> str:
         return f"{name}-{version_of(self.origin, self.revision, self.inputs())}"
@@ -50,6 +52,7 @@ MODELS: dict[str, StandIn] = {
         licence="Apache-2.0",
         builder=models.smollm2,
         inputs=lambda: packages.SMOLLM2.files,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "distilbert-minilm-l6": StandIn(
         description="all-MiniLM-L6-v2 written as a DistilBERT: 6 layers, width 384, the same function to 2e-6",

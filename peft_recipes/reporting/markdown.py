@@ -19,12 +19,12 @@ def escape(text: object) -> str:
     return _SPECIAL.sub(r"\\\1", line)
 
 
-def fence(text: str) -> str:
+def fence(text: str, language: str = "text") -> str:
     """A code block that no run of backticks inside can end."""
     shown = facts.plain(text)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     marks = "`" * max(3, longest + 1)
-    return f"{marks}text\n{shown}\n{marks}"
+    return f"{marks}{language}\n{shown}\n{marks}"
 
 
 def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str, str]] = ()) -> str:
