@@ -33,6 +33,14 @@ class Fault:
     method: str = ""  # only requests of this one
 
 
+def front_matter(card: str) -> Any:
+    """What stands at the head of a card, as YAML says."""
+    import yaml
+
+    found = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    return yaml.safe_load(found[1]) if found else {}
+
+
 class Hub:
     """with Hub(root) as hub: ... hub.url; hub.requests holds (method, path, authorization) of what was asked.
 
@@ -153,8 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self._send([{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": commit} for f in found])
             return
+        card = front_matter((folder / "README.md").read_text()) if "README.md" in files else None
         self._send({"id": name, "modelId": name, "sha": commit, "private": name in self.hub.private, "tags": [],
-                    "siblings": [{"rfilename": f} for f in files]})  # fmt: skip
+                    "siblings": [{"rfilename": f} for f in files], "cardData": card})  # fmt: skip
 
     def _file(self, name: str, file: str, body: bool, cut: bool) -> None:
         path = self.hub.root / name / file
@@ -220,10 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _validate(self, card: str) -> None:
         """As the Hub: front matter that is a mapping, and a base that could be a repository's name."""
-        import yaml
-
-        found = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-        data = yaml.safe_load(found[1]) if found else {}
+        data = front_matter(card)
         wrong = [] if isinstance(data, dict) else ["the front matter is no mapping"]
         if not wrong and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data.get("base_model", "x"))):
             wrong.append(f'"base_model" with value "{data["base_model"]}" is not valid.')

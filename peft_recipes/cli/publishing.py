@@ -41,10 +41,7 @@ def push(
 
     options = {"public": public, "dry_run": dry_run, "trust_remote_code": trust_remote_code,
                "on_ready": None if as_json else show_parcel}  # fmt: skip
-    if send_all:
-        made = publish_all(adapter, repo_id, **options)
-    else:
-        made = [publish(adapter, repo_id, **options)]
+    made = publish_all(adapter, repo_id, **options) if send_all else [publish(adapter, repo_id, **options)]
     if as_json:
         shown = [one.to_dict() for one in made]
         print(json.dumps(shown if send_all else shown[0], indent=1))
