@@ -215,7 +215,7 @@ def _send(
 
 def parcel(folder: Path, repo_id: str, license: str | None = None) -> tuple[dict[str, bytes | Path], dict[str, str]]:
     """What a push of a run's folder sends, by path in the repository; and what of the folder stays here, and why."""
-    from peft_recipes.cards import CARD, PLOTS, card_of
+    from peft_recipes.cards import CARD, PLOTS, published_card
     from peft_recipes.plain import read_yaml, to_yaml
 
     run = read_run(folder)
@@ -223,7 +223,7 @@ def parcel(folder: Path, repo_id: str, license: str | None = None) -> tuple[dict
     data = {key: value for key, value in run.data.items() if key != "samples"}
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     files: dict[str, bytes | Path] = {
-        CARD: str(card_of(folder, repo_id, license)).encode(),
+        CARD: published_card(folder, repo_id, license).encode(),
         CONFIG: _json(portable(config)),
         WEIGHTS: folder / WEIGHTS,
         RUN_FILE: _json(portable(data)),

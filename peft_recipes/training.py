@@ -78,10 +78,7 @@ def train(
     _check_free(folder, resume, overwrite)
     recipe = with_precision(recipe, folder if resume else None)
     with interruptible() as interruption:
-        run = _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
-    if data is None:  # a comparison writes the cards of its runs, once it has all their figures
-        cards.write_run_card(run)
-    return run
+        return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
 
 
 def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -158,6 +155,8 @@ class _OneRun:
                 raise
             write_json(self.folder / RUN_FILE, data)
             shutil.rmtree(self.folder / checkpoints.FOLDER, ignore_errors=True)  # only now is nothing to be resumed
+            if self.data is None:  # a comparison writes the cards of its runs, once it has all their figures
+                cards.write_run_card(Run(self.folder, data))
         return Run(self.folder, data)
 
     def _find_checkpoint(self) -> None:

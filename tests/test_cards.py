@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from peft_recipes import train
-from peft_recipes.cards import card_of, write_cards
-from peft_recipes.cards.code import code_in, loading_code
+from peft_recipes import RecipeError, train
+from peft_recipes.cards import comparison_of, published_card, write_cards
+from peft_recipes.cards.code import code_in
 from peft_recipes.cards.content import run_card
 from peft_recipes.cards.metadata import hub_base
 from peft_recipes.catalog import load_recipe
@@ -102,12 +102,10 @@ def test_a_base_and_data_of_the_hub_are_named(made):
     recipe = load_recipe(made.folder / "recipe.yaml").with_changes(
         {"model": "some/tiny", "dataset": {"path": "other/reviews", "revision": "v2"}}
     )
-    card = run_card(run, recipe, made.data, [], repo_id="me/mine", license="mit")
-    data = ModelCard(str(card)).data
-    assert (data.base_model, data.base_model_relation, data.license) == ("some/tiny", "adapter", "mit")
+    data = ModelCard(str(run_card(run, recipe, made.data, []))).data
+    assert (data.base_model, data.base_model_relation) == ("some/tiny", "adapter")
     assert data.datasets == ["other/reviews"] and "base_model:adapter:some/tiny" in data.tags
-    assert data.model_name == "mine" and data.eval_results[0].dataset_revision == "v2"
-    assert 'adapter = "me/mine"' in code_in(str(card)) and "peft-recipes reproduce me/mine" in card.text
+    assert data.eval_results[0].dataset_revision == "v2"
     full = ModelCard(str(run_card(read_run(made.folder / "full" / "seed-0"), recipe, made.data, [])))
     assert full.data.base_model_relation == "finetune"
 
@@ -201,17 +199,28 @@ def test_cards_are_written_again_with_the_report(made, tmp_path):
 
 
 def test_a_run_is_shown_with_its_own_comparison_only(made, alone, tmp_path):
-    assert "Every arm" in card_of(made.folder / "lora" / "seed-0").text
+    """What lies above a folder may be another comparison than the one that it came from."""
+    assert comparison_of(read_run(made.folder / "lora" / "seed-0")) is not None
     stray = tmp_path / "tiny" / "lora" / "seed-0"
     shutil.copytree(alone, stray)
     data = json.loads((made.folder / "comparison.json").read_text())
     data["arms"]["lora"]["metric"]["values"] = [0.123, 0.456]
     (tmp_path / "tiny" / "comparison.json").write_text(json.dumps(data))
-    assert "Every arm" not in card_of(stray).text
+    assert comparison_of(read_run(stray)) is None
 
 
-def test_a_head_of_the_hub_is_downloaded_by_its_code(made):
-    run = read_run(made.folder / "head" / "seed-0")
-    code = loading_code(load_recipe(made.folder / "recipe.yaml"), run.data, "me/head")
-    assert "hf_hub_download(head" in code
-    compile(code, "card", "exec")
+def test_the_card_that_is_published_is_the_one_that_lies_there(made, tmp_path):
+    folder = shutil.copytree(made.folder / "lora" / "seed-0", tmp_path / "moved")
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace("## Use it", "My own words.\n\n## Use it"))
+    text = published_card(folder, "me/mine", "mit")
+    card = ModelCard(text)
+    assert "My own words." in text and "Every arm of the comparison" in text
+    assert card.data.license == "mit" and card.data.model_name == "mine"
+    assert 'adapter = "me/mine"' in code_in(text) and "peft-recipes reproduce me/mine" in text
+    assert "THIS_FOLDER" not in text
+    path.unlink()  # of a run from before there were cards
+    assert "## Use it" in published_card(folder, "me/mine")
+    path.write_text("---\na: [\n---\n")
+    with pytest.raises(RecipeError, match=r"README.md: "):
+        published_card(folder, "me/mine")

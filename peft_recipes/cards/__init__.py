@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import BASE, Run, read_run, write_text
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
 
 CARD = "README.md"
 PLOTS = "plots"
@@ -55,19 +52,33 @@ def write_cards(comparison: dict[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def card_of(folder: Path, repo_id: str | None = None, license: str | None = None) -> ModelCard:
-    """The card of a finished run's folder, as it is written for a repository of the Hub.
+def published_card(folder: Path, repo_id: str, license: str | None = None) -> str:
+    """The card of a finished run's folder, for a repository of the Hub: the one that lies there, however it was edited.
 
-    Its comparison is the one that lies two folders above, where that holds this very run; license: of the base, where
-    it is known.
+    license: of the base, where the card names none. Raises RecipeError for front matter that can't be read.
     """
+    import yaml
+    from huggingface_hub import ModelCard
+
+    from peft_recipes.cards.code import placed_at
     from peft_recipes.cards.content import run_card
     from peft_recipes.catalog import resolved_recipe
+    from peft_recipes.errors import RecipeError
 
-    run = read_run(folder)
-    assert run is not None
-    recipe = resolved_recipe(folder / "recipe.yaml")
-    return run_card(run, recipe, comparison_of(run), _plots_of(folder), repo_id=repo_id, license=license)
+    if (folder / CARD).is_file():
+        try:
+            card = ModelCard.load(folder / CARD)
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            raise RecipeError(f"{folder / CARD}: {' '.join(str(error).split())[:200]}") from error
+    else:  # of a run from before there were cards
+        run = read_run(folder)
+        assert run is not None
+        card = run_card(run, resolved_recipe(folder / "recipe.yaml"), comparison_of(run), _plots_of(folder))
+    if license and not card.data.get("license"):
+        card.data.license = license
+    if card.data.get("eval_results"):
+        card.data.model_name = repo_id.partition("/")[2]
+    return placed_at(str(card), repo_id)
 
 
 def comparison_of(run: Run) -> dict[str, Any] | None:
@@ -75,7 +86,7 @@ def comparison_of(run: Run) -> dict[str, Any] | None:
     from peft_recipes.comparison import read_comparison
     from peft_recipes.errors import RecipeError
 
-    with contextlib.suppress(RecipeError):
+    with contextlib.suppress(RecipeError, IndexError, KeyError):
         data = read_comparison(run.folder.resolve().parents[1]).data
         arm = data["arms"].get(run.data["arm"]) or {}
         values = (arm.get("metric") or {}).get("values") or []

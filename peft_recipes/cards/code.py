@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes import bases
+from peft_recipes.cards.metadata import kind_of
 from peft_recipes.data import columns
 from peft_recipes.portable import is_place, short
 from peft_recipes.recipe import EMBEDDED, Recipe
@@ -19,31 +20,34 @@ _AUTO = {
     "image-classification": "AutoModelForImageClassification",
 }
 _MOST_LABELS = 30  # more would be most of the code
-HERE = "."
+# How a card names the folder that it lies in, in its code and in the commands below it.
+_HERE = '"."  # this folder, or its repository on the Hub'
+PLACE = "THIS_FOLDER"
 
 
-def loading_code(recipe: Recipe, data: dict[str, Any], repo_id: str | None = None) -> str | None:
+def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
     """Python that loads the run's adapter, head or model and uses it once; None for the base, which holds nothing.
 
-    repo_id: where it is published; else the folder that the code is started in.
+    It is started in the run's folder; `placed_at` makes it load from a repository of the Hub.
     """
-    method = data["method"]
-    if method == BASE:
+    kind = kind_of(data)
+    if kind == BASE:
         return None
-    place = "its repository on the Hub" if repo_id else "this folder, or its repository on the Hub"
-    called = {"full": "model_id", "head": "head"}.get(method, "adapter")
+    called = {"full": "model_id", "part": "weights"}.get(kind, "adapter")
     auto = _AUTO.get(recipe.task, "AutoModelForCausalLM")
     options = _options(recipe, data)
-    lines = [f"{called} = {_text(repo_id or HERE)}  # {place}"]
+    lines = [f"{called} = {_HERE}"]
     imports = {"transformers": {auto}}
-    if method == "full":
+    if kind == "full":
         lines += _own_class(recipe)
         lines.append(f"model = {auto}.from_pretrained({', '.join([called, *_trusted(recipe)])}).eval()")
         base = called
     else:
         made, base = _base(recipe, called, imports)
-        lines += [*made, _call(f"base = {auto}.from_pretrained", [base, *options])]
-        lines += _put_on(method, called, repo_id, imports)
+        quantised = _quantised(recipe, data, imports)
+        options += ["quantization_config=quantised"] if quantised else []
+        lines += [*made, *quantised, _call(f"base = {auto}.from_pretrained", [base, *options])]
+        lines += _put_on(data, called, imports)
     lines += ["", *_used(recipe, base, imports)]
     return "\n".join([*_imports(imports), "", *lines]) + "\n"
 
@@ -86,15 +90,26 @@ def _own_class(recipe: Recipe) -> list[str]:
     return ["import peft_recipes.small_cnn  # the model's class", ""]
 
 
-def _put_on(method: str, called: str, repo_id: str | None, imports: dict[str, set[str]]) -> list[str]:
-    if method == "head":
+def _quantised(recipe: Recipe, data: dict[str, Any], imports: dict[str, set[str]]) -> list[str]:
+    """The base as it was trained on, where that was a quantised one."""
+    how = getattr(recipe.arms.get(data["arm"]), "quantise", None)
+    if not how:
+        return []
+    imports["transformers"].add("BitsAndBytesConfig")
+    skipped = 'llm_int8_skip_modules=["lm_head", "classifier", "pre_classifier", "score"]'
+    if how == "int8":
+        return [_call("quantised = BitsAndBytesConfig", ["load_in_8bit=True", skipped])]
+    imports[""] = {"torch"}
+    computed = "torch.bfloat16" if data["environment"].get("precision") == "bf16" else "torch.float32"
+    settings = ["load_in_4bit=True", 'bnb_4bit_quant_type="nf4"', "bnb_4bit_use_double_quant=True"]
+    return [_call("quantised = BitsAndBytesConfig", [*settings, f"bnb_4bit_compute_dtype={computed}", skipped])]
+
+
+def _put_on(data: dict[str, Any], called: str, imports: dict[str, set[str]]) -> list[str]:
+    if kind_of(data) == "part":
         imports["safetensors.torch"] = {"load_file"}
-        file = _text(HEAD_FILE)
-        if repo_id:
-            imports["huggingface_hub"] = {"hf_hub_download"}
-            file = f"hf_hub_download({called}, {file})"
-        else:
-            file = f'f"{{{called}}}/{HEAD_FILE}"'
+        name = next(iter(data.get("checkpoint_files") or [HEAD_FILE]))
+        file = f'f"{{{called}}}/{name}"'
         return [f"base.load_state_dict(load_file({file}), strict=False)", "model = base.eval()"]
     imports["peft"] = {"PeftModel"}
     return [f"model = PeftModel.from_pretrained(base, {called}).eval()"]
@@ -156,6 +171,11 @@ def _imports(imports: dict[str, set[str]]) -> list[str]:
     whole = [f"import {name}" for name in sorted(imports.get("", ()))]
     some = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items()) if module]
     return whole + some
+
+
+def placed_at(card: str, repo_id: str) -> str:
+    """A card's text, for a repository of the Hub instead of a folder."""
+    return card.replace(_HERE, f"{_text(repo_id)}  # its repository on the Hub").replace(PLACE, repo_id)
 
 
 def code_in(card: str | Path) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from peft_recipes import bases
-from peft_recipes.cards.code import loading_code
-from peft_recipes.cards.metadata import hub_base, metadata
+from peft_recipes.cards.code import PLACE, loading_code
+from peft_recipes.cards.metadata import hub_base, kind_of, metadata
 from peft_recipes.plain import to_yaml
 from peft_recipes.portable import is_place, portable, short
 from peft_recipes.recipe import EMBEDDED, Recipe
@@ -34,9 +34,6 @@ def run_card(
     recipe: Recipe,
     comparison: dict[str, Any] | None,
     plots: list[str],
-    *,
-    repo_id: str | None = None,
-    license: str | None = None,
 ) -> ModelCard:
     """A run's card. comparison: that it belongs to, None where it was trained alone. plots: names of those beside it.
 
@@ -49,9 +46,9 @@ def run_card(
     arm = data["arm"]
     told = arm in facts.arms(shown)
     label = facts.label(shown, arm) if told else "Base, untuned"
-    code = loading_code(recipe, data, repo_id)
+    code = loading_code(recipe, data)
     card = ModelCard.from_template(
-        metadata(local, data, repo_id, license),
+        metadata(local, data),
         template_path=str(_TEMPLATE),
         title=f"{escape(recipe.title or recipe.name)}: {escape(label)}, seed {data['seed']}",
         headline=escape(words.verdict_headline(shown, arm)) if told else _base_headline(data, recipe),
@@ -60,14 +57,14 @@ def run_card(
         table=table_markdown(shown),
         own=_own_metrics(data),
         plots=[(PLOT_TITLES[name], f"plots/{name}.png") for name in plots],
-        base=_base_words(recipe, repo_id),
+        base=_base_words(recipe),
         code=fence(code.rstrip("\n"), "python") if code else None,
         trained=_trained(recipe, data),
         recipe=fence(to_yaml(recipe.to_dict()).rstrip("\n"), "yaml"),
         limits=_limits(recipe, data, shown),
         ran=_ran(data, shown),
-        place=repo_id or "THIS_FOLDER",
-        adapter=data["method"] not in ("full", "head", BASE),
+        place=PLACE,
+        adapter=kind_of(data) == "adapter",
     )
     return card
 
@@ -105,7 +102,7 @@ def _own_metrics(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _base_words(recipe: Recipe, repo_id: str | None) -> str:
+def _base_words(recipe: Recipe) -> str:
     """What the base is and how to get it."""
     from peft_recipes.embedded import MODELS
 
@@ -176,7 +173,7 @@ def _limits(recipe: Recipe, data: dict[str, Any], comparison: dict[str, Any]) ->
             f"Measured on {data['rows']['test']:,} test examples of the same data as it was trained on; how it does on "
             "other data is not known. Nothing was looked at but the figures above: not bias, not safety."
         )
-    if facts.reference(comparison) is None and data["method"] != BASE:
+    if facts.reference(comparison) is None and kind_of(data) != BASE:
         told.append("It was trained alone: what full fine-tuning would have reached was not measured.")
     return [escape(line) for line in told]
 

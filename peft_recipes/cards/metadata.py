@@ -10,30 +10,28 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from peft_recipes import bases
-from peft_recipes.options import CAUSAL_TASKS
+from peft_recipes.adapters import CONFIG
 from peft_recipes.portable import is_place, short
 from peft_recipes.recipe import EMBEDDED, Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.reporting.formats import metric_title
+from peft_recipes.runs import BASE
 
 # Our metrics by the names under which the Hub knows them.
 _HUB_METRICS = {"macro_f1": "f1", "token_accuracy": "accuracy"}
 _LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "openrail")
 
 
-def metadata(
-    recipe: Recipe, data: dict[str, Any], repo_id: str | None = None, license: str | None = None
-) -> ModelCardData:
+def metadata(recipe: Recipe, data: dict[str, Any]) -> ModelCardData:
     """The front matter of a run's card. data: its run.json.
 
     base_model only where the Hub has the base: a card that names a repository that is not there, or another's that
-    happens to be called so, is worse than one without. license: of the base, where the caller knows it.
+    happens to be called so, is worse than one without.
     """
-    method = str(data["method"])
-    adapter = method not in ("full", "head", "base")
-    base = hub_base(recipe)
-    relation = ("adapter" if adapter else "finetune") if base and method != "base" else None
-    tags = ["peft-recipes", plain(recipe.name)] + ([method.lower()] if method != "base" else [])
+    method, kind = str(data["method"]), kind_of(data)
+    adapter, base = kind == "adapter", hub_base(recipe)
+    relation = ("adapter" if adapter else "finetune") if base and kind != BASE else None
+    tags = ["peft-recipes", plain(recipe.name)] + ([method.lower()] if kind != BASE else [])
     tags += [f"base_model:adapter:{base}"] if base and adapter else []
     tags += ["embedded-stand-in"] if recipe.uses_stand_ins else []
     optional = {"base_model_relation": relation} if relation else {}
@@ -42,18 +40,26 @@ def metadata(
         base_model=base,
         datasets=_hub_datasets(recipe),
         tags=tags,
-        license=license or known_licence(recipe.model),
+        license=known_licence(recipe.model),
         pipeline_tag=pipeline(recipe.task),
         metrics=list(dict.fromkeys(_HUB_METRICS.get(name, name) for name in data["metrics"].get("test", {}))) or None,
-        model_name=repo_id.partition("/")[2] if repo_id else f"{recipe.name}-{data['arm']}",
+        model_name=f"{recipe.name}-{data['arm']}",
         eval_results=_results(recipe, data),
         **optional,
     )
 
 
+def kind_of(data: dict[str, Any]) -> str:
+    """What a run stored, by its run.json: "adapter" (PEFT's), "full" (a model), "part" (some weights), or "base"."""
+    if data["arm"] == BASE:
+        return BASE
+    stored = data.get("checkpoint_files") or {}
+    return "adapter" if CONFIG in stored else "full" if data["method"] == "full" else "part"
+
+
 def pipeline(task: str) -> str:
     """The Hub's name of what a model of this task does."""
-    return task if task not in CAUSAL_TASKS and task.endswith("classification") else "text-generation"
+    return task if task.endswith("classification") else "text-generation"
 
 
 def hub_base(recipe: Recipe) -> str | None:
