@@ -48,7 +48,7 @@ def differing(evidence: dict[str, Any], here: dict[str, Any]) -> list[str]:
     keys = ("device", "device_name", "precision", "threads", "platform", "python", "attention", "peft_recipes")
     found = [(key, evidence.get(key), here.get(key)) for key in keys]
     mine, theirs = here.get("versions") or {}, evidence.get("versions") or {}
-    found += [(name, theirs.get(name), mine.get(name)) for name in sorted({*mine, *theirs} - {"evaluate"})]
+    found += [(name, theirs[name], mine.get(name)) for name in sorted(theirs) if name != "evaluate"]
     found.append(("data", evidence.get("dataset_fingerprint"), here.get("dataset_fingerprint")))
     return [f"{name}: {was}, here {now}" for name, was, now in found if was != now]
 
