@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas
 
-from peft_recipes.options import CAUSAL_TASKS
 from peft_recipes.reporting.formats import is_share
 from peft_recipes.statistics import metric_interval
 
@@ -92,7 +91,7 @@ def _interval(table: pandas.DataFrame | None, metric: str, value: float, task: s
     """The 95 % bootstrap interval of a metric over the test examples; None where these are not stored."""
     if table is None or len(table) < 2:
         return None
-    if metric == "macro_f1":
+    if metric == "macro_f1" and {"label", "prediction"} <= set(table):
         low, high = _macro_f1_interval(table)
     elif metric == "perplexity":
         low, high = (math.exp(bound) for bound in _interval(table, "loss", value, task) or (-math.inf, math.inf))
@@ -107,13 +106,14 @@ def _interval(table: pandas.DataFrame | None, metric: str, value: float, task: s
 
 def scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Per-example scores whose (weighted) mean is the metric, and the weights; None where they are not stored."""
-    tokens = table["tokens"].to_numpy(dtype=float) if task in CAUSAL_TASKS and "tokens" in table else None
+    by_token = task in ("sft", "language-modeling") and "tokens" in table
+    tokens = table["tokens"].to_numpy(dtype=float) if by_token else None
     if metric == "accuracy" and {"label", "prediction"} <= set(table):
         return (table["label"] == table["prediction"]).to_numpy(dtype=float), None
-    if metric == "loss" and "loss" in table:
-        return table["loss"].to_numpy(dtype=float), tokens
     if metric == "token_accuracy" and tokens is not None and "correct_tokens" in table:
         return table["correct_tokens"].to_numpy(dtype=float) / tokens, tokens
+    if metric in table and pandas.api.types.is_numeric_dtype(table[metric]):
+        return table[metric].to_numpy(dtype=float), tokens
     return None
 
 

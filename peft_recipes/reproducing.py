@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _PREDICTIONS = "predictions.parquet"
 # What is fetched of a repository: the evidence, and not the weights, which are made anew.
 _EVIDENCE = [RUN_FILE, "recipe.yaml", _PREDICTIONS]
+_COUNTS = "training"  # what rows of counts are called, where others name their split
 
 
 @dataclass
@@ -39,9 +40,9 @@ class Reproduction:
 
     @property
     def held(self) -> bool:
-        """Whether every figure that can be asked for came out as the evidence has it, and at least one could be."""
-        asked = [row.held for row in self.rows if row.held is not None]
-        return bool(asked) and all(asked) and not self.doubts
+        """Whether every figure that can be asked for came out as the evidence has it, and some metric could be."""
+        asked = [row for row in self.rows if row.held is not None]
+        return any(row.split != _COUNTS for row in asked) and all(row.held for row in asked) and not self.doubts
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -178,5 +179,5 @@ def _counts(row: Any, evidence: dict[str, Any], here: dict[str, Any]) -> list[An
     for name, path in (("steps", ("training", "steps")), ("trained parameters", ("parameters", "trainable"))):
         was, now = ((data.get(path[0]) or {}).get(path[1]) for data in (evidence, here))
         if was is not None:
-            found.append(row("training", name, was, now, (was, was), was == now))
+            found.append(row(_COUNTS, name, was, now, (was, was), was == now))
     return found
