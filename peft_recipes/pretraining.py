@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +45,25 @@ def trained_base(task: Task, prepared: Prepared) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if not (folder / "config.json").is_file():
-                _train(task, prepared, folder)
+                with _own_draws():
+                    _train(task, prepared, folder)
     return folder
+
+
+@contextlib.contextmanager
+def _own_draws() -> Iterator[None]:
+    """Leaves the random numbers after it as they would have been: a run that finds its base made, and one that has to
+    train it first, must draw the same adapter."""
+    import numpy
+    import torch
+
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
 
 
 def _train(task: Task, prepared: Prepared, folder: Path) -> None:

@@ -69,7 +69,7 @@ def publish(
     checks, a name that is taken or not one's own, whatever the Hub refuses.
     """
     uploading.check_repo_id(repo_id)
-    api = None if dry_run else uploading.logged_in()
+    api = None if dry_run else uploading.logged_in(repo_id)
     run = _run_of(run)
     there = _place(api, repo_id, run)
     _check(run.folder, trust_remote_code)
@@ -93,7 +93,7 @@ def publish_all(
     from peft_recipes.comparison import Comparison, read_comparison
 
     uploading.check_repo_id(repo_id)
-    api = None if dry_run else uploading.logged_in()
+    api = None if dry_run else uploading.logged_in(repo_id)
     made = comparison if isinstance(comparison, Comparison) else read_comparison(comparison)
     runs = {arm: median_run(made, arm) for arm, row in made.data["arms"].items() if _sendable(arm, row)}
     if not runs:

@@ -55,8 +55,11 @@ def check_repo_id(repo_id: str) -> None:
     )
 
 
-def logged_in() -> HfApi:
-    """The Hub's client, once it is known that someone is logged in. Raises RecipeError that says how to."""
+def logged_in(repo_id: str) -> HfApi:
+    """The Hub's client, once it is known that someone is logged in. Raises RecipeError that says how to.
+
+    repo_id: what is to be written there, for the words of a refusal.
+    """
     from huggingface_hub import HfApi, constants, get_token
 
     if not get_token():
@@ -70,7 +73,7 @@ def logged_in() -> HfApi:
             f"The Hub at {constants.ENDPOINT} can't be reached, or HF_HUB_OFFLINE is set. Nothing was sent."
         )
     api = HfApi(library_name="peft_recipes")
-    with refusals("the Hub"):
+    with refusals(repo_id):
         api.whoami()
     return api
 

@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pandas
 import pytest
+from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
-from peft_recipes import reproduce, train
+from peft_recipes import base_folder, reproduce, train
 from peft_recipes.cli import app
 from peft_recipes.closeness import NOISE, differing, rows, scores
 from peft_recipes.metrics import compute
@@ -94,6 +95,41 @@ def test_elsewhere_and_without_predictions_nothing_can_be_said(own):
 def test_a_full_run_too(classify, tmp_path):
     run = train(classify(), "full", output=tmp_path / "first")
     assert reproduce(run.folder).held
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A recipe on a folder of pictures, bright above or bright below, whose base is trained first."""
+    from peft import LoraConfig
+    from PIL import Image
+
+    from peft_recipes import Arm, Dataset, Pretraining, Recipe
+
+    draw = np.random.default_rng(0)
+    for i in range(96):
+        pixels = draw.integers(0, 120, size=(28, 28))
+        pixels[(slice(0, 14), slice(14, 28))[i % 2]] += 100
+        path = tmp_path / "pictures" / ("above", "below")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return Recipe(
+        name="pictures", task="image-classification", model="small-cnn",
+        pretraining=Pretraining(num_train_epochs=1, batch_size=16),
+        dataset=Dataset(str(tmp_path / "pictures"), pretrain=32, train=32, validation=12, test=20),
+        training={"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True},
+        arms={"lora": Arm(LoraConfig(r=2, target_modules=["fc1", "classifier"]), learning_rate=1e-3)},
+    )  # fmt: skip
+
+
+def test_a_base_that_is_trained_first_makes_no_difference_when_it_is_there_already(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_RECIPES_CACHE", str(tmp_path / "cache"))
+    run = train(pictures, "lora", output=tmp_path / "first")  # trains its base
+    for cache in ("cache", "another"):  # finds it made; trains it again
+        monkeypatch.setenv("PEFT_RECIPES_CACHE", str(tmp_path / cache))
+        found = reproduce(run.folder)
+        assert found.held and not found.differs
+        assert all(row.here == pytest.approx(row.evidence, rel=1e-6) for row in found.rows), cache
+    assert AutoModelForImageClassification.from_pretrained(base_folder(run.folder)).config.num_labels == 2
 
 
 def test_what_can_not_be_reproduced_is_one_line(own, runs, tmp_path, monkeypatch):
