@@ -46,6 +46,7 @@ def differing(evidence: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What of the machine, the versions and the data is not as it was: "threads: 2, here 4"."""
     keys = ("device", "device_name", "precision", "threads", "platform", "python", "attention", "peft_recipes")
     found = [(key, evidence.get(key), here.get(key)) for key in keys]
+    found.append(("processes", evidence.get("processes") or 1, here.get("processes") or 1))
     mine, theirs = here.get("versions") or {}, evidence.get("versions") or {}
     found += [(name, theirs[name], mine.get(name)) for name in sorted(theirs) if name != "evaluate"]
     found.append(("data", evidence.get("dataset_fingerprint"), here.get("dataset_fingerprint")))
