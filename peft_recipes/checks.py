@@ -83,8 +83,11 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
     """The trainable weights differ from what they were: an adapter that can't learn raises no error by itself."""
     import torch
 
-    now = dict(model.named_parameters())
-    if before and all(torch.equal(old, now[path].detach().cpu()) for path, old in before.items()):
+    from peft_recipes import whole
+
+    learning = dict(model.named_parameters())
+    now = {path: whole.tensor(learning[path]).cpu() for path in before}  # all, as every process gathers the same
+    if before and all(torch.equal(old, now[path]) for path, old in before.items()):
         raise RuntimeError(
             f"arm '{name}': after training none of its weights has moved. Is its learning rate 0, or does gradient "
             "checkpointing run without input gradients (transformers#42489)?"
@@ -119,15 +122,21 @@ def _plain_name(path: str) -> str:
 
 
 def frozen_sums(model: nn.Module) -> dict[str, int]:
-    """A sum over the bits of each weight that does not learn: of a gigabyte in a fifth of a second."""
+    """A sum over the bits of each weight that does not learn: of a gigabyte in a fifth of a second.
+
+    Of weights that are spread over processes, the sum of their parts' sums.
+    """
     import torch
 
+    from peft_recipes import whole
+
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return {
-        path: int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))
+    sums = {
+        path: int(whole.own_part(p).contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))
         for path, p in model.named_parameters()
         if not p.requires_grad and p.device.type != "meta"
     }
+    return whole.added_up(sums, model)
 
 
 def frozen_unchanged(before: dict[str, int], model: nn.Module, name: str) -> None:

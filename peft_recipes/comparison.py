@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.arm_names import choose_arms
+from peft_recipes.batches import check_spreadable, shared_out
 from peft_recipes.data.stored import stored
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.interruption import terminable
+from peft_recipes.launching import Launch, installed, read_launch, slots
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import (
     BASE,
@@ -24,7 +26,7 @@ from peft_recipes.runs import (
     with_precision,
     write_json,
 )
-from peft_recipes.workers import Job, Progress, check_in_fresh_process, run_in_fresh_process, teller
+from peft_recipes.workers import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes, teller
 
 if TYPE_CHECKING:
     import pandas
@@ -103,6 +105,9 @@ def compare(
     output: str | Path = "adapters",
     overwrite: bool = False,
     wait: bool = False,
+    launch: str | Path | None = None,
+    processes: int | None = None,
+    jobs: int = 1,
     asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -111,32 +116,54 @@ def compare(
     arms: names (default: all of the recipe's), as `arm_names.choose_arms` takes them: also the table's, also "all". The
     untrained base is evaluated as well. Runs that are finished and whose recipe, data and code are the same are kept,
     unfinished ones go on from their last checkpoint; overwrite trains them anew. wait: until no other process writes
-    the folder. asked: how the command line was called (recipe, embedded, changes, arms, output), so that what the
-    report suggests is that call with a change. A run that fails is a row of the table, not the end. Raises RecipeError,
-    before anything is written, for whatever is wrong with what was given; KeyboardInterrupt or Terminated after SIGINT
-    or SIGTERM, when the run under way has written a checkpoint.
+    the folder. launch: the name or file of an Accelerate configuration under which each run is trained, by so many
+    `processes` (default: the file's). jobs: how many runs at a time, each on a GPU of its own, or sharing the CPU,
+    which the notes then say. asked: how the command line was called (recipe, embedded, changes, arms, output), so that
+    what the report suggests is that call with a change. A run that fails is a row of the table, not the end. Raises
+    RecipeError, before anything is written, for whatever is wrong with what was given; KeyboardInterrupt or Terminated
+    after SIGINT or SIGTERM, when the run under way has written a checkpoint.
     """
     seeds = _chosen_seeds(seeds)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
+    launched, places = _chosen_launch(recipe, names, launch, processes, jobs), slots(jobs)
     output = Path(output)
     check_output(output)
     folder = output / recipe.name
-    recipe, prepared, estimates = preflight(recipe, names, None if overwrite else folder)
+    recipe, prepared, estimates = preflight(recipe, names, None if overwrite else folder, launched, jobs)
     make_folder(folder)
-    jobs: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
+    todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
     with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
         recipe.to_yaml(folder / "recipe.yaml")
-        for number, job in enumerate(jobs, 1):
-            tell = teller(on_progress, job, number, len(jobs))
-            done = _finished(output, recipe, job, prepared.fingerprint)
-            if done and not overwrite:
+        orders = []
+        for number, job in enumerate(todo, 1):
+            tell = teller(on_progress, job, number, len(todo))
+            if _finished(output, recipe, job, prepared.fingerprint, launched) and not overwrite:
                 tell("kept")
             else:
-                run_in_fresh_process(output, recipe, job, folder / "recipe.yaml", tell, data, anew=overwrite)
-        _check_adapters(output, recipe, jobs)
+                orders.append(
+                    Order(output, recipe, job, folder / "recipe.yaml", tell, data, anew=overwrite, launch=launched)
+                )
+        run_in_fresh_processes(orders, places)
+        _check_adapters(output, recipe, todo)
         known = {"estimates": estimates, "asked": asked, "notes": chosen.notes}
         return collect(recipe, names, seeds, output, known)
+
+
+def _chosen_launch(
+    recipe: Recipe, names: Sequence[str], launch: str | Path | None, processes: int | None, jobs: int
+) -> Launch | None:
+    if launch is None:
+        if processes is not None:
+            raise RecipeError(f"--processes {processes}: say how they share the work, too: --launch ddp, or fsdp2.")
+        return None
+    if jobs != 1:
+        raise RecipeError("--launch and --jobs contradict each other: one run on all devices, or one device a run.")
+    chosen = installed(read_launch(launch, processes))
+    shared_out(recipe.training, chosen.processes)
+    for arm in names:
+        check_spreadable(recipe, arm, chosen.shares(recipe.arms[arm]))
+    return chosen
 
 
 def _check_adapters(output: Path, recipe: Recipe, jobs: list[Job]) -> None:
@@ -197,7 +224,7 @@ def read_comparison(folder: str | Path) -> Comparison:
 
 
 def preflight(
-    recipe: Recipe, arms: Sequence[str], folder: Path | None = None
+    recipe: Recipe, arms: Sequence[str], folder: Path | None = None, launch: Launch | None = None, jobs: int = 1
 ) -> tuple[Recipe, Prepared, dict[str, dict[str, Any]]]:
     """Finds what can be found wrong before the first run: data, columns, targets, memory.
 
@@ -224,7 +251,8 @@ def preflight(
     for name in arms:
         try:
             task.check_arguments(recipe.arms[name], hardware)
-            estimates[name] = planning.memory(task, prepared, config, recipe.arms[name], name)
+            spread = planning.spread_of(recipe.arms[name], hardware, launch, jobs)
+            estimates[name] = planning.memory(task, prepared, config, recipe.arms[name], name, spread)
         except RecipeError as error:
             problems += error.problems
             continue
@@ -242,9 +270,14 @@ def _chosen_seeds(seeds: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _finished(output: Path, recipe: Recipe, job: Job, fingerprint: str) -> bool:
+def _finished(output: Path, recipe: Recipe, job: Job, fingerprint: str, launch: Launch | None) -> bool:
+    """Whether a run need not be done again: the same recipe, data and code, by as many processes."""
     run = read_run(run_folder(output, recipe, *job))
-    return run is not None and run.ok and run.data.get("signature") == signature(recipe, *job, fingerprint)
+    if run is None or not run.ok or run.data.get("signature") != signature(recipe, *job, fingerprint):
+        return False
+    where = run.data["environment"]
+    wanted = (launch.processes, launch.shares(recipe.arms.get(job[0]))) if launch else (1, None)
+    return (where.get("processes", 1), where.get("distributed")) == wanted
 
 
 def _run_or_failure(output: Path, recipe: Recipe, job: Job) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import checks
+from peft_recipes import checks, processes
 from peft_recipes.data.packing import Counts
 from peft_recipes.tasks.watching import LearningCallback
 
@@ -34,16 +34,20 @@ class Fit:
         """Trains, and returns the run's training figures. Raises KeyboardInterrupt or Terminated after a signal."""
         trainer = self.trainer
         before = checks.trainable_snapshot(trainer.model)
-        frozen = self.guard("frozen", checks.frozen_sums, trainer.model)
+        # The other processes may hold no base yet: FSDP2 sends them their parts of the main one's.
+        frozen = self.guard("frozen", checks.frozen_sums, trainer.model) if processes.is_main() else {}
         trainer.add_callback(LearningCallback(self.guard, before, self.arm))
         resumed = self._restore()
         trainer.run_state = lambda: self._state(resumed)
+        _own_dropout(trainer.args.seed)
         with self.interruption.heeded_after():
             self._train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         self.guard("learning", checks.weights_moved, before, trained, self.arm)
         self.guard("frozen", checks.frozen_unchanged, frozen or {}, trained, self.arm)
-        figures = self.meter.figures(trainer.step_counts(), getattr(trainer, "pass_figures", None))
+        figures = self.meter.figures(
+            trainer.step_counts(), getattr(trainer, "pass_figures", None), processes.gathered(trainer.own_tokens())
+        )
         return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed}
 
     def _train(self) -> None:
@@ -52,6 +56,8 @@ class Fit:
         elif self.checkpoint.step >= self.checkpoint.state["max_steps"]:
             self.trainer.load_checkpoint_weights(self.checkpoint.folder)  # Trainer would train a step more
         else:
+            if self.trainer.is_fsdp_enabled:  # before the weights are spread over processes
+                self.trainer.load_checkpoint_weights(self.checkpoint.folder)
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint.folder))
 
     def _restore(self) -> list[int]:
@@ -71,6 +77,14 @@ class Fit:
             "counts": [astuple(counts) for counts in self.trainer.step_counts()],
             "resumed_at_steps": resumed,
         }
+
+
+def _own_dropout(seed: int) -> None:
+    """Processes but the main one draw from seeds of their own: else all would drop the same places."""
+    if processes.index():
+        import transformers
+
+        transformers.set_seed(seed + processes.index())
 
 
 def first_batch_is_padded_right(trainer: Trainer, processor: Any) -> None:

@@ -27,7 +27,14 @@ def offline_if_unreachable() -> None:
     try:
         socket.create_connection((address.hostname or "", port), _SECONDS).close()
     except OSError:
-        constants.HF_HUB_OFFLINE = True
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that are started from here
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+        work_offline()
+
+
+def work_offline() -> None:
+    """The Hub's clients work from their caches alone, in this process and in those that it starts."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True

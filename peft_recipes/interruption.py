@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -34,6 +35,12 @@ class Interruption:
             self.deferred = False
         self.heed()
 
+    def ask(self, number: int) -> None:
+        """Asks for the end as that signal does: it was another process of the run that got it."""
+        if self.asked is None:
+            self._say()
+        self.asked = signal.Signals(number)
+
     def heed(self) -> None:
         """Raises KeyboardInterrupt or Terminated where a signal has asked for the end."""
         if self.asked is not None:
@@ -43,7 +50,11 @@ class Interruption:
         again, self.asked = self.asked is not None, signal.Signals(number)
         if again or not self.deferred:
             raise _RAISED[self.asked]
-        print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
+        self._say()
+
+    def _say(self) -> None:
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the main one
+            print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

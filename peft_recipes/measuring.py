@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from peft_recipes import allocator
+from peft_recipes import allocator, processes
 from peft_recipes.checks import loss_is_finite
 from peft_recipes.hardware import synchronise
 
@@ -159,9 +159,11 @@ class StepMeter(TrainerCallback):
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from what another process measured up to its checkpoint."""
         self.steps, self.losses, self.validation = state["steps"], state["losses"], state["validation"]
-        self.memory.peak = state["peak"]
+        self.memory.peak = state["peak"] if processes.is_main() else 0  # it is the main process's
 
-    def figures(self, counts: list[Counts], first_pass: dict[str, Any] | None = None) -> dict[str, Any]:
+    def figures(
+        self, counts: list[Counts], first_pass: dict[str, Any] | None = None, tokens_each: list[int] | None = None
+    ) -> dict[str, Any]:
         """The run's training figures. counts: of each step, in order.
 
         seconds, tokens_per_second and examples_per_second leave the first 3 steps out (all steps count where there
@@ -169,10 +171,22 @@ class StepMeter(TrainerCallback):
         computed once; padding_share is padding among the computed positions. Both are None for images.
         first_pass: seconds and peak_memory_bytes of what was computed once before the first step (a frozen
         backbone's features, a reference's log-probabilities): it is training, so it counts, in seconds and in rates.
+
+        Of several processes: counts are theirs together; seconds are the slowest one's, and the rates by those;
+        peak_memory_bytes is the largest of one process, peak_memory_bytes_sum that of all together (their peaks need
+        not have come at one moment; pages that CPU processes share count in each); processes has each one's own.
         """
         skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
         before = first_pass or {"seconds": 0.0, "peak_memory_bytes": 0}
-        seconds = sum(self.steps[skip:]) + before["seconds"]
+        each = processes.gathered(
+            {
+                "seconds": sum(self.steps[skip:]) + before["seconds"],
+                "peak_memory_bytes": max(self.memory.peak, before["peak_memory_bytes"]),
+            }
+        )
+        for process, own in zip(each, tokens_each or [], strict=False):
+            process["tokens"] = own or None
+        seconds = max(process["seconds"] for process in each)
         tokens, computed, examples = ([getattr(c, n) for c in counts] for n in ("tokens", "computed", "examples"))
 
         def rate(each: list[int]) -> float | None:
@@ -191,7 +205,9 @@ class StepMeter(TrainerCallback):
             "tokens_per_second": rate(tokens),
             "examples_per_second": rate(examples),
             "first_pass_seconds": first_pass and first_pass["seconds"],
-            "peak_memory_bytes": max(self.memory.peak, before["peak_memory_bytes"]),
+            "peak_memory_bytes": max(process["peak_memory_bytes"] for process in each),
+            "peak_memory_bytes_sum": sum(process["peak_memory_bytes"] for process in each),
+            "processes": each,
             "peak_memory_method": self.memory.method,
             "losses": self.losses,
             "validation": self.validation,

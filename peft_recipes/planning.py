@@ -7,22 +7,29 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.batches import shared_out
 from peft_recipes.errors import RecipeError
 from peft_recipes.options import LANGUAGE_TASKS
 from peft_recipes.recipe import EMBEDDED, Arm, Recipe
+from peft_recipes.scaling import Spread
 
 if TYPE_CHECKING:
+    from peft_recipes.hardware import Hardware
+    from peft_recipes.launching import Launch
     from peft_recipes.tasks.base import Prepared, Task
 
 
-def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = False) -> dict[str, Any]:
+def plan(
+    recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = False, spread: Spread | None = None
+) -> dict[str, Any]:
     """The plan of a recipe, as `peft-recipes plan --json` prints it.
 
     Needs the base's configuration, not its weights; the data is looked at for the number of steps, and for the class
     names where the recipe does not say them. steps and tokens are None where the data can't be had, and `notes` says
     so. trial: the weights are loaded after all, and three steps of each arm tell how long the run will take.
-    arms: as `arm_names.choose_arms` takes them. Raises RecipeError: an unknown arm, a configuration that can't be had,
-    a target that hits nothing.
+    arms: as `arm_names.choose_arms` takes them. spread: over how many processes, how and with what memory each; then an
+    arm's memory is one process's, and its `traffic` the bytes that each sends in a step. Raises RecipeError: an unknown
+    arm, a configuration that can't be had, a target that hits nothing, a batch that does not divide.
     """
     from peft_recipes import bases
     from peft_recipes.arm_names import choose_arms
@@ -33,6 +40,8 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = Fal
 
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
+    if spread is not None:
+        shared_out(recipe.training, spread.processes)
     task = task_of(recipe)
     prepared, notes = _data(recipe, task)
     rows = prepared.rows if prepared else None
@@ -42,7 +51,7 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = Fal
     planned, problems = {}, []
     for name in names:
         try:
-            planned[name] = _arm(task, prepared, config, recipe.arms[name], name)
+            planned[name] = _arm(task, prepared, config, recipe.arms[name], name, spread)
             planned[name] |= {"steps": steps(recipe, rows), "tokens": tokens(task, prepared, steps(recipe, rows))}
         except RecipeError as error:
             problems += error.problems
@@ -60,12 +69,16 @@ def plan(recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = Fal
         "embedded": recipe.uses_stand_ins,
         "rows": rows,
         "hardware": choose(recipe.training, recipe.threads).to_dict(),
+        "processes": spread.processes if spread else 1,
+        "distributed": spread.kind if spread else None,
         "arms": planned,
         "notes": [*notes, *fitted, *_architecture_notes(config), *chosen.notes],
     }
 
 
-def _arm(task: Any, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, Any]:
+def _arm(
+    task: Any, prepared: Prepared | None, config: Any, arm: Arm, name: str, spread: Spread | None
+) -> dict[str, Any]:
     from peft_recipes.module_matching import matched_modules
     from peft_recipes.saving import meta_checkpoint_bytes, with_arm_on_meta
 
@@ -80,7 +93,7 @@ def _arm(task: Any, prepared: Prepared | None, config: Any, arm: Arm, name: str)
         "total_parameters": parameters.total,
         "modules": modules,
         "checkpoint_bytes": meta_checkpoint_bytes(model, arm),
-        "memory": memory(task, prepared, config, arm, name),
+        "memory": memory(task, prepared, config, arm, name, spread),
     }
 
 
@@ -91,8 +104,21 @@ def _modules(model: Any, arm: Arm) -> list[str]:
     return head_modules(model) if arm.method == "head" else [name for name, _ in model.named_children()]
 
 
-def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, Any]:
+def spread_of(arm: Arm | None, hardware: Hardware, launch: Launch | None = None, jobs: int = 1) -> Spread | None:
+    """How a run of an arm is shared here: under a launch, or beside other jobs. On a CPU all share one memory."""
+    if launch is None:
+        return Spread(on_one=jobs) if jobs > 1 and hardware.device == "cpu" else None
+    kind, processes = launch.shares(arm), launch.processes
+    return Spread(kind, processes, on_one=processes if hardware.device == "cpu" else 1)
+
+
+def memory(
+    task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str, spread: Spread | None = None
+) -> dict[str, Any]:
     """The peak of an arm's training step in bytes, part by part, and what the machine has.
+
+    spread: over several processes; then all is of one of them, `buffers` what sharing takes, `traffic` the bytes that
+    it sends in a step.
 
     The step is played on tensors without data (memory.py), on the largest batch that the data makes; where the data
     can't be had, on examples of max_length. libraries: what the process itself holds resident, which a run's peak on
@@ -105,18 +131,21 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
 
     hardware = choose(task.recipe.training, task.recipe.threads)
     libraries = loaded_libraries_bytes() if hardware.device == "cpu" else 0
-    has = device_memory_bytes(hardware.device)
+    spread = spread or Spread()
+    has = spread.memory or device_memory_bytes(hardware.device)
+    has = has and has // (1 if spread.memory else spread.on_one)
+    libraries = 0 if spread.memory else libraries  # of a GPU elsewhere
     training = task.recipe.training
     asked = training.get("gradient_checkpointing", training.get("activation_checkpointing"))
     found: dict[str, Any] = {}
     for checkpointing in (False, True) if asked is None else (asked,):
         played = True
         try:
-            parts = _step_memory(task, prepared, config, arm, name, checkpointing)
+            parts = _step_memory(task, prepared, config, arm, name, checkpointing, spread)
         except RecipeError:
             raise
         except Exception:  # an operation that can't be played without data, in some architecture
-            played, parts = False, _rough(task, prepared, config, arm, name)
+            played, parts = False, _rough(task, prepared, config, arm, name, spread)
         total = parts["total"] + libraries
         found = {**parts, "libraries": libraries, "total": total, "machine": has, "fits": has is None or total < has,
                  "gradient_checkpointing": checkpointing, "played": played}  # fmt: skip
@@ -126,8 +155,8 @@ def memory(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
 
 
 def _step_memory(
-    task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str, checkpointing: bool
-) -> dict[str, int]:
+    task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str, checkpointing: bool, spread: Spread
+) -> dict[str, Any]:
     from peft_recipes.memory import step_memory
     from peft_recipes.saving import with_arm_on_meta
 
@@ -138,12 +167,15 @@ def _step_memory(
         return step_memory(model, batch, _in_precision(task), learns=False)
     if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = task.largest_batch(model, prepared, training.get("per_device_train_batch_size", 8))
+    size, accumulated = shared_out(training, spread.processes)
+    batch = task.largest_batch(model, prepared, size)
     optim = str(arm.optim or training.get("optim"))
     parts = step_memory(model, batch, _in_precision(task), _optimizer(optim))
     if "8bit" in optim:  # its two states are a byte a number each, not four
         parts |= {"optimizer": parts["optimizer"] // 4, "total": parts["total"] - 3 * parts["optimizer"] // 4}
-    return _with_quantised_base(parts, task, config, arm) if arm.quantise else parts
+    if arm.quantise:
+        parts = _with_quantised_base(parts, task, config, arm)
+    return _shared(parts, task, config, arm, name, spread, accumulated)
 
 
 def _with_quantised_base(parts: dict[str, int], task: Task, config: Any, arm: Arm) -> dict[str, int]:
@@ -155,6 +187,22 @@ def _with_quantised_base(parts: dict[str, int], task: Task, config: Any, arm: Ar
     saved = int(count * (4 - BYTES[arm.quantise]))
     used = {"weights": parts["weights"] - saved, "activations": parts["activations"] + 4 * min(largest, count)}
     return {**parts, **used, "total": parts["total"] - saved + 4 * min(largest, count)}
+
+
+def _shared(
+    parts: dict[str, int], task: Task, config: Any, arm: Arm, name: str, spread: Spread, accumulated: int
+) -> dict[str, Any]:
+    """The parts of a step as one of several processes holds them, and what it sends."""
+    from peft_recipes.hardware import choose
+    from peft_recipes.saving import with_arm_on_meta
+    from peft_recipes.scaling import shared_step
+
+    if spread.kind is None:
+        return parts
+    model, _ = with_arm_on_meta(task, config, arm, name)
+    lower = choose(task.recipe.training, task.recipe.threads).precision == "bf16"
+    found = shared_step(model, parts, spread, accumulated, lower)
+    return {key: value for key, value in found.items() if key != "sizes"}
 
 
 def _in_precision(task: Task) -> Callable[..., Any]:
@@ -210,7 +258,7 @@ def _activations_bound(task: Task, config: Any) -> int | None:
     return 4 * batch * task.sequences * length * (layers * (34 * width + 5 * heads * length) + 3 * vocabulary)
 
 
-def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str) -> dict[str, int]:
+def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: str, spread: Spread) -> dict[str, Any]:
     """The parts of a step's memory by rule: 4 bytes a number, AdamW's two states, and the bound on activations."""
     from peft_recipes.saving import with_arm_on_meta
 
@@ -218,7 +266,9 @@ def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     trains = 4 * parameters.trainable
     parts = {"weights": 4 * (parameters.total + parameters.adapter), "gradients": trains, "optimizer": 2 * trains,
              "activations": _activations_bound(task, config) or 0}  # fmt: skip
-    return {**parts, "total": sum(parts.values())}
+    parts["total"] = sum(parts.values())
+    accumulated = shared_out(task.recipe.training, spread.processes)[1]
+    return _shared(parts, task, config, arm, name, spread, accumulated)
 
 
 def too_large(name: str, memory: dict[str, Any], recipe: Recipe) -> str:

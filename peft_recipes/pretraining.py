@@ -8,16 +8,20 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_recipes import processes
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware import choose, code_version
 
 if TYPE_CHECKING:
+    from peft_recipes.recipe import Recipe
     from peft_recipes.tasks.base import Prepared, Task
 
 
@@ -41,6 +45,8 @@ def trained_base(task: Task, prepared: Prepared) -> Path:
     said = [recipe.model, asdict(recipe.pretraining), prepared.fingerprint, code_version()]
     name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
     folder = cache_dir() / "bases" / f"{recipe.model}-{name}"
+    if processes.count() > 1 and not (folder / "config.json").is_file():
+        _trained_alone(recipe)  # the others wait for its weights; they do not train with it
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
@@ -64,6 +70,17 @@ def _own_draws() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
+
+
+def _trained_alone(recipe: Recipe) -> None:
+    """The base trained in a process that no launcher started. Raises RuntimeError with its last words."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yaml = Path(temporary) / "recipe.yaml"
+        recipe.to_yaml(yaml)
+        command = [sys.executable, "-m", "peft_recipes.pretraining", str(yaml)]
+        done = subprocess.run(command, env=processes.environment_alone(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The base could not be trained: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def _train(task: Task, prepared: Prepared, folder: Path) -> None:
@@ -103,3 +120,18 @@ def _train(task: Task, prepared: Prepared, folder: Path) -> None:
         made = Path(temporary) / "base"
         trainer.model.save_pretrained(made)
         shutil.move(made, folder)
+
+
+def main(yaml: str) -> None:
+    """`python -m peft_recipes.pretraining RECIPE.yaml`: the base of a recipe, where there is none yet."""
+    from peft_recipes.catalog import resolved_recipe
+    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.tasks import task_of
+
+    quiet_libraries()
+    task = task_of(resolved_recipe(Path(yaml)))
+    trained_base(task, task.prepare())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,6 +22,11 @@ def opened_log(path: Path, step: int) -> TextIO:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
         write_text(path, "".join(f"{line}\n" for line in lines))
     return path.open("a" if step else "w", encoding="utf-8", buffering=1)
+
+
+def no_log() -> TextIO:
+    """What a process that is not the main one writes its events to."""
+    return open(os.devnull, "w")
 
 
 def _logged_step(line: str) -> float:

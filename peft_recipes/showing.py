@@ -39,6 +39,11 @@ def _trial(found: dict[str, Any]) -> str:
     return f"{whole} ({formats.seconds(found['seconds_per_step'])} a step)"
 
 
+def _sent(memory: dict[str, Any]) -> str:
+    sent = memory.get("traffic")
+    return formats.human_bytes(sent["total"]) if sent else "-"
+
+
 def show_plan(plan: dict[str, Any]) -> None:
     """A plan as a table, and the modules each arm hits."""
     console = Console(highlight=False)
@@ -48,11 +53,14 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(f"on {has['device']} ({has['device_name']}), {has['precision']}, {has['threads']} threads")
     total = next(iter(plan["arms"].values()))["total_parameters"]
     console.print(f"{total:,} parameters in the base with its task head\n")
+    spread = plan.get("processes", 1) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm")
     tried = any("trial" in arm for arm in plan["arms"].values())
     for name in ("trains", "share", "head", "checkpoint", "steps", "tokens", "peak memory*", "rate"):
         table.add_column(name, justify="right")
+    if spread:
+        table.add_column("sends a step", justify="right")
     if tried:
         table.add_column("training, by a trial", justify="right")
     for name, arm in plan["arms"].items():
@@ -66,12 +74,17 @@ def show_plan(plan: dict[str, Any]) -> None:
             "-" if arm["tokens"] is None else f"{arm['tokens']:,}",
             formats.human_bytes(arm["memory"]["total"]) + ("" if arm["memory"]["fits"] else " does not fit"),
             f"{arm['learning_rate']:g}",
+            *([_sent(arm["memory"])] if spread else []),
             *([_trial(arm["trial"])] if tried else []),
         )
     console.print(table)
     memory = next(iter(plan["arms"].values()))["memory"]
     has = f" This machine has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
-    console.print(f"* estimated, of the largest batch: weights, gradients, optimizer, activations, libraries.{has}\n")
+    what = "of the largest batch: weights, gradients, optimizer, activations, libraries"
+    if spread:
+        what = f"of one of {plan['processes']} processes ({plan['distributed']}), its own batch and buffers"
+        has = f" Each has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
+    console.print(f"* estimated, {what}.{has}\n")
     for name, arm in plan["arms"].items():
         modules = arm["modules"]
         console.print(f"{name} learns in {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_few(modules))}")
@@ -210,16 +223,22 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        runs, steps = bars.add_task("preparing", total=None), bars.add_task("", total=None, visible=False)
+        runs = bars.add_task("preparing", total=None)
+        under_way: dict[tuple[str, int], Any] = {}
 
         def tell(news: Progress) -> None:
             _print_end(bars.console, news)
             arm, seed = news.job
+            bars.update(runs, total=news.jobs, advance=news.state != "running", description="runs")
+            if news.state != "running":
+                if news.job in under_way:
+                    bars.remove_task(under_way.pop(news.job))
+                return
+            if news.job not in under_way:
+                under_way[news.job] = bars.add_task("", total=None)
             silent = f" · silent for {news.silent_seconds // 60} min" if news.silent_seconds else ""
-            bars.update(runs, total=news.jobs, completed=news.number - (news.state == "running"), description="runs")
             bars.update(
-                steps,
-                visible=True,
+                under_way[news.job],
                 description=f"{arm} · seed {seed} · {news.stage or 'start'}{silent}",
                 total=news.steps or None,
                 completed=news.step,

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from peft_recipes import allocator, bases, cards, checkpoints, checks
+from peft_recipes import allocator, bases, cards, checkpoints, checks, processes, run_facts, whole
 from peft_recipes.arm_names import choose_arms
 from peft_recipes.arms import Parameters, apply_arm, fit_targets
+from peft_recipes.batches import check_spreadable, shared_out
 from peft_recipes.checkpoints import Checkpoint
 from peft_recipes.data import stored
-from peft_recipes.errors import RecipeError, says_out_of_memory
+from peft_recipes.errors import RecipeError
 from peft_recipes.fitting import Fit, first_batch_is_padded_right
 from peft_recipes.guards import Guards
-from peft_recipes.hardware import Hardware, choose, environment
+from peft_recipes.hardware import Hardware, choose
 from peft_recipes.interruption import Interruption, interruptible
 from peft_recipes.measuring import StepMeter, Stopwatch
-from peft_recipes.recipe import Arm, Recipe, rank_of
-from peft_recipes.run_log import log, log_step, opened_log, write_bad_batch, write_predictions
+from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.run_log import log, log_step, no_log, opened_log, write_bad_batch, write_predictions
 from peft_recipes.runs import (
     BASE,
     LOCK_FILES,
@@ -36,6 +36,7 @@ from peft_recipes.runs import (
     with_precision,
     write_json,
 )
+from peft_recipes.scaling import Spread
 from peft_recipes.tasks.checkpointing import CheckpointCallback
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def train(
     prepared for all its runs. wait: until no other process writes the folder. Raises RecipeError for a mistake in what
     was given (then nothing is written), KeyboardInterrupt or Terminated after SIGINT or SIGTERM (a checkpoint is
     written before), and whatever stopped the run otherwise (run.json says so).
+
+    Under `accelerate launch` every process calls it and gets the same run; the main one prints, writes and asks the
+    Hub. Where one fails, that one raises what stopped it and the others `processes.Elsewhere`.
     """
     if arm not in (BASE, *recipe.arms):
         recipe = choose_arms(recipe, [arm]).recipe
@@ -74,14 +78,25 @@ def train(
         raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
     output = Path(output)
     folder = run_folder(output, recipe, arm, seed)
+    sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a head's frozen backbone runs once, whole
+    with processes.unsharded(not sharded), interruptible() as interruption:
+        try:
+            processes.join(choose(recipe.training, recipe.threads).device)
+            processes.from_main(lambda: _check_free(output, folder, resume, overwrite))
+            shared_out(recipe.training, processes.count())
+            check_spreadable(recipe, arm, processes.kind())
+            recipe = processes.from_main(lambda: with_precision(recipe, folder if resume else None))
+            place = Path(data) if data else None
+            return _OneRun(recipe, arm, seed, folder, resume, quiet, place, interruption, wait).do()
+        except Exception as error:
+            raised = processes.failed(error)
+            if raised is error:
+                raise
+            raise raised from error
+
+
+def _check_free(output: Path, folder: Path, resume: bool, overwrite: bool) -> None:
     check_output(output)
-    _check_free(folder, resume, overwrite)
-    recipe = with_precision(recipe, folder if resume else None)
-    with interruptible() as interruption:
-        return _OneRun(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait).do()
-
-
-def _check_free(folder: Path, resume: bool, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (resume or overwrite):
         what = "a finished run" if (folder / RUN_FILE).is_file() else "an unfinished run"
         raise RecipeError(f"{folder} holds {what}. Go on from it with --resume, or replace it with --overwrite.")
@@ -121,59 +136,88 @@ class _OneRun:
         with self.watch("imports"):
             self.task: Task = task_of(self.recipe)
         with self.watch("data"):
-            self.prepared: Prepared = stored.read(self.data, self.recipe) if self.data else self.task.prepare()
-            self._fit_targets()
+            self.prepared: Prepared = processes.fetched(self._data)
         self.signature = signature(self.recipe, self.arm_name, self.seed, self.prepared.fingerprint)
-        done = read_run(self.folder) if self.resume else None
-        if done is not None and done.ok and done.data.get("signature") == self.signature:
+        if (done := processes.from_main(self._done)) is not None:
             return done
-        if done is not None and done.ok:
-            raise RecipeError(f"{self.folder} holds a finished run of another recipe, data or code. Replace it with "
-                              "--overwrite, or name another --output.")  # fmt: skip
         self.task.check_arguments(self.arm, self.hardware)
         with self.watch("plan"):
-            self.guard("memory", self._check_memory)
+            self._heed_memory()
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
         with self.watch("load"):
-            base, new_weights = self.task.load_base(self.prepared, self.arm.quantise if self.arm else None)
+            quantise = self.arm.quantise if self.arm else None
+            base, new_weights = processes.fetched(lambda: self.task.load_base(self.prepared, quantise))
         self.attention = getattr(base.config, "_attn_implementation", None)
-        model, parameters = self._arm_applied(base, new_weights)
-        make_folder(self.folder)
-        with locked(self.folder, wait=self.wait):
-            self._find_checkpoint()
-            kept = (checkpoints.FOLDER, "log.jsonl") if self.checkpoint else ()
-            clear(self.folder, keep=(*LOCK_FILES, "log.txt", *kept))
-            self.recipe.to_yaml(self.folder / "recipe.yaml")
+        # Of a base that only the main process reads, the others can't tell what it brought.
+        model, parameters = self._arm_applied(base, processes.from_main(lambda: new_weights))
+        with contextlib.ExitStack() as held:
+            self.checkpoint = processes.from_main(lambda: self._take_folder(held))
             try:
                 data = self._measured(model, parameters)
             except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
-                with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
-                    write_json(self.folder / RUN_FILE, self._failure(error))
-                if isinstance(error, RecipeError):  # found midway: a run that failed, not a mistake that cost nothing
+                self.interruption.deferred = True  # whatever ends the other processes must not end this
+                raised = processes.failed(error)  # told before it is written, so that the first one's words are
+                if processes.is_main():
+                    with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
+                        write_json(self.folder / RUN_FILE, self._facts() | run_facts.failure(error))
+                if raised is error and isinstance(error, RecipeError):  # a run that failed midway, not a mistake
                     raise RuntimeError(str(error)) from error
-                raise
-            write_json(self.folder / RUN_FILE, data)
-            shutil.rmtree(self.folder / checkpoints.FOLDER, ignore_errors=True)  # only now is nothing to be resumed
-            if self.data is None:  # a comparison writes the cards of its runs, once it has all their figures
-                cards.write_run_card(Run(self.folder, data))
+                raise raised from error.__cause__
+            data = processes.from_main(lambda: self._finished(data))
         return Run(self.folder, data)
 
-    def _find_checkpoint(self) -> None:
-        if self.resume and self.arm is not None:
-            self.checkpoint, skipped = checkpoints.newest(self.folder / checkpoints.FOLDER, self.signature)
-            self.prepared.notes += skipped
-
-    def _fit_targets(self) -> None:
+    def _data(self) -> Prepared:
         from peft_recipes import planning
         from peft_recipes.tasks.method_training import fit_schedules
 
+        prepared = stored.read(self.data, self.recipe) if self.data else self.task.prepare()
         config = bases.load_config(self.recipe)
-        self.recipe, notes = fit_targets(self.recipe, config)
-        self.recipe, more = fit_schedules(self.recipe, planning.steps(self.recipe, self.prepared.rows))
+        recipe, notes = fit_targets(self.recipe, config)
+        recipe, more = fit_schedules(recipe, planning.steps(recipe, prepared.rows))
         notes += more
-        self.arm = self.recipe.arms.get(self.arm_name)
-        self.prepared.notes += [note for note in notes if f"'{self.arm_name}'" in note]
+        self.recipe, self.arm = recipe, recipe.arms.get(self.arm_name)
+        prepared.notes += [note for note in notes if f"'{self.arm_name}'" in note]
+        return prepared
+
+    def _done(self) -> Run | None:
+        """The finished run that is asked for, where there is one. Raises RecipeError where it is another."""
+        done = read_run(self.folder) if self.resume else None
+        if done is None or not done.ok:
+            return None
+        if done.data.get("signature") == self.signature:
+            return done
+        raise RecipeError(f"{self.folder} holds a finished run of another recipe, data or code. Replace it with "
+                          "--overwrite, or name another --output.")  # fmt: skip
+
+    def _take_folder(self, held: contextlib.ExitStack) -> Checkpoint | None:
+        """Makes, locks and clears the run's folder, until `held` is closed; the checkpoint to go on from, if any."""
+        make_folder(self.folder)
+        held.enter_context(locked(self.folder, wait=self.wait))
+        found = None
+        if self.resume and self.arm is not None:
+            found, skipped = checkpoints.newest(self.folder / checkpoints.FOLDER, self.signature)
+            self.prepared.notes += skipped
+        kept = (checkpoints.FOLDER, "log.jsonl") if found else ()
+        clear(self.folder, keep=(*LOCK_FILES, "log.txt", *kept))
+        self.recipe.to_yaml(self.folder / "recipe.yaml")
+        return found
+
+    def _finished(self, data: dict[str, Any]) -> dict[str, Any]:
+        write_json(self.folder / RUN_FILE, data)
+        shutil.rmtree(self.folder / checkpoints.FOLDER, ignore_errors=True)  # only now is nothing to be resumed
+        if self.data is None:  # a comparison writes the cards of its runs, once it has all their figures
+            cards.write_run_card(Run(self.folder, data))
+        return data
+
+    def _heed_memory(self) -> None:
+        """Of several processes the main one asks; what it turns on, all turn on."""
+
+        def checked() -> Recipe:
+            self.guard("memory", self._check_memory)
+            return self.recipe
+
+        self.recipe = self.task.recipe = processes.from_main(checked)
 
     def _check_memory(self) -> None:
         """Refuses an arm that will not fit, and turns gradient checkpointing on where the step fits only so."""
@@ -182,12 +226,11 @@ class _OneRun:
         config = bases.load_config(self.recipe, **self.task.base_options(self.prepared))
         if self.arm is None or planning.surely_fits(self.task, config):
             return
-        needs = planning.memory(self.task, self.prepared, config, self.arm, self.arm_name)
+        needs = planning.memory(self.task, self.prepared, config, self.arm, self.arm_name, _spread(self.hardware))
         if not needs["fits"]:
             raise RecipeError(planning.too_large(self.arm_name, needs, self.recipe))
         if needs["gradient_checkpointing"] and "gradient_checkpointing" not in self.recipe.training:
             self.recipe = self.recipe.with_changes({"training": {"gradient_checkpointing": True}})
-            self.task.recipe = self.recipe
             self.prepared.notes.append(f"arm '{self.arm_name}': gradient checkpointing is on; without it the step "
                                        "would not fit this machine's memory.")  # fmt: skip
 
@@ -206,35 +249,29 @@ class _OneRun:
         return model, parameters
 
     def _measured(self, model: nn.Module, parameters: Parameters) -> dict[str, Any]:
-        with opened_log(self.folder / "log.jsonl", self.checkpoint.step if self.checkpoint else 0) as lines:
-            heeds = "finite-loss" not in self.recipe.skip_checks
-            meter = StepMeter(self.hardware.device, lambda *step: log_step(lines, *step), finite_loss=heeds)
-            keeper = CheckpointCallback(self.recipe.checkpoint_seconds, self.interruption)
-            arguments = self.task.arguments(
-                self.arm, self.seed, self.hardware, self.folder / checkpoints.FOLDER, self.quiet
-            )
-            trainer = self.task.trainer(model, self.prepared, arguments, [meter, keeper])
-            trainer.remove_callback(_printer())  # its lines are in log.jsonl
+        at = self.checkpoint.step if self.checkpoint else 0
+        with opened_log(self.folder / "log.jsonl", at) if processes.is_main() else no_log() as lines:
+            trainer, meter = self._trainer(model, lines)
             figures = None
             if self.arm is not None:
                 with self.watch("train"):
                     figures = self._fit(trainer, meter)
             log(lines, stage="evaluate")
             evaluations = self._evaluate(trainer)
-            data = self._facts(parameters) | {"training": figures}
-            data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
-            data["per_class"] = evaluations["test"].per_class
-            write_predictions(self.folder, evaluations)
-            # Without the wrapper that computes in lower precision: what is saved is checked as it will be loaded.
-            trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            with self.watch("answers"):
-                data["answers"] = self.task.answer(trained, self.prepared)
-            if self.arm is not None:
-                log(lines, stage="save")
-                data |= self._saved(trained)
-        seconds = {**self.watch.seconds, "total": self.watch.total(), "guards": self.guard.seconds}
-        data["checks"], data["seconds"] = self.guard.results, seconds
-        return data
+            trained = self._trained(trainer)
+            # The others wait for the main process, which has the trained model whole.
+            return processes.from_main(lambda: self._stored(trained, evaluations, figures, parameters, lines))
+
+    def _trainer(self, model: nn.Module, lines: TextIO) -> tuple[Trainer, StepMeter]:
+        heeds = "finite-loss" not in self.recipe.skip_checks
+        meter = StepMeter(self.hardware.device, lambda *step: log_step(lines, *step), finite_loss=heeds)
+        keeper = CheckpointCallback(self.recipe.checkpoint_seconds, self.interruption)
+        quiet = self.quiet or not processes.is_main()
+        arguments = self.task.arguments(self.arm, self.seed, self.hardware, self.folder / checkpoints.FOLDER, quiet)
+        trainer = self.task.trainer(model, self.prepared, arguments, [meter, keeper])
+        trainer.whole_batch = self.recipe.training.get("per_device_train_batch_size", 8)
+        trainer.remove_callback(_printer())  # its lines are in log.jsonl
+        return trainer, meter
 
     def _fit(self, trainer: Trainer, meter: StepMeter) -> dict[str, Any]:
         processor = self.prepared.processor
@@ -244,6 +281,8 @@ class _OneRun:
         try:
             return fit.do()
         except FloatingPointError as error:
+            if not processes.is_main():
+                raise
             path = write_bad_batch(self.folder, trainer, self.prepared.ids["train"])
             raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
 
@@ -251,6 +290,46 @@ class _OneRun:
         splits = ["validation", "test", *(name for name in self.recipe.evaluate_also if name in self.prepared.ids)]
         with self.watch("evaluate"):
             return {split: self.task.evaluate(trainer, self.prepared, split) for split in splits}
+
+    def _trained(self, trainer: Trainer) -> nn.Module | None:
+        """The trained model, whole; where it was spread over processes, on a fresh base, in the main one alone."""
+        # Without the wrapper that computes in lower precision: what is saved is checked as it will be loaded.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if not whole.is_spread(model):
+            return model
+        import transformers
+
+        learnt = whole.learnt(model)
+        if not processes.is_main():
+            return None
+        transformers.set_seed(self.seed)  # so that a new head of the untrained base is what it was
+        quantise = self.arm.quantise if self.arm else None
+        fresh, _ = self._arm_applied(*self.task.load_base(self.prepared, quantise))
+        strange = fresh.load_state_dict(learnt, strict=False).unexpected_keys
+        assert not strange, strange
+        return fresh.to(self.hardware.device)
+
+    def _stored(
+        self,
+        trained: nn.Module,
+        evaluations: dict[str, Evaluation],
+        figures: dict[str, Any] | None,
+        parameters: Parameters,
+        lines: TextIO,
+    ) -> dict[str, Any]:
+        """Writes what the run leaves but run.json, checks it, and returns what run.json says."""
+        data = self._facts(parameters) | {"training": figures}
+        data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
+        data["per_class"] = evaluations["test"].per_class
+        write_predictions(self.folder, evaluations)
+        with self.watch("answers"):
+            data["answers"] = self.task.answer(trained, self.prepared)
+        if self.arm is not None:
+            log(lines, stage="save")
+            data |= self._saved(trained)
+        seconds = {**self.watch.seconds, "total": self.watch.total(), "guards": self.guard.seconds}
+        data["checks"], data["seconds"] = self.guard.results, seconds
+        return data
 
     def _saved(self, trained: nn.Module) -> dict[str, Any]:
         from peft_recipes import saving
@@ -267,51 +346,22 @@ class _OneRun:
 
     def _facts(self, parameters: Parameters | None = None) -> dict[str, Any]:
         """What is known of a run whatever becomes of it."""
-        return {
-            "schema": 1,
-            "status": "ok",
-            "error": None,
-            "signature": self.signature,
-            "recipe": self.recipe.name,
-            "arm": self.arm_name,
-            "method": self.arm.method_name if self.arm else BASE,
-            "rank": rank_of(self.arm) if self.arm else None,
-            "quantise": self.arm.quantise if self.arm else None,
-            "target_modules": _target_modules(self.arm),
-            "seed": self.seed,
-            "embedded": self.recipe.uses_stand_ins,
-            "task": self.recipe.task,
-            "model": self.recipe.model,
-            "dataset": self.recipe.dataset.path,
-            "metric": self.recipe.metric,
-            "learning_rate": self.arm.learning_rate if self.arm else None,
-            "parameters": parameters.to_dict() if parameters else None,
-            "rows": self.prepared.rows,
-            "samples": self.prepared.samples,
-            "notes": self.prepared.notes,
-            "environment": {
-                **environment(self.hardware),
-                "attention": self.attention,
-                "dataset_fingerprint": self.prepared.fingerprint,
-            },
-        }
-
-    def _failure(self, error: BaseException) -> dict[str, Any]:
-        return self._facts() | {
-            "status": "out-of-memory" if out_of_memory(error) else "failed",
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-        }
+        return run_facts.facts(
+            self.recipe,
+            self.arm_name,
+            self.seed,
+            self.prepared,
+            self.hardware,
+            signature=self.signature,
+            attention=self.attention,
+            parameters=parameters,
+        )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or in the CPU's allocator."""
-    return isinstance(error, MemoryError) or says_out_of_memory(str(error))
-
-
-def _target_modules(arm: Arm | None) -> list[str] | None:
-    names = getattr(arm.peft, "target_modules", None) if arm else None
-    return [names] if isinstance(names, str) else sorted(names) if names else None
+def _spread(hardware: Hardware) -> Spread:
+    """How this run is shared. On a CPU all processes of a machine share its memory."""
+    on_one = processes.local_count() if hardware.device == "cpu" else 1
+    return Spread(processes.kind(), processes.count(), on_one=on_one * processes.facts()["jobs"])
 
 
 def _printer() -> type:

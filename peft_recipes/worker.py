@@ -11,6 +11,7 @@ from pathlib import Path
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.interruption import EXIT_CODES
+from peft_recipes.processes import Elsewhere
 from peft_recipes.quiet import quiet_libraries
 
 
@@ -37,6 +38,8 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
         write_json(folder / RUN_FILE, facts)
         print(error, file=sys.stderr)
         return 2
+    except Elsewhere:  # said, and written, by the process that failed
+        return 0
     except tuple(EXIT_CODES) as error:
         return EXIT_CODES[type(error)]
 

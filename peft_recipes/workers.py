@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from peft_recipes.checker import TRUSTED
 from peft_recipes.checkpoints import FOLDER as CHECKPOINTS
 from peft_recipes.errors import says_out_of_memory
 from peft_recipes.interruption import Terminated
+from peft_recipes.launching import Launch
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import LOCK_FILES, RUN_FILE, Run, clear, locked, make_folder, read_run, run_folder, write_json
 
@@ -52,65 +54,106 @@ def teller(on_progress: Callable[[Progress], None] | None, job: Job, number: int
     return tell
 
 
-def run_in_fresh_process(
-    output: Path,
-    recipe: Recipe,
-    job: Job,
-    yaml: Path,
-    tell: Callable[..., None],
-    data: Path | None = None,
-    *,
-    anew: bool = False,
-) -> None:
-    """One run in its own process: its peak memory is its own, and its crash is a row of the table.
+@dataclass(frozen=True)
+class Order:
+    """One run to be done in a process of its own (under a launch, in several).
 
-    data: where the comparison keeps what it prepared once for all its runs. anew: not from an earlier checkpoint.
+    yaml: the resolved recipe. data: where the comparison keeps what it prepared once for all its runs. anew: not from
+    an earlier checkpoint.
     """
-    arm, seed = job
-    folder = run_folder(output, recipe, arm, seed)
-    make_folder(folder)
-    # A `train` in another process may be at it; a worker of a comparison that was killed is soon done.
-    with locked(folder, wait=_GRACE_SECONDS):
-        (folder / RUN_FILE).unlink(missing_ok=True)
-        if anew:
-            clear(folder, keep=LOCK_FILES)
-        if not (folder / CHECKPOINTS).is_dir():
-            (folder / "log.jsonl").unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "peft_recipes.worker",
-        str(yaml),
-        arm,
-        str(seed),
-        str(output),
-        *([str(data)] if data else []),
-    ]
-    tell("running")
-    with (
-        (folder / "log.txt").open("wb") as log,
-        _interruptible(
-            # A session of its own: Ctrl-C reaches the comparison, which tells its worker once. The pipe tells the
-            # worker when the comparison itself is killed.
-            subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, start_new_session=True
-            )
-        ) as worker,
-    ):
-        follow, heard, news = _Follower(folder / "log.jsonl"), time.monotonic(), {}
-        while worker.poll() is None:
-            if found := follow.news():
-                heard, news = time.monotonic(), found
-                tell("running", **news)
-            elif (silence := int(time.monotonic() - heard)) >= _SILENT_SECONDS:
-                tell("running", **news, silent_seconds=silence)
+
+    output: Path
+    recipe: Recipe
+    job: Job
+    yaml: Path
+    tell: Callable[..., None]
+    data: Path | None = None
+    anew: bool = False
+    launch: Launch | None = None
+
+
+def run_in_fresh_processes(orders: Sequence[Order], slots: Sequence[dict[str, str]] = ({},)) -> None:
+    """Runs in their own processes: the peak memory of each is its own, and its crash is a row of the table.
+
+    slots: as many at a time, each with what its entry says in its environment.
+    """
+    waiting, free, working = list(orders), list(slots), []
+    with _interruptible(working):
+        while waiting or working:
+            while waiting and free:
+                slot = free.pop(0)
+                working.append(_Worker(waiting.pop(0), slot))
             time.sleep(0.1)
-    run = read_run(folder)
-    if run is None:
-        write_json(folder / RUN_FILE, _died(recipe, job, worker.returncode, folder / "log.txt"))
-        run = read_run(folder)
-    assert run is not None
-    tell(run.data["status"], error=run.data.get("error") or "")
+            for worker in [worker for worker in working if worker.ended()]:
+                working.remove(worker)
+                free.append(worker.slot)
+                worker.conclude()
+
+
+def run_in_fresh_process(output: Path, recipe: Recipe, job: Job, yaml: Path, tell: Callable[..., None]) -> None:
+    """One run in its own process."""
+    run_in_fresh_processes([Order(output, recipe, job, yaml, tell)])
+
+
+class _Worker:
+    """The process of one run, its log followed."""
+
+    def __init__(self, order: Order, slot: dict[str, str]):
+        self.order, self.slot = order, slot
+        self.folder = run_folder(order.output, order.recipe, *order.job)
+        self._make_room()
+        self._log = (self.folder / "log.txt").open("wb")
+        # A session of its own: Ctrl-C reaches the comparison, which tells its worker once. The pipe tells the worker
+        # (each of its processes) when the comparison itself is killed.
+        self.process = subprocess.Popen(
+            self._command(),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, **slot},
+        )
+        self._follow, self._heard, self._news = _Follower(self.folder / "log.jsonl"), time.monotonic(), {}
+        order.tell("running")
+
+    def _make_room(self) -> None:
+        make_folder(self.folder)
+        # A `train` in another process may be at it; a worker of a comparison that was killed is soon done.
+        with locked(self.folder, wait=_GRACE_SECONDS):
+            (self.folder / RUN_FILE).unlink(missing_ok=True)
+            if self.order.anew:
+                clear(self.folder, keep=LOCK_FILES)
+            if not (self.folder / CHECKPOINTS).is_dir():
+                (self.folder / "log.jsonl").unlink(missing_ok=True)
+
+    def _command(self) -> list[str]:
+        order, module = self.order, "peft_recipes.worker"
+        arm, seed = order.job
+        given = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
+        return order.launch.command(module, *given) if order.launch else [sys.executable, "-m", module, *given]
+
+    def ended(self) -> bool:
+        """Whether it has ended; where not, how far it is is told."""
+        if self.process.poll() is not None:
+            return True
+        if found := self._follow.news():
+            self._heard, self._news = time.monotonic(), found
+            self.order.tell("running", **found)
+        elif (silence := int(time.monotonic() - self._heard)) >= _SILENT_SECONDS:
+            self.order.tell("running", **self._news, silent_seconds=silence)
+        return False
+
+    def conclude(self) -> None:
+        """Tells how it ended; of one that left no word, run.json is written."""
+        self.process.stdin.close()
+        self._log.close()
+        run = read_run(self.folder)
+        if run is None:
+            died = _died(self.order.recipe, self.order.job, self.process.returncode, self.folder / "log.txt")
+            write_json(self.folder / RUN_FILE, died)
+            run = read_run(self.folder)
+        assert run is not None
+        self.order.tell(run.data["status"], error=run.data.get("error") or "")
 
 
 def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
@@ -126,7 +169,7 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True
     )
-    with _interruptible(process):
+    with _interruptible([process]):
         said, complaint = process.communicate()
     answers = {row["folder"]: row["error"] for row in map(json.loads, said.decode().splitlines())}
     lost = " ".join(complaint.decode(errors="replace").split())[-300:] or f"exit code {process.returncode}"
@@ -139,20 +182,29 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(worker: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker never outlives the comparison that started it."""
+def _interruptible(working: list[Any]) -> Iterator[None]:
+    """No process outlives the comparison that started it. working: processes, or workers, as they are by then."""
     try:
-        yield worker
+        yield
     except BaseException:
-        worker.send_signal(signal.SIGINT)
-        try:
-            worker.wait(_GRACE_SECONDS)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):  # asked twice: at once
-            worker.kill()
-            worker.wait()
+        _end([getattr(worker, "process", worker) for worker in working])
         raise
     finally:
-        worker.stdin.close()
+        for worker in working:
+            getattr(worker, "process", worker).stdin.close()
+
+
+def _end(started: list[subprocess.Popen[bytes]]) -> None:
+    for process in started:
+        process.send_signal(signal.SIGINT)
+    last = time.monotonic() + _GRACE_SECONDS
+    try:
+        for process in started:
+            process.wait(max(last - time.monotonic(), 0))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):  # asked twice: at once
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 class _Follower:
@@ -184,10 +236,17 @@ class _Follower:
         return {"step": last.get("step", 0), "steps": last.get("of", 0), "stage": last.get("stage", "train")}
 
 
+_ERROR = re.compile(r"(\[rank\d+\]: )?(\w+\.)*\w*(Error|Exception|Killed)\b.*:")
+
+
 def _died(recipe: Recipe, job: Job, code: int, log: Path) -> dict[str, Any]:
     """run.json of a worker that wrote none: it was killed, or broke before it could."""
     killed = code == -signal.SIGKILL
-    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    # Under a launcher the last lines are its own, on whichever process ended first; the run's words come before.
+    tail = [line for line in lines if _ERROR.match(line) and "ChildFailedError" not in line][:1] or lines[-1:]
+    tail = tail or ["no output"]
+    killed = killed or any("exitcode" in line and "-9" in line for line in lines[-40:])
     if killed:
         error = "The system killed the process (signal 9), which is what it does when memory runs out."
     elif code < 0:

@@ -14,6 +14,7 @@ import typer
 from peft_recipes.checkpoints import disk_full
 from peft_recipes.errors import RecipeError
 from peft_recipes.interruption import EXIT_CODES
+from peft_recipes.processes import Elsewhere, is_main, joined, leave_quietly
 
 app = typer.Typer(
     help="Adapters measured honestly beside full fine-tuning.",
@@ -47,10 +48,15 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except RecipeError as error:
+            if not joined():
+                leave_quietly()
             say_problems(error)
             raise typer.Exit(2) from None
+        except Elsewhere:  # the process that failed says why, and its exit code is the launcher's
+            raise typer.Exit(0) from None
         except tuple(EXIT_CODES) as error:
-            say("Interrupted. What was finished is kept; the same command goes on from there.")
+            if is_main():
+                say("Interrupted. What was finished is kept; the same command goes on from there.")
             raise typer.Exit(EXIT_CODES[type(error)]) from None
         except BrokenPipeError:
             # The reader (head, less) has gone; Python would complain once more when it closes stdout.

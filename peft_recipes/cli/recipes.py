@@ -54,13 +54,22 @@ def plan(
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006  (typer reads it, nobody changes it)
     trial: Annotated[bool, typer.Option("--trial", help="Load the weights and time three steps of each arm.")] = False,
+    processes: Annotated[int, typer.Option("--processes", metavar="N", min=1, help="As one of N processes.")] = 1,
+    config: Annotated[
+        str, typer.Option("--config", metavar="CONFIG", help="How they share: ddp, fsdp2, deepspeed_zero2, or a file.")
+    ] = "",
+    per_process_memory: Annotated[
+        str, typer.Option("--per-process-memory", metavar="80GB", help="Of each process (default: this machine's).")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Parameters, targets, checkpoint size, steps and memory of every arm, before anything is loaded."""
     from peft_recipes.planning import plan as make_plan
+    from peft_recipes.scaling import planned_spread
     from peft_recipes.showing import show_plan
 
-    made = make_plan(load(recipe, embedded, changes), listed_names(arms), trial=trial)
+    spread = planned_spread(processes, config, per_process_memory)
+    made = make_plan(load(recipe, embedded, changes), listed_names(arms), trial=trial, spread=spread)
     if as_json:
         print(json.dumps(made, indent=1))
     else:
@@ -87,6 +96,7 @@ def train(
 
 
 def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, overwrite: bool, **options: Any) -> None:
+    from peft_recipes import processes
     from peft_recipes.showing import show_run
     from peft_recipes.training import train as train_arm
 
@@ -97,11 +107,14 @@ def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, ove
         if not quiet:
             os.environ.pop("TQDM_DISABLE", None)
         run = train_arm(recipe, arm, seed=seed, resume=resume, overwrite=overwrite, quiet=quiet, **options)
-    except RecipeError:
+    except (RecipeError, processes.Elsewhere):
         raise
     except Exception as error:  # a run that failed midway: its run.json has the traceback
-        say(f"The run failed: {type(error).__name__}: {error}")
+        where = f" in process {processes.index()}" if processes.count() > 1 else ""
+        say(f"The run failed{where}: {type(error).__name__}: {processes.said(error)}")
         raise typer.Exit(1) from None
+    if not processes.is_main():
+        return
     if as_json:
         print(json.dumps(run.data, indent=1))
     else:
@@ -119,6 +132,16 @@ def compare(
     output: Output = Path("adapters"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train finished runs anew.")] = False,
     wait: Wait = False,
+    launch: Annotated[
+        str,
+        typer.Option("--launch", metavar="CONFIG", help="Each run under accelerate: ddp, fsdp2, or a file."),
+    ] = "",
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=0, help="Of each launched run (default: the config's).")
+    ] = 0,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", min=1, help="So many runs at a time, a GPU each, or sharing the CPU.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train several arms side by side, each run in a fresh process, and report them with intervals."""
@@ -134,6 +157,9 @@ def compare(
             output=output,
             overwrite=overwrite,
             wait=wait,
+            launch=launch or None,
+            processes=processes or None,
+            jobs=jobs,
             asked={"recipe": recipe, "embedded": embedded, "changes": changes, "arms": listed_names(arms),
                    "output": str(output)},
             on_progress=on_progress,

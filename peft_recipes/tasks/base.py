@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import activations, bases, quantisation
+from peft_recipes import activations, bases, processes, quantisation
+from peft_recipes.batches import shared_out
 from peft_recipes.data import columns, sources
 from peft_recipes.errors import RecipeError, within
 from peft_recipes.hardware import Hardware
@@ -154,6 +155,7 @@ class Task(ABC):
             "disable_tqdm": quiet,
             **hardware.training_arguments(),
             **self.recipe.training,
+            **self._batch(),
             "output_dir": str(folder),
             "seed": seed,
             "data_seed": seed,
@@ -169,6 +171,12 @@ class Task(ABC):
         made = self.arguments_class()(**options)
         made.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
         return made
+
+    def _batch(self) -> dict[str, int]:
+        if processes.count() == 1:
+            return {}
+        batch, accumulated = shared_out(self.recipe.training, processes.count())
+        return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
         """Raises RecipeError for options that the trainer's own class refuses (an optimizer it does not know), and

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import has_compiled_regions, is_compiled_module
 from trl import SFTTrainer
 
-from peft_recipes import activations
+from peft_recipes import activations, processes
 from peft_recipes.data.packing import (
     COMPLETIONS,
     COUNTS,
@@ -81,7 +81,8 @@ class SharedRows(CountingMixin):
         if why is None:
             while len(tried) > 2 and logits_bytes(base.config, padded(tried)) > LOGITS_BYTES:
                 tried = tried[: len(tried) // 2]
-            gap = largest_gap(model, shared(tried), padded(tried))
+            # Of several processes the main one alone is sure to hold the weights by now, and all must choose the same.
+            gap = processes.from_main(lambda: largest_gap(model, shared(tried), padded(tried)))
             if not gap <= _SAME_LOSS:
                 why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
         return (padded if why else shared), why

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from peft_recipes import checkpoints
+from peft_recipes import checkpoints, processes, whole
 from peft_recipes.interruption import Interruption
+
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # the library's own names
 
 
 class CheckpointMixin(Trainer):
@@ -29,22 +34,79 @@ class CheckpointMixin(Trainer):
         if self.run_state is None:
             super()._save_checkpoint(model, trial)
             return
-        folder, step = Path(self.args.output_dir), self.state.global_step
-        with checkpoints.staged(folder) as staging:
+        folder, step, state = Path(self.args.output_dir), self.state.global_step, self.run_state()
+        made = folder / f"checkpoint-{step}"
+        with checkpoints.staged(folder) if processes.is_main() else contextlib.nullcontext(folder) as staging:
             self.args.output_dir = str(staging)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.output_dir = str(folder)
-            made = checkpoints.publish(staging / f"checkpoint-{step}", folder, self.run_state())
+            if processes.is_main():
+                made = checkpoints.publish(staging / f"checkpoint-{step}", folder, state)
+        processes.wait()
         if self.state.best_global_step:
             best = folder / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best if best.is_dir() else made)
-        rotate_checkpoints(str(folder), self.args.save_total_limit or 1, self.state.best_model_checkpoint)
+        if processes.is_main():
+            rotate_checkpoints(str(folder), self.args.save_total_limit or 1, self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a model that is spread over processes, what learns: it is gathered, and the main process writes it."""
+        if self.run_state is None or not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole.learnt(self.model)
+        if processes.is_main():
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As one process stores them, so that any number of processes can go on from it."""
+        if self.run_state is None or not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole.gathered(self.optimizer.state_dict())
+        if processes.is_main():
+            torch.save(state, Path(output_dir) / _OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        stored = torch.load(Path(checkpoint) / _OPTIMIZER, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(whole.spread(stored, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process's, written by the main one."""
+        if processes.count() == 1:
+            super()._save_rng_state(output_dir)
+            return
+        with tempfile.TemporaryDirectory(prefix="rng-") as folder:
+            super()._save_rng_state(folder)
+            mine = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        each = processes.gathered(mine)
+        if processes.is_main():
+            for name, content in (item for files in each for item in files.items()):
+                (Path(output_dir) / name).write_bytes(content)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights, before the model is spread over processes: afterwards the library would look for their parts."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif model is None:
+            self.is_fsdp_enabled = False
+            try:
+                super()._load_from_checkpoint(resume_from_checkpoint)
+            finally:
+                self.is_fsdp_enabled = True
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from peft import PeftModel
 
+        if not processes.is_main():
+            return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.run_state is not None and isinstance(model, PeftModel):
             # "auto" would ask the Hub at every checkpoint whether the vocabulary grew.
@@ -74,10 +136,14 @@ class CheckpointCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         passed, last = time.monotonic() - self._last, state.global_step >= state.max_steps
-        self._stopped = self.interruption.asked is not None
+        due = passed >= (self.seconds / 5 if last else self.seconds)
+        # All processes stop, and store, at the same step; the clock is the main one's.
+        asked, due = processes.largest(self.interruption.asked or 0, due and processes.is_main())
+        self._stopped = asked > 0
         if self._stopped:
+            self.interruption.ask(asked)
             control.should_training_stop = True
-        if self._stopped or passed >= (self.seconds / 5 if last else self.seconds):
+        if self._stopped or due:
             self._at_epoch_end = last or float(state.epoch).is_integer()
             control.should_save = control.should_save or not self._at_epoch_end
 

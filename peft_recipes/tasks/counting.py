@@ -14,16 +14,18 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from peft_recipes import activations
+from peft_recipes import activations, processes
 from peft_recipes.data.packing import COUNTS, Counts
 from peft_recipes.tasks.checkpointing import CheckpointMixin
 from peft_recipes.tasks.method_training import MethodMixin
+from peft_recipes.tasks.sharing import Shares, shared
 
 
 class CountingMixin(MethodMixin, CheckpointMixin):
     """Counts what goes through `training_step`: non-padding tokens, computed positions, padding, examples."""
 
     batches = "padded"  # how its batches are made, and why where that was not the first choice
+    whole_batch = 8  # the recipe's per_device_train_batch_size, which is that of one process
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -50,7 +52,20 @@ class CountingMixin(MethodMixin, CheckpointMixin):
             sampler = LengthGroupedSampler(batch, lengths=lengths)
         else:
             sampler = super()._get_train_sampler(*args, **kwargs)
-        return _Reseeded(sampler, self.args.data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        sampler.batch_size *= self.args.world_size  # of the whole step, so that the order is one process's
+        return _Reseeded(sampler, self.args.data_seed)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """The library's; with several processes, this one's share of the steps that one process would take."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size == 1 or self.args.train_sampling_strategy == "batch_rebalance":
+            return loader
+        drop = len(loader.dataset) % self.whole_batch if self.args.dataloader_drop_last else 0
+        return shared(
+            loader, self.args.gradient_accumulation_steps, self.args.world_size, self.args.process_index, drop
+        )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         """In order. Where training groups by length, the library would shuffle evaluation as well."""
@@ -68,21 +83,29 @@ class CountingMixin(MethodMixin, CheckpointMixin):
             return super().get_test_dataloader(*args, **kwargs)
 
     def step_counts(self) -> list[Counts]:
-        """The counts of each optimiser step, in order."""
-        return [_sum(step) for step in self._counts if step]
+        """The counts of each optimiser step, in order, over all processes (which must all ask)."""
+        each = processes.gathered([_sum(step) for step in self._counts if step])
+        return [_sum(same) for same in zip(*each, strict=True)]
+
+    def own_tokens(self) -> int:
+        """Tokens that this process trained on."""
+        return sum(int(part.tokens) for step in self._counts for part in step)
 
     def examples_of_step(self, number: int) -> list[int]:
-        """The places in the training data of what an optimiser step (from 1) saw in this process."""
+        """The places in the training data of what an optimiser step (from 1) saw, in all processes."""
         loader, accumulated = self.get_train_dataloader(), self.args.gradient_accumulation_steps
         steps_an_epoch = max(math.ceil(len(loader) / accumulated), 1)
         epoch, step = divmod(number - 1, steps_an_epoch)
         loader.set_epoch(epoch)
+        if isinstance(loader.batch_sampler, Shares):
+            return next(itertools.islice(loader.batch_sampler.steps(), step, None), [])
         batches = itertools.islice(iter(loader.batch_sampler), step * accumulated, (step + 1) * accumulated)
         return [int(i) for batch in batches for i in batch]
 
     def restore_counts(self, counts: list[Counts]) -> None:
-        """The counts of the steps before a checkpoint."""
-        self._counts = [*([step] for step in counts), []]
+        """The counts of the steps before a checkpoint, of all processes, which from now on the main one keeps."""
+        mine = counts if processes.is_main() else [Counts(0, 0, 0, 0)] * len(counts)
+        self._counts = [*([step] for step in mine), []]
 
 
 class _Reseeded(torch.utils.data.Sampler):

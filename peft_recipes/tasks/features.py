@@ -161,22 +161,29 @@ def collate_features(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 @torch.no_grad()
 def feature_rows(trainer: Trainer, backbone: Backbone, pick: Pick, rows: Any, lengths: list[int] | None, file: Path):
-    """The features of a split, by the trainer's own loader, the longest first; in a file where they are many."""
+    """The features of a split, by the trainer's own loader, the longest first; in a file where they are many.
+
+    Several processes compute a share each and have all of them afterwards, as when they evaluate.
+    """
     order = np.argsort([-n for n in lengths], kind="stable") if lengths else np.arange(len(rows))
     sorted_rows = rows.select(order) if lengths else rows
     made: np.ndarray | None = None
     labels = np.empty(len(rows), dtype=np.int64)
     done = 0
     trainer.model.eval()
-    loader = torch.utils.data.DataLoader(
-        sorted_rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator
+    loader = trainer.accelerator.prepare_data_loader(
+        torch.utils.data.DataLoader(
+            sorted_rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator
+        )
     )
     for given in loader:
         batch = trainer._prepare_inputs(given)
-        here = order[done : done + len(batch["labels"])]
-        labels[here] = batch.pop("labels").cpu().numpy()
+        own = batch.pop("labels")
         with trainer.compute_loss_context_manager():
-            features = pick(backbone.output(batch), batch).float().cpu().numpy()
+            computed = pick(backbone.output(batch), batch).float()
+        features, found = (t.cpu().numpy() for t in trainer.accelerator.gather_for_metrics((computed, own)))
+        here = order[done : done + len(found)]
+        labels[here] = found
         if made is None:
             shape = (len(rows), features.shape[1])
             large = shape[0] * shape[1] * 4 > IN_MEMORY_BYTES

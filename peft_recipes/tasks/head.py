@@ -47,9 +47,8 @@ class HeadTrainer(ClassificationTrainer):
         return result
 
     def _alone(self) -> bool:
-        """One process, one device, batches by order or length: else each would need the others' features."""
-        devices = self.args.world_size == 1 and self.args.n_gpu <= 1
-        return devices and self.args.train_sampling_strategy in ("random", "sequential", "group_by_length")
+        """One device a process, batches by order or length."""
+        return self.args.n_gpu <= 1 and self.args.train_sampling_strategy in ("random", "sequential", "group_by_length")
 
     def _pick(self, backbone: Backbone) -> Pick | None:
         self.model.eval()
@@ -80,5 +79,6 @@ class HeadTrainer(ClassificationTrainer):
             callbacks=self._meters,
         )
         inner.remove_callback(PrinterCallback)
+        inner.whole_batch = self.whole_batch
         inner.may_checkpoint = False
         return inner

@@ -1,0 +1,162 @@
+"""The bytes that a training step really sends, by two and four processes over gloo, against the formulas of scaling.py.
+
+python benchmarks/traffic.py: launches this file under Accelerate, counts what the kernel says that each process's
+sockets sent (TCP_INFO) in each step, and writes traffic/traffic.json. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+STEPS = 6
+_SENT = 200  # where tcp_info has bytes_sent, and after it bytes_retrans (Linux 4.19)
+
+
+def sent_bytes() -> int:
+    """What this process's TCP connections have sent, what was sent twice left out."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as found:
+                if found.type != socket.SOCK_STREAM or found.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                sent, twice = struct.unpack_from("<QQ", info, _SENT)
+                total += sent - twice
+        except OSError:
+            continue  # closed meanwhile
+    return total
+
+
+def factors() -> dict[str, float]:
+    """Of each collective, the bytes that a process sends a byte of the whole tensor."""
+    import torch
+    import torch.distributed as dist
+
+    n, size = dist.get_world_size(), 2**20
+    whole, part = torch.ones(size), torch.ones(size // n)
+    calls = {
+        "all-reduce": lambda: dist.all_reduce(whole),
+        "all-gather": lambda: dist.all_gather_into_tensor(whole, part),
+        "reduce-scatter": lambda: dist.reduce_scatter_tensor(part, whole),
+    }
+    found = {}
+    for name, call in calls.items():
+        call()
+        dist.barrier()
+        before = sent_bytes()
+        for _ in range(4):
+            call()
+        found[name] = (sent_bytes() - before) / (4 * whole.numel() * 4)
+        dist.barrier()
+    return found
+
+
+def in_process(folder: Path, kind: str) -> None:
+    """Trains each arm, and has the main process write what each sent in the later steps."""
+    from dataclasses import asdict
+
+    from peft_recipes import bases, processes, scaling, train, training
+    from peft_recipes.catalog import resolved_recipe
+    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.saving import with_arm_on_meta
+    from peft_recipes.tasks import task_of
+
+    quiet_libraries()
+    recipe, rows = resolved_recipe(folder / "recipe.yaml"), {}
+    log_step, seen = training.log_step, []
+
+    def logged(*step: object) -> None:
+        log_step(*step)
+        seen.append(sent_bytes())
+
+    training.log_step = logged
+    for arm in recipe.arms:
+        seen.clear()
+        train(recipe, arm, output=folder / f"{kind}-{processes.count()}")
+        mine = [after - before for before, after in itertools.pairwise(seen)]
+        each = processes.gathered(round(statistics.median(mine[1:])))
+        model, _ = with_arm_on_meta(task_of(recipe), bases.load_config(recipe), recipe.arms[arm], arm)
+        weights, learning = (
+            sum(p.numel() * 4 for p in model.parameters() if p.requires_grad or everything) for everything in (1, 0)
+        )
+        step = {"weights": weights, "gradients": learning, "optimizer": 2 * learning, "activations": 0}
+        sizes = scaling.model_sizes(model, step)
+        rows[arm] = {
+            "sent": each,
+            "formula": scaling.traffic(sizes, processes.kind(), processes.count()),
+            "sizes": asdict(sizes),
+        }
+    measured = factors()
+    if processes.is_main():
+        made = {"kind": processes.kind(), "processes": processes.count(), "arms": rows, "gloo": measured}
+        (folder / f"{kind}-{processes.count()}.json").write_text(json.dumps(made))
+
+
+def recipe_in(folder: Path) -> None:
+    """A Llama of 5 million weights, its words, and rows to learn."""
+    import transformers
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from peft_recipes import Arm, Dataset, Recipe, targets
+
+    words = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(509))]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} w{i % 7}"} for i in range(200)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lora = LoraConfig(r=16, target_modules=targets("llama", "all-linear"))
+    Recipe(
+        name="traffic", task="sft", model=str(folder / "base"), max_length=16,
+        dataset=Dataset(str(folder / "rows.jsonl"), train=100, validation=8, test=8),
+        training={"max_steps": STEPS, "per_device_train_batch_size": 8, "use_cpu": True, "eval_strategy": "no",
+                  "bf16": False},
+        arms={"full": Arm(learning_rate=1e-4), "lora": Arm(lora, learning_rate=1e-3)},
+    ).to_yaml(folder / "recipe.yaml")  # fmt: skip
+
+
+def main() -> None:
+    """All launches, one after another."""
+    from peft_recipes.hardware import _version
+    from peft_recipes.launching import read_launch
+
+    made = []
+    with tempfile.TemporaryDirectory(prefix="traffic-") as temporary:
+        folder = Path(temporary)
+        recipe_in(folder)
+        for processes in (2, 4):
+            for kind in ("ddp", "fsdp2"):
+                command = read_launch(kind, processes).command("unused")
+                command[-2:] = [__file__, temporary, kind]
+                subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                made.append(json.loads((folder / f"{kind}-{processes}.json").read_text()))
+                print(json.dumps(made[-1]), file=sys.stderr)
+    told = {"versions": {name: _version(name) for name in ("torch", "accelerate", "peft")}, "runs": made}
+    (HERE / "traffic" / "traffic.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    in_process(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 1 else main()
