@@ -116,12 +116,11 @@ def _check_kinds(opened: dict[str, Served], method: str) -> None:
         if config.peft_type.value != "LORA" or config.use_dora:
             what = "DoRA" if config.peft_type.value == "LORA" else config.peft_type.value
             raise RecipeError(f"{opened[name].folder} is {what}; LoRAs alone can be combined.")
-    with_head = [name for name, config in configs.items() if config.modules_to_save]
-    if len(with_head) > 1:
-        raise RecipeError(
-            f"{' and '.join(str(opened[name].folder) for name in with_head[:2])} each bring a head of their own "
-            f"({', '.join(configs[with_head[0]].modules_to_save)}), and two heads have no weighted combination."
-        )
+        if config.modules_to_save:  # PEFT refuses two heads, and of one it would make a fresh copy of the base's
+            raise RecipeError(
+                f"{opened[name].folder} brings a head of its own ({', '.join(config.modules_to_save)}), and PEFT's "
+                "combinations leave heads out."
+            )
     ranks = {name: max([config.r, *config.rank_pattern.values()]) for name, config in configs.items()}
     if method in _EQUAL_RANKS and len(set(ranks.values())) > 1:
         said = ", ".join(f"{name} {rank}" for name, rank in ranks.items())

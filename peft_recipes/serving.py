@@ -179,6 +179,7 @@ def open_adapters(
 
     Raises RecipeError where one is given twice, or two sit on different bases or are for different kinds of task.
     """
+    names = short_names([Path(folder) for folder in folders])
     served = [open_adapter(folder, base, trust_remote_code=trust_remote_code) for folder in folders]
     first = served[0]
     for other in served[1:]:
@@ -189,7 +190,7 @@ def open_adapters(
             )
         if other.generates != first.generates:
             raise RecipeError(f"{first.folder} is for {first.recipe.task}, {other.folder} for {other.recipe.task}.")
-    return dict(zip(short_names([one.folder for one in served]), served, strict=True))
+    return dict(zip(names, served, strict=True))
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

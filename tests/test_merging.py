@@ -170,7 +170,7 @@ def test_mistakes_in_combining(foreign, tiny, tmp_path):
         ([foreign, second, "--density", "0.3"], "for ties, dare"),
         ([foreign, second, "--method", "cat", "--rank", "3"], "for svd"),
         ([foreign, dora], "is DoRA"),
-        (heads, "a head of their own"),
+        (heads, "a head of its own"),
         ([foreign, tmp_path / "none"], "no folder"),
     ):
         done = call("combine", *words, "--output", tmp_path / "x")
