@@ -42,6 +42,7 @@ def check_repo_id(repo_id: str) -> None:
 
     owner, _, name = repo_id.partition("/")
     wrong = "" if owner and name else "it has no owner" if not name else "it begins with '/'"
+    wrong = "it has more than one '/'" if "/" in name else wrong
     with contextlib.suppress(HFValidationError):
         validate_repo_id(repo_id)
         if not wrong:
@@ -170,7 +171,7 @@ def _explained(repo_id: str, error: Exception) -> str:
     status = next((code for one in chain if (code := getattr(getattr(one, "response", None), "status_code", 0))), 0)
     said = next((text for one in chain if (text := getattr(one, "server_message", None))), None)
     said = _one_line(said or str(error))
-    unchanged = "Nothing was changed there."
+    unchanged, again = "Nothing was changed there.", "A push is one commit, there whole or not at all: push again"
     if status == 401:
         return f"{repo_id}: the Hub does not take the token that is in use. Log in again: `hf auth login`. {unchanged}"
     if status == 403:
@@ -185,11 +186,11 @@ def _explained(repo_id: str, error: Exception) -> str:
     if status == 404:
         return f"{repo_id}: the Hub has no such place, or not for you ({said}). {unchanged}"
     if status == 429 or status >= 500:
-        return f"{repo_id}: the Hub answered {status} ({HTTPStatus(status).phrase}). {unchanged} Try again later."
+        return f"{repo_id}: the Hub answered {status} ({HTTPStatus(status).phrase}). {again} later."
     if status:
         return f"{repo_id}: the Hub refused it with {status} ({said}). {unchanged}"
     if kinds & {"TransportError", "ConnectError", "TimeoutException", "ConnectionError", "OfflineModeIsEnabled"}:
-        return f"{repo_id}: the connection to the Hub was lost. {unchanged} Try again."
+        return f"{repo_id}: the connection to the Hub was lost. {again}."
     if isinstance(error, ValueError):
         return f"{repo_id}: {said} {unchanged}"
     return ""
