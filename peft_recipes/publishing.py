@@ -16,6 +16,7 @@ from peft_recipes import uploading
 from peft_recipes.adapters import CONFIG, OUTPUTS, WEIGHTS
 from peft_recipes.errors import RecipeError
 from peft_recipes.portable import is_place, portable
+from peft_recipes.recipe import OWN_METHODS
 from peft_recipes.runs import RUN_FILE, Run, read_run
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def publish_all(
     uploading.check_repo_id(repo_id)
     api = None if dry_run else uploading.logged_in(repo_id)
     made = comparison if isinstance(comparison, Comparison) else read_comparison(comparison)
-    runs = {arm: median_run(made, arm) for arm, row in made.data["arms"].items() if _sendable(arm, row)}
+    runs = {arm: median_run(made, arm) for arm, row in made.data["arms"].items() if _sendable(row)}
     if not runs:
         raise RecipeError(f"{made.folder} has no adapter to send: its arms are {', '.join(made.data['arms'])}.")
     names = {arm: f"{repo_id}-{arm}" for arm in runs}
@@ -126,10 +127,8 @@ def median_run(comparison: Comparison, arm: str) -> Run:
     return good[(len(good) - 1) // 2]
 
 
-def _sendable(arm: str, row: dict[str, Any]) -> bool:
-    from peft_recipes.reporting.facts import is_peft
-
-    return is_peft(arm, row) and row["status"] == "ok"
+def _sendable(row: dict[str, Any]) -> bool:
+    return row["status"] == "ok" and row["method"] not in OWN_METHODS
 
 
 def _run_of(run: Run | str | Path) -> Run:

@@ -13,7 +13,7 @@ from peft_recipes.data import columns
 from peft_recipes.portable import is_place, short
 from peft_recipes.recipe import EMBEDDED, Recipe
 from peft_recipes.reporting.facts import plain
-from peft_recipes.runs import BASE, HEAD_FILE
+from peft_recipes.runs import BASE, OWN_FILES
 
 _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -108,7 +108,7 @@ def _quantised(recipe: Recipe, data: dict[str, Any], imports: dict[str, set[str]
 def _put_on(data: dict[str, Any], called: str, imports: dict[str, set[str]]) -> list[str]:
     if kind_of(data) == "part":
         imports["safetensors.torch"] = {"load_file"}
-        name = next(iter(data.get("checkpoint_files") or [HEAD_FILE]))
+        name = OWN_FILES[data["method"]]
         file = f'f"{{{called}}}/{name}"'
         return [f"base.load_state_dict(load_file({file}), strict=False)", "model = base.eval()"]
     imports["peft"] = {"PeftModel"}
