@@ -55,6 +55,7 @@ class Fit:
             self.trainer.train()
         elif self.checkpoint.step >= self.checkpoint.state["max_steps"]:
             self.trainer.load_checkpoint_weights(self.checkpoint.folder)  # Trainer would train a step more
+            self.trainer.spread()
         else:
             if self.trainer.is_fsdp_enabled:  # before the weights are spread over processes
                 self.trainer.load_checkpoint_weights(self.checkpoint.folder)

@@ -102,10 +102,8 @@ def model_sizes(model: Any, step: dict[str, int], lower: bool = False) -> Sizes:
         gradients=step["gradients"],
         optimizer=step["optimizer"],
         activations=step["activations"],
-        layer=max((_bytes(layer.parameters()) for layer in layers), default=step["weights"]),
-        layer_gradients=max(
-            (_bytes(p for p in layer.parameters() if p.requires_grad) for layer in layers), default=step["gradients"]
-        ),
+        layer=max((_bytes(layer.parameters()) for layer in layers), default=0),
+        layer_gradients=max((_bytes(p for p in layer.parameters() if p.requires_grad) for layer in layers), default=0),
         kept=kept,
         learning=learning,
         wire=0.5 if lower else 1.0,

@@ -118,6 +118,13 @@ class CheckpointMixin(Trainer):
         """The weights alone: of a run whose training was done, and whose evaluation or saving was not."""
         self._load_from_checkpoint(str(folder))
 
+    def spread(self) -> None:
+        """Spreads a model that will not be trained any more over the processes, where that is how they share."""
+        if self.is_fsdp_enabled:
+            self.create_optimizer()  # FSDP2 takes no model without one
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+            self.model_wrapped = self.model
+
 
 class CheckpointCallback(TrainerCallback):
     """Asks for a checkpoint every `seconds` and after training; after a signal for one, and for the end.
