@@ -24,7 +24,11 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self.deferred = False
+        self.deferred = self.silent = False
+
+    def shield(self) -> None:
+        """From here on a first signal changes nothing: the run ends anyhow, and says why."""
+        self.deferred = self.silent = True
 
     @contextlib.contextmanager
     def heeded_after(self) -> Iterator[None]:
@@ -53,7 +57,7 @@ class Interruption:
         self._say()
 
     def _say(self) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the main one
+        if os.environ.get("RANK", "0") == "0" and not self.silent:  # of several processes, the main one
             print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
 
 

@@ -156,7 +156,7 @@ class _OneRun:
             try:
                 data = self._measured(model, parameters)
             except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
-                self.interruption.deferred = True  # whatever ends the other processes must not end this
+                self.interruption.shield()  # what ends the other processes must not end this
                 raised = processes.failed(error)  # told before it is written, so that the first one's words are
                 if processes.is_main():
                     with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it

@@ -102,6 +102,7 @@ class _Worker:
         self.order, self.slot = order, slot
         self.folder = run_folder(order.output, order.recipe, *order.job)
         self._make_room()
+        order.tell("running")
         self._log = (self.folder / "log.txt").open("wb")
         # A session of its own: Ctrl-C reaches the comparison, which tells its worker once. The pipe tells the worker
         # (each of its processes) when the comparison itself is killed.
@@ -114,7 +115,6 @@ class _Worker:
             env={**os.environ, **slot},
         )
         self._follow, self._heard, self._news = _Follower(self.folder / "log.jsonl"), time.monotonic(), {}
-        order.tell("running")
 
     def _make_room(self) -> None:
         make_folder(self.folder)
