@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from peft_recipes import allocator, bases, cards, checkpoints, checks, processes, run_facts, whole
+from peft_recipes import allocator, cards, checkpoints, checks, processes, run_facts, starting, whole
 from peft_recipes.arm_names import choose_arms
-from peft_recipes.arms import Parameters, apply_arm, fit_targets
+from peft_recipes.arms import Parameters, apply_arm
 from peft_recipes.batches import check_spreadable, shared_out
 from peft_recipes.checkpoints import Checkpoint
-from peft_recipes.data import stored
 from peft_recipes.errors import RecipeError
 from peft_recipes.fitting import Fit, first_batch_is_padded_right
 from peft_recipes.guards import Guards
@@ -26,24 +25,21 @@ from peft_recipes.runs import (
     LOCK_FILES,
     RUN_FILE,
     Run,
-    check_output,
     clear,
     locked,
     make_folder,
-    read_run,
     run_folder,
     signature,
     with_precision,
     write_json,
 )
-from peft_recipes.scaling import Spread
 from peft_recipes.tasks.checkpointing import CheckpointCallback
 
 if TYPE_CHECKING:
     import torch.nn as nn
     from transformers import Trainer
 
-    from peft_recipes.tasks.base import Evaluation, Prepared, Task
+    from peft_recipes.tasks.base import Evaluation, Task
 
 
 def train(
@@ -82,7 +78,7 @@ def train(
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:
             processes.join(choose(recipe.training, recipe.threads).device)
-            processes.from_main(lambda: _check_free(output, folder, resume, overwrite))
+            processes.from_main(lambda: starting.check_free(output, folder, resume, overwrite))
             shared_out(recipe.training, processes.count())
             check_spreadable(recipe, arm, processes.kind())
             recipe = processes.from_main(lambda: with_precision(recipe, folder if resume else None))
@@ -93,13 +89,6 @@ def train(
             if raised is error:
                 raise
             raise raised from error
-
-
-def _check_free(output: Path, folder: Path, resume: bool, overwrite: bool) -> None:
-    check_output(output)
-    if folder.is_dir() and any(folder.iterdir()) and not (resume or overwrite):
-        what = "a finished run" if (folder / RUN_FILE).is_file() else "an unfinished run"
-        raise RecipeError(f"{folder} holds {what}. Go on from it with --resume, or replace it with --overwrite.")
 
 
 class _OneRun:
@@ -136,13 +125,18 @@ class _OneRun:
         with self.watch("imports"):
             self.task: Task = task_of(self.recipe)
         with self.watch("data"):
-            self.prepared: Prepared = processes.fetched(self._data)
+            self.prepared, self.recipe = processes.fetched(
+                lambda: starting.data_and_targets(self.task, self.recipe, self.arm_name, self.data)
+            )
+            self.arm = self.recipe.arms.get(self.arm_name)
         self.signature = signature(self.recipe, self.arm_name, self.seed, self.prepared.fingerprint)
-        if (done := processes.from_main(self._done)) is not None:
+        if self.resume and (done := processes.from_main(lambda: starting.finished(self.folder, self.signature))):
             return done
         self.task.check_arguments(self.arm, self.hardware)
         with self.watch("plan"):
-            self._heed_memory()
+            self.recipe = self.task.recipe = (
+                processes.from_main(lambda: self.guard("memory", self._fitted)) or self.recipe
+            )
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
         with self.watch("load"):
@@ -167,28 +161,8 @@ class _OneRun:
             data = processes.from_main(lambda: self._finished(data))
         return Run(self.folder, data)
 
-    def _data(self) -> Prepared:
-        from peft_recipes import planning
-        from peft_recipes.tasks.method_training import fit_schedules
-
-        prepared = stored.read(self.data, self.recipe) if self.data else self.task.prepare()
-        config = bases.load_config(self.recipe)
-        recipe, notes = fit_targets(self.recipe, config)
-        recipe, more = fit_schedules(recipe, planning.steps(recipe, prepared.rows))
-        notes += more
-        self.recipe, self.arm = recipe, recipe.arms.get(self.arm_name)
-        prepared.notes += [note for note in notes if f"'{self.arm_name}'" in note]
-        return prepared
-
-    def _done(self) -> Run | None:
-        """The finished run that is asked for, where there is one. Raises RecipeError where it is another."""
-        done = read_run(self.folder) if self.resume else None
-        if done is None or not done.ok:
-            return None
-        if done.data.get("signature") == self.signature:
-            return done
-        raise RecipeError(f"{self.folder} holds a finished run of another recipe, data or code. Replace it with "
-                          "--overwrite, or name another --output.")  # fmt: skip
+    def _fitted(self) -> Recipe:
+        return starting.fitted_to_memory(self.task, self.prepared, self.arm, self.arm_name, self.hardware)
 
     def _take_folder(self, held: contextlib.ExitStack) -> Checkpoint | None:
         """Makes, locks and clears the run's folder, until `held` is closed; the checkpoint to go on from, if any."""
@@ -209,30 +183,6 @@ class _OneRun:
         if self.data is None:  # a comparison writes the cards of its runs, once it has all their figures
             cards.write_run_card(Run(self.folder, data))
         return data
-
-    def _heed_memory(self) -> None:
-        """Of several processes the main one asks; what it turns on, all turn on."""
-
-        def checked() -> Recipe:
-            self.guard("memory", self._check_memory)
-            return self.recipe
-
-        self.recipe = self.task.recipe = processes.from_main(checked)
-
-    def _check_memory(self) -> None:
-        """Refuses an arm that will not fit, and turns gradient checkpointing on where the step fits only so."""
-        from peft_recipes import planning
-
-        config = bases.load_config(self.recipe, **self.task.base_options(self.prepared))
-        if self.arm is None or planning.surely_fits(self.task, config):
-            return
-        needs = planning.memory(self.task, self.prepared, config, self.arm, self.arm_name, _spread(self.hardware))
-        if not needs["fits"]:
-            raise RecipeError(planning.too_large(self.arm_name, needs, self.recipe))
-        if needs["gradient_checkpointing"] and "gradient_checkpointing" not in self.recipe.training:
-            self.recipe = self.recipe.with_changes({"training": {"gradient_checkpointing": True}})
-            self.prepared.notes.append(f"arm '{self.arm_name}': gradient checkpointing is on; without it the step "
-                                       "would not fit this machine's memory.")  # fmt: skip
 
     def _arm_applied(self, base: nn.Module, new_weights: list[str]) -> tuple[nn.Module, Parameters]:
         if self.arm is None:
@@ -356,12 +306,6 @@ class _OneRun:
             attention=self.attention,
             parameters=parameters,
         )
-
-
-def _spread(hardware: Hardware) -> Spread:
-    """How this run is shared. On a CPU all processes of a machine share its memory."""
-    on_one = processes.local_count() if hardware.device == "cpu" else 1
-    return Spread(processes.kind(), processes.count(), on_one=on_one * processes.facts()["jobs"])
 
 
 def _printer() -> type:
