@@ -134,9 +134,7 @@ class _OneRun:
             return done
         self.task.check_arguments(self.arm, self.hardware)
         with self.watch("plan"):
-            self.recipe = self.task.recipe = (
-                processes.from_main(lambda: self.guard("memory", self._fitted)) or self.recipe
-            )
+            self.recipe = self.task.recipe = processes.from_main(self._fitted)
         # The head, the adapter and dropout all draw from this seed; the data's order has its own (data_seed).
         transformers.set_seed(self.seed)
         with self.watch("load"):
@@ -162,7 +160,11 @@ class _OneRun:
         return Run(self.folder, data)
 
     def _fitted(self) -> Recipe:
-        return starting.fitted_to_memory(self.task, self.prepared, self.arm, self.arm_name, self.hardware)
+        """The recipe as it fits this machine's memory; of several processes the main one asks for all."""
+        self.task.recipe, found = self.recipe, []
+        given = (self.task, self.prepared, self.arm, self.arm_name, self.hardware)
+        self.guard("memory", lambda: found.append(starting.fitted_to_memory(*given)))
+        return found[0] if found else self.recipe
 
     def _take_folder(self, held: contextlib.ExitStack) -> Checkpoint | None:
         """Makes, locks and clears the run's folder, until `held` is closed; the checkpoint to go on from, if any."""
