@@ -39,14 +39,14 @@ recipe = Recipe(
     embedded={
         "model": "embedded:smollm2-135m-instruct",
         "dataset": {
-            "path": "embedded:docstring-preferences", "test_split": None, "train": 96, "validation": 24, "test": 80,
+            "path": "embedded:docstring-preferences", "test_split": None, "train": 160, "validation": 24, "test": 80,
         },
         "max_length": 128,
-        "training": {"max_steps": 12, "eval_steps": 0.5},
+        "training": {"max_steps": 20, "eval_steps": 0.5},
         "prompts": [{"kind": "question", "prompt": "What does numpy.cumsum do?"}],
-        "arms": {  # rates: benchmarks/learning_rates/smollm2-dpo-embedded.json, on the validation split
-            "full": {"learning_rate": 2e-5},
-            "lora": {"learning_rate": 2e-4},
+        "arms": {  # rates: benchmarks/learning_rates/smollm2-dpo-embedded.json, on the validation split (12 steps)
+            "full": {"learning_rate": 3e-5},
+            "lora": {"learning_rate": 1e-3},
         },
     },
 )  # fmt: skip
