@@ -184,11 +184,11 @@ def evidence(table):
 def test_intervals_cover_as_often_as_they_say():
     """Other draws of test examples from the same world fall into them 19 times in 20, or a little less often."""
     truth, inside = evidence(predictions(40_000, seed=99)), {"accuracy": 0, "macro_f1": 0, "loss": 0}
-    for seed in range(100):
+    for seed in range(30):
         table = predictions(seed=seed)
         for row in rows(evidence(table), truth, table, "text-classification", same=False):
             inside[row.metric] += bool(row.held)
-    assert all(88 <= times <= 100 for times in inside.values()), inside
+    assert all(26 <= times <= 30 for times in inside.values()), inside
 
 
 def test_equal_is_up_to_float_noise_and_one_example():
