@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -144,7 +145,9 @@ class AdapterSet:
             )
         self.model.eval().requires_grad_(False)
         self._layers = [m for m in self.model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        self._inner[name], self.served[name] = inner, served
+        # Its tensors are in the model now; what was read to hold it against the base would be kept a second time.
+        kept = dataclasses.replace(served.saved, tensors={})
+        self._inner[name], self.served[name] = inner, dataclasses.replace(served, saved=kept)
 
     def use(self, name: str | None) -> Any:
         """Makes an adapter the one that answers (None: the base alone), and returns the model that does.
