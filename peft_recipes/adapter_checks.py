@@ -141,10 +141,16 @@ def _adapter_only(saved: SavedAdapter) -> Finding:
 
 def _finite(saved: SavedAdapter) -> Finding:
     wrong = [name for name, t in saved.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-    wrong += [name for name, t in saved.tensors.items() if t.numel() == 0]
+    if not _rank_pattern(saved):  # AdaLoRA may leave a layer without any rank
+        wrong += [name for name, t in saved.tensors.items() if t.numel() == 0]
     if wrong:
         return Finding("finite", False, f"{len(wrong)} tensors are empty or hold NaN or infinity, first {wrong[0]}")
     return Finding("finite", True, f"{len(saved.tensors)} tensors")
+
+
+def _rank_pattern(saved: SavedAdapter) -> bool:
+    """Whether its layers have ranks of their own, by AdaLoRA's budget."""
+    return saved.config.peft_type == "ADALORA" and bool(saved.config.rank_pattern)
 
 
 def _learnt(saved: SavedAdapter) -> Finding:
@@ -170,6 +176,8 @@ def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     settings.inference_mode = False
     if isinstance(getattr(settings, "init_lora_weights", None), str):
         settings.init_lora_weights = True  # PiSSA and OLoRA decompose weights, and there are none here
+    if patterned := _rank_pattern(saved):
+        settings.rank_pattern = None  # PEFT would cut weights by it, and there are none here
     try:
         targets_hit_modules(model, settings, "adapter")
         adapted = get_peft_model(model, settings)
@@ -182,6 +190,7 @@ def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     missing, stray = sorted(set(wanted) - set(saved.tensors)), sorted(set(saved.tensors) - set(wanted))
     shapes = [n for n in sorted(set(wanted) & set(saved.tensors)) if wanted[n].shape != saved.tensors[n].shape]
+    shapes = [] if patterned else shapes
     if missing or stray or shapes:
         first = (missing or stray or shapes)[0]
         return Finding(

@@ -83,6 +83,7 @@ def dequantised(model: nn.Module) -> nn.Module:
         layer.weight = torch.nn.Parameter(linear.weight.detach().t().contiguous(), requires_grad=False)
         layer.bias = linear.bias
         model.set_submodule(name, layer)
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
     return model.float()
 
 
