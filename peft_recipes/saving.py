@@ -184,6 +184,8 @@ def outputs(
 
 def meta_checkpoint_bytes(model: nn.Module, arm: Arm) -> int:
     """Bytes of the tensors that an arm's checkpoint will hold (file headers apart), from a model on the meta device."""
+    if arm.peft is not None and arm.peft.is_prompt_learning:
+        return 4 * _prompt_numbers(model)
     if arm.peft is not None:
         from peft import get_peft_model_state_dict
 
@@ -193,6 +195,17 @@ def meta_checkpoint_bytes(model: nn.Module, arm: Arm) -> int:
     else:
         tensors = list(model.parameters())
     return sum(t.numel() * 4 for t in tensors)  # fp32
+
+
+def _prompt_numbers(model: nn.Module) -> int:
+    """What is stored of learnt prompts: what their encoder gives, which PEFT can't compute without weights, and a head.
+
+    A prefix has keys and values for each layer, the others one vector a token.
+    """
+    config = model.peft_config["default"]
+    each = 2 * config.num_layers if config.peft_type.value == "PREFIX_TUNING" else config.num_transformer_submodules
+    head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and "prompt_encoder." not in n)
+    return config.num_virtual_tokens * each * config.token_dim + head
 
 
 def with_arm_on_meta(task: Task, config: Any, arm: Arm, name: str) -> tuple[nn.Module, Any]:
