@@ -122,7 +122,7 @@ _ROWS = (
     Method("delora", "DeLoRA", "DeloraConfig", 1e-3,
            "Decoupling Angles and Strength in Low-rank Adaptation", "2503.18225", {"r": 8}, cannot=(_NO_CONV1D,)),
     Method("hra", "HRA", "HRAConfig", 1e-3, "Bridging The Gap between Low-rank and Orthogonal Adaptation via "
-           "Householder Reflection Adaptation", "2405.17484", {"r": 8}, cannot=(_NO_CONV1D,)),
+           "Householder Reflection Adaptation", "2405.17484", {"r": 8}, cannot=(_NO_TRANSPOSED,)),
     Method("miss", "MiSS", "MissConfig", LORA_RATE, "MiSS: Revisiting the Trade-off in LoRA with an Efficient "
            "Shard-Sharing Structure", "2409.15371", fitted={"r": 64}, cannot=(_NO_CONV1D,), like_lora=True),
     Method("shira", "SHiRA", "ShiraConfig", 1e-3, "Sparse High Rank Adapters", "2406.13175",
