@@ -173,6 +173,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
         train_sampling_strategy="group_by_length" if best else "sequential",
         **({"gradient_checkpointing": False, "precompute_ref_log_probs": True} if best else {}),
         max_length=recipe.max_length,
+        remove_unused_columns=False,  # the sampler groups by the column of lengths
         use_cpu=hardware.device == "cpu",
         bf16=hardware.precision == "bf16",
         dataloader_pin_memory=hardware.device == "cuda",

@@ -41,6 +41,10 @@ class PreferenceTrainer(SharedRows, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset  # tokenised already
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "length"]  # by which batches are grouped
+
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         return dataset  # computed already, on the base before it had an adapter (reference.py)
 
