@@ -43,7 +43,7 @@ class PreferenceTrainer(SharedRows, DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, "length"]  # by which batches are grouped
+        self._signature_columns = [*dict.fromkeys([*self._signature_columns, "length"])]  # batches are grouped by it
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         return dataset  # computed already, on the base before it had an adapter (reference.py)
