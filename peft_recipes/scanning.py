@@ -81,7 +81,7 @@ def scan(
     number and how many there are. Raises RecipeError for a mistake in what was given (then nothing is written),
     KeyboardInterrupt or Terminated after a signal.
     """
-    from peft_recipes.comparison import _chosen_arms
+    from peft_recipes.arm_names import choose_arms
 
     _optuna()
     if not math.isfinite(budget) or budget <= 0:
@@ -90,11 +90,13 @@ def scan(
     check_output(output)
     folder = output / recipe.name / FOLDER
     started = time.monotonic() - gone
-    chosen = candidates(recipe, _chosen_arms(recipe, arms), rates, ranks)
+    named = choose_arms(recipe, arms)
+    recipe, chosen = named.recipe, candidates(named.recipe, named.names, rates, ranks)
     before = None if overwrite else _read(folder / FILE)
     recipe = with_precision(recipe, folder if before else None)
     work = _Work(recipe, chosen, seed, budget, folder, on_trial or (lambda *_: None), started)
     work.prepare()
+    work.notes += named.notes
     if before is not None and before["signature"] != work.signature:
         raise RecipeError(
             f"{folder} holds a scan of another recipe, range, data or code. Replace it with --overwrite, or name "
@@ -150,6 +152,7 @@ class _Work:
         problems = []
         for one in self.chosen:
             try:
+                self.task.check_arguments(one.arm, self.hardware)
                 needs = planning.memory(self.task, self.prepared, config, one.arm, one.name)
                 if not needs["fits"] and "memory" not in self.recipe.skip_checks:
                     problems.append(planning.too_large(one.name, needs, self.recipe))
@@ -209,8 +212,12 @@ class _Work:
 
     def _run(self, one: Candidate, rate: float, steps: int, marks: list[int], **more: Any) -> ShortRun:
         from peft_recipes.short_runs import short_run
+        from peft_recipes.tasks.method_training import fit_schedules
 
         arm = dataclasses.replace(one.arm, learning_rate=rate)
+        arm = fit_schedules(dataclasses.replace(self.recipe, arms={one.name: arm}, embedded={}), steps)[0].arms[
+            one.name
+        ]
         return short_run(self.task, self.prepared, arm, one.name, steps, marks, self.hardware, seed=self.seed, **more)
 
     def _affordable(self) -> int:

@@ -88,7 +88,7 @@ def short_run(
     made, start = ShortRun(arm.learning_rate), time.perf_counter()
     with _memory_given_back(), tempfile.TemporaryDirectory(prefix="scan-") as folder:
         set_seed(seed)
-        base, new = task.load_base(prepared)
+        base, new = task.load_base(prepared, arm.quantise) if arm.quantise else task.load_base(prepared)
         model, _ = apply_arm(base, arm, task.recipe.task, new, name, skip_checks=task.recipe.skip_checks)
         arguments = task.arguments(arm, seed, hardware, Path(folder), True)
         arguments.max_steps, arguments.eval_strategy = steps, "no"
