@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.architectures import architecture_of
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.methods import LORA_RATE, METHODS, NOT_IN_TABLE, Method
 from peft_recipes.options import LANGUAGE_TASKS
@@ -215,7 +216,14 @@ def _needs_keys_and_values(method: Method, base: Base) -> str:
     return f"it stands before the attention's keys and values, and {classes[1].__name__} takes none from outside"
 
 
-_RULES = (_needs_text, _needs_a_causal_model, _needs_keys_and_values)
+def _needs_linear_layers(method: Method, base: Base) -> str:
+    """PEFT takes OLoRA's Q and R of a Conv1D's weight as it lies, which is turned, and fails at the first forward."""
+    if method.options.get("init_lora_weights") == "olora" and architecture_of(base.config).fan_in_fan_out:
+        return "PEFT's OLoRA decomposes Conv1D layers the wrong way round"
+    return ""
+
+
+_RULES = (_needs_text, _needs_a_causal_model, _needs_keys_and_values, _needs_linear_layers)
 
 
 def _tried(method: Method, base: Base) -> Arm:

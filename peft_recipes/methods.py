@@ -71,7 +71,7 @@ _ROWS = (
     Method("olora", "OLoRA", "LoraConfig", LORA_RATE, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models",
            "2406.01775", {"r": 16, "lora_alpha": 16, "init_lora_weights": "olora"}, like_lora=True,
            defaults="alpha = r, as for pissa",
-           cannot=("loading without the base's weights: each load decomposes them again",)),
+           cannot=("GPT-2's Conv1D", "loading without the base's weights: each load decomposes them again",)),
     Method("loraplus", "LoRA+", "LoraConfig", LORA_RATE / 2, "LoRA+: Efficient Low Rank Adaptation of Large Models",
            "2402.12354", _LORA, arm={"lora_plus_ratio": 16.0}, like_lora=True,
            defaults="B learns 16 times as fast as A; half of LoRA's rate: PEFT's create_loraplus_optimizer"),

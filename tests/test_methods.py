@@ -28,6 +28,7 @@ NO_CONV1D = ("oft", "boft", "loha", "lokr", "delora", "hra", "miss", "shira", "c
 UNFIT = {
     ("distilbert", "prefix-tuning"): "takes none from outside",
     ("llama", "bitfit"): "has no biases",
+    ("gpt2", "olora"): "Conv1D layers the wrong way round",
     **{(kind, name): "no classification head" for kind in ("gpt2", "distilbert") for name in HEADLESS},
     **{("gpt2", name): "Conv1D.*not supported" for name in NO_CONV1D},
 }
