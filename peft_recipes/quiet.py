@@ -16,6 +16,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of torch.distributed, in each process
     warnings.filterwarnings("ignore")
     for name in ("bitsandbytes", "datasets", "accelerate", "trl", "peft", "torch", "httpx", "huggingface_hub"):
         # datasets logs as an error what it then raises, and what it raises is said in our own words

@@ -28,6 +28,16 @@ class CheckpointMixin(Trainer):
     run_state: Callable[[], dict[str, Any]] | None = None
     may_checkpoint = True  # not where a run is done again sooner than it is stored: a head on features
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """The library's; on the CPU with FSDP2 as well, which Accelerate leaves out there without a word (it is DDP)."""
+        super().create_accelerator_and_postprocess()
+        if processes.kind() == "FSDP2" and not self.is_fsdp_enabled:
+            from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+            state = self.accelerator.state
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.may_checkpoint:
             return
