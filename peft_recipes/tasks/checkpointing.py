@@ -29,7 +29,7 @@ class CheckpointMixin(Trainer):
     may_checkpoint = True  # not where a run is done again sooner than it is stored: a head on features
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The library's; on the CPU with FSDP2 as well, which Accelerate leaves out there without a word (it is DDP)."""
+        """The library's; on the CPU FSDP2 as well, in whose place Accelerate puts DDP there, without a word."""
         super().create_accelerator_and_postprocess()
         if processes.kind() == "FSDP2" and not self.is_fsdp_enabled:
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
