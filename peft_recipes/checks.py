@@ -85,6 +85,7 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
 
     from peft_recipes import whole
 
+    whole.settle(model)
     learning = dict(model.named_parameters())
     now = {path: whole.tensor(learning[path]).cpu() for path in before}  # all, as every process gathers the same
     if before and all(torch.equal(old, now[path]) for path, old in before.items()):
@@ -130,6 +131,7 @@ def frozen_sums(model: nn.Module) -> dict[str, int]:
 
     from peft_recipes import whole
 
+    whole.settle(model)
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {
         path: int(whole.own_part(p).contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peft_recipes import processes
@@ -20,6 +21,13 @@ def tensor(given: torch.Tensor) -> torch.Tensor:
     return found.full_tensor() if isinstance(found, DTensor) else found
 
 
+def settle(model: nn.Module) -> None:
+    """Gives back what FSDP2 still holds gathered of a forward pass, so that every weight is in its parts."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def is_spread(model: nn.Module) -> bool:
     """Whether any weight of a model is held in parts."""
     return any(isinstance(p, DTensor) for p in model.parameters())
@@ -30,6 +38,7 @@ def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
 
     One at a time, and never the frozen base: a base of 70B, gathered to store an adapter of 100 MB, fills a machine.
     """
+    settle(model)
     found, stored = {}, model.state_dict()
     buffers = ((name, held) for name, held in model.named_buffers() if name in stored)
     for name, p in [*((name, p) for name, p in model.named_parameters() if p.requires_grad), *buffers]:
