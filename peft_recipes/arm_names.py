@@ -108,12 +108,12 @@ class Base:
 
         return targets_of(self.config, which).names
 
-    def sizes(self) -> list[int]:
-        """The widths, in and out, of all its linear layers that are targets."""
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of the weights of all its linear layers that are targets."""
         from peft_recipes.module_matching import matched_modules
 
         layers = [self.model.get_submodule(n) for n in matched_modules(self.model, self.targets("all-linear"))]
-        return [size for layer in layers for size in layer.weight.shape]
+        return [tuple(layer.weight.shape) for layer in layers]
 
 
 def arm_of(method: Method, base: Base) -> Arm:
@@ -141,12 +141,14 @@ def _config(method: Method, base: Base) -> str | PeftConfig:
     options = dict(method.options)
     for option, most in method.fitted.items():
         options[option] = _divisor(base, most, method)
+    if "n_frequency" in options:  # no layer can have more than it has weights
+        options["n_frequency"] = min(options["n_frequency"], *map(math.prod, base.shapes()))
     return getattr(peft, method.config)(**options, **_TARGETS[method.targets](base))
 
 
 def _divisor(base: Base, most: int, method: Method) -> int:
     """The largest number up to `most` that divides all widths of the adapted layers."""
-    common = math.gcd(*base.sizes())
+    common = math.gcd(*(size for shape in base.shapes() for size in shape))
     found = max(n for n in range(1, most + 1) if common % n == 0)
     if found < 2:
         raise DoesNotFit(f"it cuts layers into equal blocks, and only {common} divides all widths of this base")
