@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.reporting import formats
 from peft_recipes.reporting.markdown import escape_inline, table_markdown
 from peft_recipes.reporting.words import forgetting, headline_arm, verdict_sentence
 
@@ -67,8 +68,8 @@ def speed(found: list[dict[str, Any]]) -> str:
 
 def trust() -> str:
     """The README's block on faults: what was done to runs and to the command line, and how often it held."""
-    faults, inputs = (json.loads((HERE.parent / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
-                      for name in ("fault_injection", "malformed_inputs"))  # fmt: skip
+    faults, inputs, soak = (json.loads((HERE.parent / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+                            for name in ("fault_injection", "malformed_inputs", "soak"))  # fmt: skip
     killed = {stage: count for stage, count in faults["killed_in"].items() if stage != "done already"}
     moments = ", ".join(f"{stage} {count}" for stage, count in sorted(killed.items(), key=lambda item: -item[1]))
     kinds = ", ".join(f"{count} {kind}s" for kind, count in inputs["tried"].items())
@@ -79,9 +80,12 @@ def trust() -> str:
         f"| {faults['held']} |",
         f"| malformed inputs ({kinds}): the right exit code, one message, nothing written | {inputs['total']} "
         f"| {inputs['answered']} |",
+        f"| one comparison of {soak['runs']} short runs, {sum(soak['kills'].values())} times killed (its worker "
+        f"{soak['kills']['worker']}, itself {soak['kills']['comparison']}), called {soak['calls']} times: every run is "
+        f"there once, nothing left behind, its memory x {soak['parent_memory_growth']:g} | 1 | {int(soak['held'])} |",
         "",
-        "Written by `make readme` from what `python benchmarks/fault_injection.py` and "
-        "`python benchmarks/malformed_inputs.py` found.",
+        "Written by `make readme` from what `python benchmarks/fault_injection.py`, `malformed_inputs.py` and "
+        "`soak.py` there found.",
         "",
     ]
     return "\n".join(lines)
@@ -109,7 +113,8 @@ def index(comparisons: list[dict[str, Any]]) -> str:
     lines = [
         "# Kept adapters",
         "",
-        "Small adapters that are kept with the evidence of their comparison. Written by `make readme`.",
+        "Small adapters that are kept with the evidence of their comparison. Each passes `peft-recipes check` and "
+        "`peft-recipes reproduce`. Written by `make readme`.",
         "",
     ]
     for comparison in comparisons:
@@ -122,8 +127,23 @@ def index(comparisons: list[dict[str, Any]]) -> str:
             "",
             table_markdown(comparison, most=5),
             "",
+            *_folders(HERE / name),
+            "",
         ]
     return "\n".join(lines)
+
+
+def _folders(comparison: Path) -> list[str]:
+    """A line for each arm's first adapter, whose weights are kept here, from its own run.json."""
+    lines = []
+    for path in sorted(comparison.glob("*/seed-0/run.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if (path.parent / "adapter_config.json").is_file():
+            place, metric = path.parent.relative_to(HERE).as_posix(), run["metric"]
+            quality = formats.quality(run["metrics"]["test"][metric], metric)
+            size = formats.human_bytes(run["checkpoint_bytes"])
+            lines.append(f"- [{place}]({place}): {size}, test {formats.metric_title(metric).lower()} {quality}")
+    return lines
 
 
 def kept() -> list[dict[str, Any]]:
