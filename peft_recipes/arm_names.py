@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.architectures import architecture_of
-from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.errors import RecipeError, nearest
 from peft_recipes.methods import LORA_RATE, METHODS, NOT_IN_TABLE, Method
 from peft_recipes.options import LANGUAGE_TASKS
 from peft_recipes.recipe import Arm, Recipe
@@ -57,7 +57,7 @@ def choose_arms(recipe: Recipe, asked: Iterable[str] | None = None) -> Chosen:
     if not names:
         raise RecipeError("No arm was named.")
     valid = {*recipe.arms, *METHODS, ALL}
-    if problems := [unknown("arm", n, valid, f"recipe {recipe.name}") for n in names if n not in valid]:
+    if problems := [_unknown(n, recipe, valid) for n in names if n not in valid]:
         raise RecipeError(*problems)
     wanted = [n for n in names if n not in recipe.arms and n != ALL]
     base, made, left_out = Base(recipe), {}, {}
@@ -78,6 +78,12 @@ def choose_arms(recipe: Recipe, asked: Iterable[str] | None = None) -> Chosen:
         left_out |= NOT_IN_TABLE
         names = [*dict.fromkeys([*recipe.arms, *(n for n in names if n != ALL), *(n for n in METHODS if n in made)])]
     return Chosen(dataclasses.replace(recipe, arms={**recipe.arms, **made}) if made else recipe, names, left_out)
+
+
+def _unknown(name: str, recipe: Recipe, valid: set[str]) -> str:
+    """The recipe's own arms are nearer than the table's methods."""
+    close = nearest(name, recipe.arms) or nearest(name, valid)
+    return f"Unknown arm '{name}' in recipe {recipe.name}.{close} Valid: {', '.join(sorted(valid))}."
 
 
 @dataclasses.dataclass
@@ -143,6 +149,8 @@ def _config(method: Method, base: Base) -> str | PeftConfig:
         options[option] = _divisor(base, most, method)
     if "n_frequency" in options:  # no layer can have more than it has weights
         options["n_frequency"] = min(options["n_frequency"], *map(math.prod, base.shapes()))
+    if method.config == "ShiraConfig":  # likewise: r (rows + columns) of them learn
+        options["r"] = min(options["r"], *(rows * columns // (rows + columns) for rows, columns in base.shapes()))
     return getattr(peft, method.config)(**options, **_TARGETS[method.targets](base))
 
 
@@ -185,8 +193,16 @@ def _embeddings(base: Base) -> dict[str, Any]:
     return {"token_indices": ids}
 
 
+def _prompts(base: Base) -> dict[str, Any]:
+    """PEFT reads a base's sizes under the names that most configurations have, and DistilBERT's has others."""
+    text = base.config.get_text_config()
+    return {"token_dim": text.hidden_size, "num_layers": text.num_hidden_layers,
+            "num_attention_heads": text.num_attention_heads}  # fmt: skip
+
+
 _TARGETS: dict[str, Callable[[Base], dict[str, Any]]] = {
     "": lambda base: {},
+    "prompts": _prompts,
     "all-linear": lambda base: {"target_modules": base.targets("all-linear")},
     "norms": _norms,
     "ia3": _ia3,
@@ -225,7 +241,19 @@ def _needs_linear_layers(method: Method, base: Base) -> str:
     return ""
 
 
-_RULES = (_needs_text, _needs_a_causal_model, _needs_keys_and_values, _needs_linear_layers)
+def _needs_an_embedding_of_its_own(method: Method, base: Base) -> str:
+    if method.config == "TrainableTokensConfig" and getattr(base.config, "tie_word_embeddings", False):
+        return "the embedding is tied to the vocabulary head, which trl's trainers take no adapter on"
+    return ""
+
+
+_RULES = (
+    _needs_text,
+    _needs_a_causal_model,
+    _needs_keys_and_values,
+    _needs_linear_layers,
+    _needs_an_embedding_of_its_own,
+)
 
 
 def _tried(method: Method, base: Base) -> Arm:

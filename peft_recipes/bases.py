@@ -83,6 +83,7 @@ def load_model(
         raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
     activations.fuse(model)
     quantisation.keep_exact(model)
+    quantisation.check_rows(model, recipe.model)
     return model, new
 
 

@@ -126,7 +126,8 @@ def _set(plain: dict[str, Any], keys: list[str], value: Any, change: str) -> Non
         if key not in place and keys[0] == "training" and depth == 1:
             place[key] = {}  # a mapping among the options; whether it is one is asked of TrainingArguments
         if key not in place:
-            raise RecipeError(f"--set {change}: " + unknown("key", key, place, where))
+            kind = "arm" if keys[:depth] == ["arms"] else "key"
+            raise RecipeError(f"--set {change}: " + unknown(kind, key, place, where))
         place = place[key]
         if not isinstance(place, dict):
             raise RecipeError(f"--set {change}: '{'.'.join(keys[: depth + 1])}' holds {place!r}, nothing inside it.")

@@ -140,14 +140,14 @@ _ROWS = (
            targets="", defaults="every bias of the base; rate: the largest the paper tries",
            cannot=("a base without biases (Llama)", "quantised bases", "PEFT's format: a safetensors file of biases")),
     Method("prompt-tuning", "Prompt tuning", "PromptTuningConfig", 1e-2,
-           "The Power of Scale for Parameter-Efficient Prompt Tuning", "2104.08691", _PROMPT, targets="", merges=False,
-           defaults="20 virtual tokens, as PEFT's examples", cannot=_NO_MERGE_INPUT),
+           "The Power of Scale for Parameter-Efficient Prompt Tuning", "2104.08691", _PROMPT, targets="prompts",
+           merges=False, defaults="20 virtual tokens, as PEFT's examples", cannot=_NO_MERGE_INPUT),
     Method("prefix-tuning", "Prefix tuning", "PrefixTuningConfig", 1e-2,
            "Prefix-Tuning: Optimizing Continuous Prompts for Generation", "2101.00190", _PROMPT, targets="",
            merges=False, defaults="20 virtual tokens; rate: PEFT's examples'",
            cannot=("encoders that keep no keys and values (DistilBERT)", *_NO_MERGE_INPUT)),
     Method("p-tuning", "P-tuning", "PromptEncoderConfig", 1e-3, "GPT Understands, Too", "2103.10385",
-           {**_PROMPT, "encoder_hidden_size": 128}, targets="", merges=False, cannot=_NO_MERGE_INPUT,
+           {**_PROMPT, "encoder_hidden_size": 128}, targets="prompts", merges=False, cannot=_NO_MERGE_INPUT,
            defaults="20 virtual tokens behind an encoder of width 128: PEFT's examples'"),
     Method("adaption-prompt", "LLaMA-Adapter", "AdaptionPromptConfig", 9e-3,
            "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention", "2303.16199",
@@ -179,7 +179,7 @@ NOT_IN_TABLE: dict[str, str] = {
     "cpt": "it learns on labelled examples inside its prompt, which a recipe's rows are not",
     "cartridge": "it distils one long context, and a recipe has rows",
     **dict.fromkeys(("adamss", "beft", "deft", "frod", "glora", "lily", "osf", "peanut", "psoft", "pvera", "shadow",
-                     "tinylora", "unilora"), _UNTRIED),
+                     "supertuning", "tinylora", "unilora"), _UNTRIED),
 }  # fmt: skip
 
 

@@ -108,7 +108,8 @@ def publish_all(
         _check(run.folder, trust_remote_code)
     sent: list[Published] = []
     try:
-        sent += [_published(api, places[arm], run, public, on_ready) for arm, run in runs.items()]
+        for arm, run in runs.items():
+            sent.append(_published(api, places[arm], run, public, on_ready))
         sent.append(_published_index(api, index, made, runs, names, public, on_ready))
     except RecipeError as error:
         done = ", ".join(one.repo_id for one in sent)

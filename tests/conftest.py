@@ -105,39 +105,39 @@ def tokenizer(chat: bool = False):
     return wrapped
 
 
-def tiny_config(kind: str, vocab: int):
+def tiny_config(kind: str, vocab: int, width: int = 32):
     """A configuration of a few thousand weights."""
     from transformers import DistilBertConfig, GPT2Config, LlamaConfig
 
     if kind == "distilbert":
-        return DistilBertConfig(vocab_size=vocab, dim=32, hidden_dim=64, n_layers=2, n_heads=2,
+        return DistilBertConfig(vocab_size=vocab, dim=width, hidden_dim=2 * width, n_layers=2, n_heads=2,
                                 max_position_embeddings=64, pad_token_id=0)  # fmt: skip
     if kind == "gpt2":
-        return GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1,
+        return GPT2Config(vocab_size=vocab, n_embd=width, n_layer=2, n_head=2, n_positions=64, bos_token_id=1,
                           eos_token_id=1, pad_token_id=None)  # fmt: skip
-    return LlamaConfig(vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    return LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
                        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None,
                        eos_token_id=1, pad_token_id=0, tie_word_embeddings=True)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """tiny("gpt2" | "llama" | "distilbert") -> the folder of a random base with its tokenizer; made once each."""
+    """tiny("gpt2" | "llama" | "distilbert", width) -> the folder of a random base with its tokenizer; made once."""
     import transformers
 
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, int], Path] = {}
 
-    def make(kind: str) -> Path:
-        if kind not in made:
+    def make(kind: str, width: int = 32) -> Path:
+        if (kind, width) not in made:
             folder = tmp_path_factory.mktemp(f"tiny-{kind}")
             words = tokenizer(chat=kind == "llama")
             transformers.set_seed(0)
-            config = tiny_config(kind, len(words))
+            config = tiny_config(kind, len(words), width)
             auto = transformers.AutoModel if kind == "distilbert" else transformers.AutoModelForCausalLM
             auto.from_config(config).save_pretrained(folder)
             words.save_pretrained(folder)
-            made[kind] = folder
-        return made[kind]
+            made[kind, width] = folder
+        return made[kind, width]
 
     return make
 
@@ -219,3 +219,14 @@ def prefer(tiny, preferences):
         return Recipe(**{**options, **changes})
 
     return make
+
+
+def compared_here(recipe, arms, seeds, output: Path):
+    """`compare` with every run in this process: for tests of what is made of runs, not of how they are started."""
+    from peft_recipes import train
+    from peft_recipes.comparison import collect
+
+    for arm, seed in [("base", seeds[0]), *((arm, seed) for seed in seeds for arm in arms)]:
+        train(recipe, arm, seed=seed, output=output, resume=True)
+    recipe.to_yaml(output / recipe.name / "recipe.yaml")
+    return collect(recipe, arms, seeds, output)

@@ -38,7 +38,10 @@ def main(jobs: list[list]) -> None:
         try:
             train(resolved_recipe(Path(yaml)), arm, output=output, **options)
         except BaseException as error:
-            print(f"process {processes.index()}: {arm} of {output}: {type(error).__name__}: {error}", flush=True)
+            print(
+                f"process {processes.index()}: {arm} of {output}: {type(error).__name__}: {processes.said(error)}",
+                flush=True,
+            )
             if os.environ.get("TRACE"):
                 import traceback
 

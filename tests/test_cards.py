@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import compared_here
 from huggingface_hub import ModelCard
 
 from peft_recipes import RecipeError, train
@@ -19,8 +20,7 @@ from peft_recipes.cards.code import code_in
 from peft_recipes.cards.content import run_card
 from peft_recipes.cards.metadata import hub_base
 from peft_recipes.catalog import load_recipe
-from peft_recipes.comparison import collect
-from peft_recipes.runs import BASE, read_run
+from peft_recipes.runs import read_run
 
 NASTY = "a|b `x` <script>alert(1)</script> ```\n# no heading [x](http://y)"
 
@@ -41,12 +41,8 @@ def made(request, tmp_path_factory, tiny, reviews):
             "lora": Arm(LoraConfig(r=4, lora_alpha=8, target_modules=targets("distilbert", "all-linear")), 2e-2),
         },
     )  # fmt: skip
-    output, seeds = tmp_path_factory.mktemp("compared"), [0, 1]
-    for arm in (BASE, *recipe.arms):  # in this process: what a card holds does not depend on it
-        for seed in seeds[: 1 if arm == BASE else None]:
-            train(recipe, arm, seed=seed, output=output)
-    (output / "tiny" / "recipe.yaml").write_text(recipe.to_yaml())
-    return collect(recipe, list(recipe.arms), seeds, output)
+    # In one process: what a card holds does not depend on it.
+    return compared_here(recipe, list(recipe.arms), [0, 1], tmp_path_factory.mktemp("compared"))
 
 
 @pytest.fixture(scope="module")

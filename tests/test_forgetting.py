@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pandas
 import pytest
-from conftest import sentences
+from conftest import compared_here, sentences
 
-from peft_recipes import RecipeError, compare, load_recipe
+from peft_recipes import RecipeError, load_recipe
 from peft_recipes.reporting.words import forgetting
 from peft_recipes.statistics import paired_difference
 from peft_recipes.tasks import task_of
@@ -32,7 +32,7 @@ def kept(tmp_path_factory):
 @pytest.fixture
 def comparison(instruct, prose, kept):
     plain = {"path": str(prose), "text": "said", "format": "text", "test": 20}
-    return compare(instruct(evaluate_also={"plain": plain}), ["full", "lora"], [0, 1], output=kept)
+    return compared_here(instruct(evaluate_also={"plain": plain}), ["full", "lora"], [0, 1], kept)
 
 
 def test_plain_text_is_evaluated_before_and_after(comparison):
@@ -81,6 +81,6 @@ def test_the_causal_recipes_say_what_they_forget_and_the_classifiers_why_they_do
         assert load_recipe(name).evaluate_also["plain"]["path"] == "Salesforce/wikitext"
         shown = load_recipe(name, embedded=True).evaluate_also["plain"]
         assert shown["path"] == "embedded:docstring-text" and shown["name"] is None
-    made = compare(classify(), ["head"], output=tmp_path)
+    made = compared_here(classify(), ["head"], [0], tmp_path)
     assert "no head for these classes before tuning" in " ".join(made.data["notes"])
     assert made.data["forgetting"] == {}

@@ -45,6 +45,7 @@ def hub(server):
     for owner in ("me", "team"):
         shutil.rmtree(server.root / owner, ignore_errors=True)
     server.private.clear()
+    server.blobs.clear()
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +253,8 @@ def test_folders_that_hold_nothing_to_send(client, hub, recipe_file, trained, co
     head = client("train", recipe_file, "--arm", "head", "--output", place / "runs", "--resume")
     assert head.code == 0, head.err
     refused(tmp_path / "nowhere", "is no folder")
-    refused(tmp_path, "is no adapter")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "is no adapter")
     refused(place / "runs" / "mine" / "head" / "seed-0", "a run of the method 'head'")
     refused(place / "runs", "There are adapters in")
     refused(place / "runs", "holds no comparison.json", "--all")

@@ -13,11 +13,23 @@ from typer.testing import CliRunner
 from peft_recipes import Arm, RecipeError, compare, train
 from peft_recipes.adapter_checks import check_adapter
 from peft_recipes.cli import app
-from peft_recipes.quantisation import BYTES, dequantised, keep_exact, quantised_weights
+from peft_recipes.quantisation import BYTES, TOLERANCE, dequantised, keep_exact, quantised_weights
 from peft_recipes.recipe import Recipe
 from peft_recipes.tasks import task_of
 
 ARMS = {"nf4": "qlora", "int8": "lora-int8"}
+
+
+@pytest.fixture
+def classify(classify, tiny):
+    """On bases wide enough for NF4's blocks of 64 weights."""
+    return lambda kind="distilbert", **changes: classify(kind, **{"model": str(tiny(kind, 64)), **changes})
+
+
+@pytest.fixture
+def instruct(instruct, tiny):
+    """Likewise."""
+    return lambda kind="llama", **changes: instruct(kind, **{"model": str(tiny(kind, 64)), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +82,8 @@ def test_the_dequantised_base_is_one_of_its_own_kind_and_near_the_original(class
     mine, theirs = dict(whole.named_parameters()), dict(plain.named_parameters())
     assert mine.keys() == theirs.keys() and all(mine[n].shape == theirs[n].shape for n in mine)
     assert any(isinstance(m, Conv1D) for m in whole.modules()) == (kind == "gpt2")
-    tolerance = 0.2 if quantise == "nf4" else 0.01
+    # Of the largest weight: NF4's furthest neighbours lie 0.3 apart (-1 and -0.70), int8's 1/127; both rounded.
+    tolerance = 0.17 if quantise == "nf4" else 0.01
     for name in (n for n in mine if "score" not in n):
         assert (mine[name] - theirs[name]).abs().max() <= tolerance * theirs[name].abs().max() + 1e-6, name
 
@@ -81,7 +94,7 @@ def test_an_arm_on_a_quantised_base_is_saved_alone_reloaded_and_merged_into_full
     found = run(kind, arm)
     data = found.data
     assert data["checks"]["frozen"] is True and data["checks"]["learning"] is True
-    assert data["checks"]["reload"] < 1e-5 and data["checks"]["merge"] < 1e-4
+    assert data["checks"]["reload"] <= TOLERANCE[data["quantise"]] and data["checks"]["merge"] < 1e-4
     # NF4's weights are computed with as they are; int8 rounds the inputs of each layer as well.
     assert data["checks"]["dequantised"] < (1e-4 if arm == "qlora" else 0.2)
     assert data["quantise"] == {"qlora": "nf4", "lora-int8": "int8"}[arm]
@@ -160,3 +173,8 @@ def test_the_full_arm_may_keep_its_optimizer_in_eight_bits(instruct, tmp_path):
     plain = CliRunner().invoke(app, ["plan", str(run.folder / "recipe.yaml"), "--json"])
     memory = json.loads(plain.stdout)["arms"]["full"]["memory"]
     assert memory["optimizer"] < 1.1 * memory["gradients"] / 2
+
+
+def test_nf4_rows_that_bitsandbytes_garbles_on_a_cpu_are_refused(classify, tiny):
+    with pytest.raises(RecipeError, match=r"rows of 32 weights.*multiple of 64"):
+        bases(classify("llama", model=str(tiny("llama"))), "nf4")

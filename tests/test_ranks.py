@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from comparison_fixture import image_comparison
+from conftest import compared_here
 from peft import LoraConfig
 
-from peft_recipes import Arm, compare
+from peft_recipes import Arm
 from peft_recipes.ranks import rank_groups, rank_verdicts
 from peft_recipes.reporting.markdown import render_markdown
 from peft_recipes.reporting.quality_plots import quality_by_parameters
@@ -93,7 +94,7 @@ def test_it_is_told_in_words_in_the_table_and_in_the_plot():
 
 
 def test_a_comparison_of_ranks_has_its_verdict(ranks, tmp_path):
-    made = compare(ranks, ["lora-r2", "lora-r8"], [0, 1], output=tmp_path)  # no full arm is needed
+    made = compared_here(ranks, ["lora-r2", "lora-r8"], [0, 1], tmp_path)  # no full arm is needed
     (group,) = made.data["ranks"]
     other = next(name for name in group["ranks"] if name != group["against"])
     values = {name: made.data["arms"][name]["metric"]["mean"] for name in group["ranks"]}

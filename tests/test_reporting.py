@@ -217,7 +217,7 @@ def test_the_report_leads_with_the_adapter_named_lora():
         ("lora-r4", {"method": "LORA", "rank": 4}, "LoRA r=4"),
         ("lora-conv", {"method": "LORA", "rank": 8}, "LoRA r=8 (lora-conv)"),
         ("dora", {"method": "LORA", "rank": 8}, "DoRA r=8"),
-        ("ia3", {"method": "IA3"}, "IA3"),
+        ("ia3", {"method": "IA3"}, "(IA)3"),
         ("full", {"method": "full"}, "Full fine-tuning"),
         ("head", {"method": "head"}, "Head only"),
     ],

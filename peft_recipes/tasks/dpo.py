@@ -157,9 +157,9 @@ class Preferences(SupervisedFineTuning):
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return list(prepared.splits[split]["length"])
 
-    def load_base(self, prepared: Prepared) -> tuple[nn.Module, list[str]]:
+    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
         """The base, which has by then said what it gives each answer, where that was not known yet."""
-        model, new = super().load_base(prepared)
+        model, new = super().load_base(prepared, quantise)
         if prepared.splits and REFERENCES[0] not in prepared.splits["train"].column_names:
             hardware = choose(self.recipe.training, self.recipe.threads)
             training = self.recipe.training
