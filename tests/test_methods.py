@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from peft_recipes import Arm, Dataset, Recipe, RecipeError, compare, plan, train
 from peft_recipes.arm_names import choose_arms
 from peft_recipes.catalog import apply_changes
 from peft_recipes.cli import app
+from peft_recipes.data.stored import stored
 from peft_recipes.methods import METHODS, NOT_IN_TABLE, table
 from peft_recipes.quantisation import TOLERANCE
 from peft_recipes.tasks import task_of
@@ -54,9 +56,25 @@ def short(classify, instruct):
     return make
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """data(recipe) -> where its rows lie, prepared once for all methods, as a comparison does."""
+    with contextlib.ExitStack() as held:
+        made: dict[tuple[str, str], Path] = {}
+
+        def of(recipe: Recipe) -> Path:
+            key = (recipe.task, recipe.model)
+            if key not in made:
+                place = tmp_path_factory.mktemp("data") / "rows"
+                made[key] = held.enter_context(stored(task_of(recipe).prepare(), place))
+            return made[key]
+
+        yield of
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("kind", "task"), WHERE, ids=lambda value: value)
-def test_a_method_trains_and_comes_back_or_says_why_not(short, tiny, tmp_path, kind, task, name):
+def test_a_method_trains_and_comes_back_or_says_why_not(short, data, tiny, tmp_path, kind, task, name):
     wide = {"model": str(tiny(kind, 64))} if METHODS[name].arm.get("quantise") else {}  # NF4's blocks are of 64
     recipe = short(kind, task, **wide)
     if (kind, name) in UNFIT:
@@ -64,16 +82,16 @@ def test_a_method_trains_and_comes_back_or_says_why_not(short, tiny, tmp_path, k
             train(recipe, name, output=tmp_path)
         assert not (tmp_path / recipe.name).exists()
         return
-    run = train(recipe, name, output=tmp_path)
-    data = run.data
-    assert data["status"] == "ok" and data["training"]["steps"] == 3
-    assert data["checks"]["learning"] is True and data["checks"]["frozen"] is True
-    assert data["checks"]["reload"] <= (TOLERANCE["int8"] if name == "lora-int8" else 1e-4)
+    run = train(recipe, name, output=tmp_path, data=data(recipe))
+    found, checks = run.data, run.data["checks"]
+    assert found["status"] == "ok" and found["training"]["steps"] == 3
+    assert checks["learning"] is True and checks["frozen"] is True
+    assert checks["reload"] <= (TOLERANCE["int8"] if name == "lora-int8" else 1e-4)
     merges = METHODS[name].merges and name != "bitfit"
-    assert isinstance(data["checks"].get("merge"), float) == merges
+    assert isinstance(checks.get("merge"), float) == merges
     assert not list(run.folder.glob("model*.safetensors"))
     # The adapter and, in classification, the new head; nothing else.
-    assert data["parameters"]["adapter"] > 0 and (data["parameters"]["head"] > 0) == (task == CLASSIFY)
+    assert found["parameters"]["adapter"] > 0 and (found["parameters"]["head"] > 0) == (task == CLASSIFY)
 
 
 def test_a_batch_behind_virtual_tokens_reads_each_texts_own_last_token(short, tmp_path):
