@@ -16,6 +16,7 @@ from peft_recipes.reporting.markdown import escape_inline, table_markdown
 from peft_recipes.reporting.words import forgetting, headline_arm, verdict_sentence
 
 HERE = Path(__file__).parent
+BENCHMARKS = HERE.parent / "benchmarks"
 SHOWN = "mnist-shift"
 _SPEED = re.compile(r"(<!-- speed:.*?-->\n).*?(<!-- /speed -->)", re.DOTALL)
 _TRUST = re.compile(r"(<!-- trust:.*?-->\n).*?(<!-- /trust -->)", re.DOTALL)
@@ -68,11 +69,11 @@ def speed(found: list[dict[str, Any]]) -> str:
 
 def trust() -> str:
     """The README's block on faults: what was done to runs and to the command line, and how often it held."""
-    faults, inputs, soak = (json.loads((HERE.parent / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
-                            for name in ("fault_injection", "malformed_inputs", "soak"))  # fmt: skip
+    faults, inputs = _found("fault_injection"), _found("malformed_inputs")
     killed = {stage: count for stage, count in faults["killed_in"].items() if stage != "done already"}
     moments = ", ".join(f"{stage} {count}" for stage, count in sorted(killed.items(), key=lambda item: -item[1]))
     kinds = ", ".join(f"{count} {kind}s" for kind, count in inputs["tried"].items())
+    scripts = ["fault_injection", "malformed_inputs", *(["soak"] if (BENCHMARKS / "soak.json").is_file() else [])]
     lines = [
         "| what was done | tried | held |",
         "|:---|---:|---:|",
@@ -80,15 +81,25 @@ def trust() -> str:
         f"| {faults['held']} |",
         f"| malformed inputs ({kinds}): the right exit code, one message, nothing written | {inputs['total']} "
         f"| {inputs['answered']} |",
-        f"| one comparison of {soak['runs']} short runs, {sum(soak['kills'].values())} times killed (its worker "
-        f"{soak['kills']['worker']}, itself {soak['kills']['comparison']}), called {soak['calls']} times: every run is "
-        f"there once, nothing left behind, its memory x {soak['parent_memory_growth']:g} | 1 | {int(soak['held'])} |",
+        *([_soaked(_found("soak"))] if "soak" in scripts else []),
         "",
-        "Written by `make readme` from what `python benchmarks/fault_injection.py`, `malformed_inputs.py` and "
-        "`soak.py` there found.",
+        f"Written by `make readme` from what {formats.listed([f'`python benchmarks/{s}.py`' for s in scripts])} found.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _found(name: str) -> dict[str, Any]:
+    return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _soaked(soak: dict[str, Any]) -> str:
+    kills = soak["kills"]
+    return (
+        f"| one comparison of {soak['runs']} short runs, {sum(kills.values())} times killed (its worker "
+        f"{kills['worker']}, itself {kills['comparison']}), called {soak['calls']} times: every run there once, "
+        f"nothing left behind, its memory x {soak['parent_memory_growth']:g} | 1 | {int(soak['held'])} |"
+    )
 
 
 def benchmarks() -> list[dict[str, Any]]:
@@ -113,8 +124,8 @@ def index(comparisons: list[dict[str, Any]]) -> str:
     lines = [
         "# Kept adapters",
         "",
-        "Small adapters that are kept with the evidence of their comparison. Each passes `peft-recipes check` and "
-        "`peft-recipes reproduce`. Written by `make readme`.",
+        "Small adapters that are kept with the evidence of their comparison. `peft-recipes check` and "
+        "`peft-recipes reproduce` take each of them. Written by `make readme`.",
         "",
     ]
     for comparison in comparisons:
