@@ -224,8 +224,10 @@ def prefer(tiny, preferences):
 def compared_here(recipe, arms, seeds, output: Path):
     """`compare` with every run in this process: for tests of what is made of runs, not of how they are started."""
     from peft_recipes import train
+    from peft_recipes.arm_names import choose_arms
     from peft_recipes.comparison import collect
 
+    recipe = choose_arms(recipe, arms).recipe
     for arm, seed in [("base", seeds[0]), *((arm, seed) for seed in seeds for arm in arms)]:
         train(recipe, arm, seed=seed, output=output, resume=True)
     recipe.to_yaml(output / recipe.name / "recipe.yaml")

@@ -140,5 +140,5 @@ def test_the_kept_adapters_pass(config):
 
 def test_a_kept_adapter_passes_whole():
     """On its base, which is trained first: an image model whose adapter may have come without stored outputs."""
-    found = {finding.name: finding for finding in check_adapter(KEPT[0])}
+    found = {finding.name: finding for finding in check_adapter(KEPT[0].parent)}
     assert found["merge"].ok and found["reload"].ok is not False
