@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.adapters import CONFIG, OUTPUTS, SavedAdapter, answers, merged, read_adapter, stored_outputs
+from peft_recipes.arms import REFUSALS
 from peft_recipes.errors import RecipeError
 from peft_recipes.quantisation import dequantised
 
@@ -181,7 +182,7 @@ def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     try:
         targets_hit_modules(model, settings, "adapter")
         adapted = get_peft_model(model, settings)
-    except (RecipeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except (RecipeError, *REFUSALS) as error:
         # Whatever PEFT says of a configuration made elsewhere is why it does not fit.
         return Finding("fits", False, f"{between}: {' '.join(str(error).split())[:300]}")
     if settings.is_prompt_learning:  # stored as what its encoder computes, which there are no weights for yet

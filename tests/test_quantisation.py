@@ -95,7 +95,9 @@ def test_an_arm_on_a_quantised_base_is_saved_alone_reloaded_and_merged_into_full
     found = run(kind, arm)
     data = found.data
     assert data["checks"]["frozen"] is True and data["checks"]["learning"] is True
-    assert data["checks"]["reload"] <= TOLERANCE[data["quantise"]] and data["checks"]["merge"] < 1e-4
+    # int8 rounds the inputs of each layer: the last bit of a float may be a whole step behind the next one.
+    assert data["checks"]["reload"] < (1e-5 if arm == "qlora" else TOLERANCE["int8"])
+    assert data["checks"]["merge"] < 1e-4
     # NF4's weights are computed with as they are; int8 rounds the inputs of each layer as well.
     assert data["checks"]["dequantised"] < (1e-4 if arm == "qlora" else 0.2)
     assert data["quantise"] == {"qlora": "nf4", "lora-int8": "int8"}[arm]
