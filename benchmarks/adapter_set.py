@@ -89,7 +89,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
 
     prompt = {"input_ids": torch.arange(100, 132)[None]}
     if way == "base":
-        from peft_recipes.serving import open_adapter
+        from peft_recipes.adapters.serving import open_adapter
 
         served = open_adapter(folder / "0")
         base = served.load_base()
@@ -122,7 +122,8 @@ def _make(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from peft_recipes import bases, targets
+    from peft_recipes import targets
+    from peft_recipes.models import bases
 
     place = bases.location(given.model)
     if given.random_weights:
@@ -173,7 +174,7 @@ def _largest_difference(answers: dict[str, Any], folder: Path, prompt: dict[str,
     import torch
     from peft import PeftModel
 
-    from peft_recipes.serving import open_adapter
+    from peft_recipes.adapters.serving import open_adapter
 
     gaps = []
     for name in list(answers)[:: max(len(answers) // 2 - 1, 1)][:3]:

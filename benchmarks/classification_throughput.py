@@ -71,10 +71,11 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     import transformers
 
-    from peft_recipes import activations, allocator, load_recipe
+    from peft_recipes import allocator, load_recipe
     from peft_recipes.arms import apply_arm
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import StepMeter
+    from peft_recipes.models import activations
     from peft_recipes.tasks import task_of
 
     name, arm, way = given.one

@@ -68,7 +68,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     from peft_recipes.data.packing import SharedPrefixCollator
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import PeakMemory
-    from peft_recipes.memory import loaded_libraries_bytes, step_memory
+    from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
     from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
 
     config = LlamaConfig(
@@ -108,7 +108,7 @@ def _preparation(count: int) -> dict[str, Any]:
 
     quiet_libraries()
     from peft_recipes import load_recipe
-    from peft_recipes.memory import loaded_libraries_bytes
+    from peft_recipes.planning.step_memory import loaded_libraries_bytes
     from peft_recipes.tasks import task_of
 
     with tempfile.TemporaryDirectory() as folder:

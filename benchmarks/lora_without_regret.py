@@ -141,8 +141,8 @@ def _lora(recipe: Recipe) -> Any:
     """LoRA on every layer that can have one."""
     from peft import LoraConfig
 
-    from peft_recipes import bases
     from peft_recipes.architectures import architecture_of
+    from peft_recipes.models import bases
 
     row = architecture_of(bases.load_config(recipe))
     names = [*row.group("all-linear"), *row.group("convolutions")]

@@ -40,8 +40,10 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
     import transformers
     from peft import LoraConfig
 
-    from peft_recipes import Arm, Dataset, Recipe, bases, scaling, targets
-    from peft_recipes.planning import _step_memory
+    from peft_recipes import Arm, Dataset, Recipe, targets
+    from peft_recipes.models import bases
+    from peft_recipes.planning import scaling
+    from peft_recipes.planning.estimates import arm_step_memory
     from peft_recipes.saving import with_arm_on_meta
     from peft_recipes.tasks import task_of
 
@@ -60,7 +62,7 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
         )  # fmt: skip
         task, config, found = task_of(recipe), bases.load_config(recipe), {}
         for arm in recipe.arms:
-            step = _step_memory(task, None, config, recipe.arms[arm], arm, True, scaling.Spread())
+            step = arm_step_memory(task, None, config, recipe.arms[arm], arm, True, scaling.Spread())
             model, _ = with_arm_on_meta(task, config, recipe.arms[arm], arm)
             found[arm] = asdict(scaling.model_sizes(model, step, lower=True))
     return found
@@ -68,7 +70,7 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
 
 def tables() -> dict[str, str]:
     """The page's tables by name, as Markdown, from the kept JSON."""
-    from peft_recipes.scaling import Sizes
+    from peft_recipes.planning.scaling import Sizes
 
     kept = json.loads(SIZES.read_text())
     sizes = {name: {arm: Sizes(**given) for arm, given in arms.items()} for name, arms in kept.items()}
@@ -107,7 +109,7 @@ WAYS = [(None, 1), ("DDP", 8), ("ZeRO-2", 8), ("FSDP2", 8), ("ZeRO-2", 64), ("FS
 
 
 def _memory(sizes: dict[str, Any]) -> str:
-    from peft_recipes.scaling import memory
+    from peft_recipes.planning.scaling import memory
 
     heads = ["one" if kind is None else f"{kind}, {n}" for kind, n in WAYS]
     rows = [f"| model | arm | {' | '.join(heads)} |", f"|:---|:---|{'---:|' * len(heads)}"]
@@ -119,7 +121,7 @@ def _memory(sizes: dict[str, Any]) -> str:
 
 
 def _sent(sizes: dict[str, Any]) -> str:
-    from peft_recipes.scaling import traffic
+    from peft_recipes.planning.scaling import traffic
 
     ways = [(kind, n) for kind, n in WAYS if kind is not None and (kind, n) != ("ZeRO-2", 64)]
     rows = [f"| model | arm | {' | '.join(f'{kind}, {n}' for kind, n in ways)} |", f"|:---|:---|{'---:|' * len(ways)}"]
@@ -131,7 +133,7 @@ def _sent(sizes: dict[str, Any]) -> str:
 
 
 def _fewest(sizes: dict[str, Any]) -> str:
-    from peft_recipes.scaling import memory
+    from peft_recipes.planning.scaling import memory
 
     rows = ["| model | arm | one process or DDP | ZeRO-2 | FSDP2 | choose |", "|:---|:---|---:|---:|---:|:---|"]
     for name, arms in sizes.items():

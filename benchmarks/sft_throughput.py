@@ -100,9 +100,10 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     import transformers
 
-    from peft_recipes import activations, allocator
+    from peft_recipes import allocator
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import StepMeter
+    from peft_recipes.models import activations
     from peft_recipes.tasks import task_of
 
     recipe = _recipe(given)
@@ -181,7 +182,7 @@ def _model(given: argparse.Namespace, task: Any, prepared: Any) -> Any:
                             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if given.random_weights:
-        from peft_recipes.bases import load_config
+        from peft_recipes.models.bases import load_config
 
         return AutoModelForCausalLM.from_config(load_config(task.recipe), dtype=torch.float32)
     return task.load_base(prepared)[0]

@@ -68,8 +68,11 @@ def in_process(folder: Path, kind: str) -> None:
     """Trains each arm, and has the main process write what each sent in the later steps."""
     from dataclasses import asdict
 
-    from peft_recipes import bases, processes, scaling, train, training
+    from peft_recipes import train, training
     from peft_recipes.catalog import resolved_recipe
+    from peft_recipes.distributed import processes
+    from peft_recipes.models import bases
+    from peft_recipes.planning import scaling
     from peft_recipes.quiet import quiet_libraries
     from peft_recipes.saving import with_arm_on_meta
     from peft_recipes.tasks import task_of
@@ -140,8 +143,8 @@ def recipe_in(folder: Path) -> None:
 
 def main() -> None:
     """All launches, one after another."""
+    from peft_recipes.distributed.launching import read_launch
     from peft_recipes.hardware import _version
-    from peft_recipes.launching import read_launch
 
     made = []
     with tempfile.TemporaryDirectory(prefix="traffic-") as temporary:

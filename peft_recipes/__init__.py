@@ -15,7 +15,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "AdapterSet": "adapter_set",
+    "AdapterSet": "adapters.adapter_set",
     "Arm": "recipe",
     "Comparison": "comparison",
     "Dataset": "recipe",
@@ -23,18 +23,18 @@ _NAMES = {
     "Recipe": "recipe",
     "RecipeError": "errors",
     "Run": "runs",
-    "base_folder": "loading",
+    "base_folder": "adapters.loading",
     "compare": "comparison",
-    "extract": "extraction",
+    "extract": "search.extraction",
     "load_recipe": "catalog",
     "main": "catalog",
     "plan": "planning",
     "publish": "publishing",
     "publish_all": "publishing",
     "read_comparison": "comparison",
-    "reproduce": "reproducing",
-    "scan": "scanning",
-    "spectrum": "spectra",
+    "reproduce": "publishing.reproducing",
+    "scan": "search.scanning",
+    "spectrum": "search.spectra",
     "targets": "architectures",
     "train": "training",
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from peft_recipes.errors import RecipeError, nearest, unknown
-from peft_recipes.module_matching import matched_modules, nearest_modules, target_names, unmatched
+from peft_recipes.models.module_matching import matched_modules, nearest_modules, target_names, unmatched
 
 if TYPE_CHECKING:
     from torch import nn
@@ -219,7 +219,7 @@ def architecture_of(what: str | PreTrainedConfig) -> Architecture:
     if isinstance(what, str):
         hint = " For any other architecture ask targets_of(config, which)."
         raise RecipeError(unknown("model type", model_type, ARCHITECTURES) + hint)
-    from peft_recipes.architecture_walk import walk_config
+    from peft_recipes.models.architecture_walk import walk_config
 
     return walk_config(what)
 
@@ -274,7 +274,7 @@ def parameters_by_component(model: nn.Module) -> dict[Component, int]:
     """How many parameters each part of a real (or meta) model has; shared ones count once, so the sum is the total."""
     architecture = ARCHITECTURES.get(model.config.model_type)
     if architecture is None:
-        from peft_recipes.architecture_walk import walk
+        from peft_recipes.models.architecture_walk import walk
 
         architecture = walk(model)
     counts = dict.fromkeys(COMPONENTS, 0)

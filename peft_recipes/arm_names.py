@@ -94,7 +94,7 @@ class Base:
 
     @functools.cached_property
     def config(self) -> Any:
-        from peft_recipes import bases
+        from peft_recipes.models import bases
 
         return bases.load_config(self.recipe, **self.task.base_options(None))
 
@@ -116,7 +116,7 @@ class Base:
 
     def shapes(self) -> list[tuple[int, int]]:
         """Of the weights of all its linear layers that are targets."""
-        from peft_recipes.module_matching import matched_modules
+        from peft_recipes.models.module_matching import matched_modules
 
         layers = [self.model.get_submodule(n) for n in matched_modules(self.model, self.targets("all-linear"))]
         return [tuple(layer.weight.shape) for layer in layers]
@@ -184,7 +184,7 @@ def _ia3(base: Base) -> dict[str, Any]:
 
 
 def _embeddings(base: Base) -> dict[str, Any]:
-    from peft_recipes import bases
+    from peft_recipes.models import bases
 
     tokenizer = bases.load_tokenizer(base.recipe)
     ids = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})

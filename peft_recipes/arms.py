@@ -17,10 +17,10 @@ from peft_recipes.architectures import (
     targets_of,
 )
 from peft_recipes.errors import RecipeError
+from peft_recipes.models.quantisation import is_quantised
+from peft_recipes.models.virtual_tokens import read_last_token
 from peft_recipes.options import LANGUAGE_TASKS
-from peft_recipes.quantisation import is_quantised
 from peft_recipes.recipe import Arm, Recipe
-from peft_recipes.virtual_tokens import read_last_token
 
 if TYPE_CHECKING:
     import torch.nn as nn

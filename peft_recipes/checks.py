@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def targets_hit_modules(model: nn.Module, config: PeftConfig, name: str) -> None:
     """Every target name hits a module. PEFT itself accepts a wrong name among good ones without a word (peft#1959)."""
-    from peft_recipes.module_matching import matched_modules, nearest_modules, target_names, unmatched
+    from peft_recipes.models.module_matching import matched_modules, nearest_modules, target_names, unmatched
 
     problems = []
     for target in unmatched(model, config):
@@ -83,7 +83,7 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
     """The trainable weights differ from what they were: an adapter that can't learn raises no error by itself."""
     import torch
 
-    from peft_recipes import whole
+    from peft_recipes.distributed import whole
 
     whole.settle(model)
     learning = dict(model.named_parameters())
@@ -129,7 +129,7 @@ def frozen_sums(model: nn.Module) -> dict[str, int]:
     """
     import torch
 
-    from peft_recipes import whole
+    from peft_recipes.distributed import whole
 
     whole.settle(model)
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

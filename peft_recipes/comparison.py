@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.arm_names import choose_arms
-from peft_recipes.batches import check_spreadable, shared_out
 from peft_recipes.data.stored import stored
+from peft_recipes.distributed.batches import check_spreadable, shared_out
+from peft_recipes.distributed.launching import Launch, installed, read_launch, slots
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.interruption import terminable
-from peft_recipes.launching import Launch, installed, read_launch, slots
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import (
     BASE,
@@ -231,9 +231,10 @@ def preflight(
     folder: of an earlier call of the comparison, whose precision is kept. Returns the recipe as it will run (targets
     fitted to its base), its data, and each arm's memory by the plan.
     """
-    from peft_recipes import bases, planning
+    from peft_recipes import planning
     from peft_recipes.arms import fit_targets
     from peft_recipes.hardware import choose
+    from peft_recipes.models import bases
     from peft_recipes.tasks import task_of
     from peft_recipes.tasks.method_training import fit_schedules
 

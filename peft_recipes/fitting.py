@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import checks, processes
+from peft_recipes import checks
 from peft_recipes.data.packing import Counts
+from peft_recipes.distributed import processes
 from peft_recipes.tasks.watching import LearningCallback
 
 if TYPE_CHECKING:

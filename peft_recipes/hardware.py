@@ -138,12 +138,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-# Files that only show results: a change in them makes no run's figures old.
+# What only shows, uses or starts runs: a change there makes no run's figures old.
 _SHOWING = (
-    "cards", "cli", "reporting", "adapter_set.py", "candidates.py", "catalog.py", "chat.py", "closeness.py",
-    "combining.py", "comparison.py", "extraction.py", "forms.py", "generating.py", "merging.py", "planning.py",
-    "playground.py", "playground_evidence.py", "portable.py", "predicting.py", "publishing.py", "ranks.py",
-    "reproducing.py", "scanning.py", "serving.py", "showing.py", "spectra.py", "uploading.py",
+    "cards", "cli", "inference", "publishing", "reporting", "search", "showing",
+    "catalog.py", "comparison.py", "ranks.py",
 )  # fmt: skip
 
 

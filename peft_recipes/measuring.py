@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from peft_recipes import allocator, processes
+from peft_recipes import allocator
 from peft_recipes.checks import loss_is_finite
+from peft_recipes.distributed import processes
 from peft_recipes.hardware import synchronise
 
 if TYPE_CHECKING:

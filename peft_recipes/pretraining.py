@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_recipes import processes
+from peft_recipes.distributed import processes
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware import choose, code_version
 
@@ -86,7 +86,7 @@ def _trained_alone(recipe: Recipe) -> None:
 def _train(task: Task, prepared: Prepared, folder: Path) -> None:
     import transformers
 
-    from peft_recipes import bases
+    from peft_recipes.models import bases
 
     options, hardware = task.recipe.pretraining, choose(task.recipe.training)
     transformers.set_seed(options.seed)

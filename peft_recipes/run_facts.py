@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import processes
+from peft_recipes.distributed import processes
 from peft_recipes.errors import says_out_of_memory
 from peft_recipes.hardware import environment
 from peft_recipes.recipe import rank_of

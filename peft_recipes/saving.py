@@ -13,10 +13,10 @@ from peft_recipes import adapters, checks
 from peft_recipes.arms import apply_arm
 from peft_recipes.errors import RecipeError
 from peft_recipes.measuring import file_sizes, median_milliseconds
-from peft_recipes.quantisation import TOLERANCE, dequantised
+from peft_recipes.models.quantisation import TOLERANCE, dequantised
+from peft_recipes.models.virtual_tokens import read_last_token
 from peft_recipes.recipe import Arm, Recipe
 from peft_recipes.runs import OWN_FILES
-from peft_recipes.virtual_tokens import read_last_token
 
 if TYPE_CHECKING:
     import torch.nn as nn

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_recipes import bases, processes
 from peft_recipes.arms import fit_targets
 from peft_recipes.data import stored
+from peft_recipes.distributed import processes
 from peft_recipes.errors import RecipeError
+from peft_recipes.models import bases
+from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe import Arm, Recipe
 from peft_recipes.runs import RUN_FILE, Run, check_output, read_run
-from peft_recipes.scaling import Spread
 
 if TYPE_CHECKING:
     from peft_recipes.hardware import Hardware

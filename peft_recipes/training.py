@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from peft_recipes import allocator, cards, checkpoints, checks, processes, run_facts, starting, whole
+from peft_recipes import allocator, cards, checkpoints, checks, run_facts, starting
 from peft_recipes.arm_names import choose_arms
 from peft_recipes.arms import Parameters, apply_arm
-from peft_recipes.batches import check_spreadable, shared_out
 from peft_recipes.checkpoints import Checkpoint
+from peft_recipes.distributed import processes, whole
+from peft_recipes.distributed.batches import check_spreadable, shared_out
 from peft_recipes.errors import RecipeError
 from peft_recipes.fitting import Fit, first_batch_is_padded_right
 from peft_recipes.guards import Guards

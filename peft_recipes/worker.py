@@ -9,9 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+from peft_recipes.distributed.processes import Elsewhere
 from peft_recipes.errors import RecipeError
 from peft_recipes.interruption import EXIT_CODES
-from peft_recipes.processes import Elsewhere
 from peft_recipes.quiet import quiet_libraries
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.checker import TRUSTED
+from peft_recipes.adapters.checker import TRUSTED
 from peft_recipes.checkpoints import FOLDER as CHECKPOINTS
+from peft_recipes.distributed.launching import Launch
 from peft_recipes.errors import says_out_of_memory
 from peft_recipes.interruption import Terminated
-from peft_recipes.launching import Launch
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import LOCK_FILES, RUN_FILE, Run, clear, locked, make_folder, read_run, run_folder, write_json
 
@@ -164,7 +164,7 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     """
     if not runs:
         return
-    command = [sys.executable, "-m", "peft_recipes.checker", *(str(run.folder) for run in runs)]
+    command = [sys.executable, "-m", "peft_recipes.adapters.checker", *(str(run.folder) for run in runs)]
     command += [TRUSTED] if trust_remote_code else []
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True

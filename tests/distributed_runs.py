@@ -11,8 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from peft_recipes import processes, train, training
+from peft_recipes import train, training
 from peft_recipes.catalog import resolved_recipe
+from peft_recipes.distributed import processes
 from peft_recipes.quiet import quiet_libraries
 
 

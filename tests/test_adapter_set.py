@@ -11,7 +11,7 @@ from saved_adapters import lora, saved
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from peft_recipes import AdapterSet, RecipeError
-from peft_recipes.serving import short_names
+from peft_recipes.adapters.serving import short_names
 
 ROWS = {"input_ids": torch.arange(3, 27).reshape(4, 6) % 30, "attention_mask": torch.ones(4, 6, dtype=torch.long)}
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from peft_recipes import RecipeError, targets, train
-from peft_recipes.adapter_checks import check_adapter
 from peft_recipes.adapters import OUTPUTS
+from peft_recipes.adapters.checking import check_adapter
 from peft_recipes.cli import app
 
 
@@ -105,8 +105,8 @@ def test_one_for_another_base_names_both(foreign, tiny):
 
 
 def test_the_word_of_a_downloaded_recipe_on_remote_code_is_not_the_users(copy):
-    from peft_recipes.adapter_checks import adapter_task
     from peft_recipes.adapters import read_adapter
+    from peft_recipes.adapters.checking import adapter_task
 
     path = copy / "recipe.yaml"
     path.write_text(path.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))

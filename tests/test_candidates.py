@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from peft_recipes import RecipeError
-from peft_recipes.candidates import candidates, from_the_middle, read_ranks, read_rates, read_seconds, with_rates
+from peft_recipes.search.candidates import candidates, from_the_middle, read_ranks, read_rates, read_seconds, with_rates
 
 
 def test_a_range_is_even_on_a_logarithmic_scale_and_ends_where_it_says():

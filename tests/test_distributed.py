@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from peft_recipes import Arm, Dataset, compare, targets, train
 from peft_recipes.checkpoints import FOLDER as CHECKPOINTS
-from peft_recipes.launching import launch_files
-from peft_recipes.processes import Elsewhere
+from peft_recipes.distributed.launching import launch_files
+from peft_recipes.distributed.processes import Elsewhere
 from peft_recipes.runs import run_folder
 
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head")]
@@ -276,7 +276,7 @@ def test_a_comparison_launches_its_runs_and_keeps_those_of_as_many_processes(rec
 
 
 def test_elsewhere_is_no_error_of_a_single_process():
-    from peft_recipes import processes
+    from peft_recipes.distributed import processes
 
     error = ValueError("mine")
     assert processes.failed(error) is error and processes.failure() is None

@@ -16,9 +16,9 @@ from saved_adapters import lora, saved
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from peft_recipes.adapters.serving import open_adapter
 from peft_recipes.cli import app
-from peft_recipes.generating import Sampling, prompt_tokens
-from peft_recipes.serving import open_adapter
+from peft_recipes.inference.generating import Sampling, prompt_tokens
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +181,8 @@ def test_a_chat_in_a_real_terminal(terminal, chatty):
 
 
 def test_a_chat_remembers_what_was_said_and_forgets_the_oldest_where_there_is_no_room(chatty):
-    from peft_recipes.chat import Chat
-    from peft_recipes.serving import open_adapters
+    from peft_recipes.adapters.serving import open_adapters
+    from peft_recipes.inference.chat import Chat
 
     shown: list[str] = []
     chat = Chat(open_adapters([chatty / "first", chatty / "second"]), Sampling(6), merged=True, say=shown.append)

@@ -8,8 +8,8 @@ import pytest
 from torch.utils.data import SequentialSampler
 
 from peft_recipes import RecipeError, compare
-from peft_recipes.batches import shared_out, whole_batch
-from peft_recipes.launching import installed, launch_files, read_launch, slots
+from peft_recipes.distributed.batches import shared_out, whole_batch
+from peft_recipes.distributed.launching import installed, launch_files, read_launch, slots
 from peft_recipes.tasks.sharing import Shares
 
 

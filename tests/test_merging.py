@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from peft_recipes import RecipeError, train
+from peft_recipes.adapters.combining import METHODS, combine_adapters
+from peft_recipes.adapters.merging import merge_adapter
 from peft_recipes.cli import app
-from peft_recipes.combining import METHODS, combine_adapters
-from peft_recipes.merging import merge_adapter
 
 IDS = {"input_ids": torch.arange(3, 19)[None]}
 

@@ -19,7 +19,7 @@ from peft_recipes.catalog import apply_changes
 from peft_recipes.cli import app
 from peft_recipes.data.stored import stored
 from peft_recipes.methods import METHODS, NOT_IN_TABLE, table
-from peft_recipes.quantisation import TOLERANCE
+from peft_recipes.models.quantisation import TOLERANCE
 from peft_recipes.tasks import task_of
 from peft_recipes.tasks.method_training import fit_schedules
 

@@ -280,7 +280,7 @@ def test_token_losses_refuse_a_second_backward():
 
 @pytest.mark.parametrize("approximate", ["none", "tanh", "silu"])
 def test_recomputed_activations_give_the_same_gradients_to_the_bit(approximate):
-    from peft_recipes import activations
+    from peft_recipes.models import activations
 
     torch.manual_seed(0)
     gate, up = torch.nn.Linear(8, 16), torch.nn.Linear(8, 16)
@@ -303,8 +303,8 @@ def test_recomputed_activations_give_the_same_gradients_to_the_bit(approximate):
 
 def test_recomputing_keeps_fewer_bytes():
     """By the count of what is alive after forward: the output of silu is not."""
-    from peft_recipes import activations
-    from peft_recipes.memory import LiveBytes
+    from peft_recipes.models import activations
+    from peft_recipes.planning.step_memory import LiveBytes
 
     def alive(within):
         given = torch.randn(64, 256, requires_grad=True)
@@ -321,7 +321,7 @@ def test_recomputing_keeps_fewer_bytes():
 def test_gpt2s_activation_is_fused_with_the_same_outputs():
     from transformers.activations import NewGELUActivation
 
-    from peft_recipes import activations
+    from peft_recipes.models import activations
 
     plain, fused = (model_of("gpt2") for _ in range(2))
     activations.fuse(fused)

@@ -102,7 +102,8 @@ def test_an_arm_that_will_not_fit_is_refused_with_what_would_help(instruct, tmp_
 
 
 def test_checkpointing_is_counted_where_the_step_fits_only_so(tmp_path, monkeypatch):
-    from peft_recipes import hardware, memory
+    from peft_recipes import hardware
+    from peft_recipes.planning import memory
 
     monkeypatch.setattr(memory, "loaded_libraries_bytes", lambda: 0)  # this process's own grows from test to test
     LlamaConfig(**SMOLLM2).save_pretrained(tmp_path / "base")

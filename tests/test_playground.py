@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from peft_recipes import train
+from peft_recipes.adapters.serving import open_adapters
 from peft_recipes.cli import app
-from peft_recipes.playground_evidence import evidence_markdown
-from peft_recipes.serving import open_adapters
+from peft_recipes.inference.playground_evidence import evidence_markdown
 
 gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (the extra `playground`)")
 pytest.importorskip("gradio", reason="gradio is not installed (the extra `playground`)")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from peft_recipes import Arm, Dataset, Pretraining, Recipe, train
 from peft_recipes.cli import app
-from peft_recipes.predicting import Predictor
+from peft_recipes.inference.predicting import Predictor
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from typer.testing import CliRunner
 
 from peft_recipes import Arm, RecipeError, train
-from peft_recipes.adapter_checks import check_adapter
+from peft_recipes.adapters.checking import check_adapter
 from peft_recipes.cli import app
-from peft_recipes.quantisation import BYTES, TOLERANCE, dequantised, keep_exact, quantised_weights
+from peft_recipes.models.quantisation import BYTES, TOLERANCE, dequantised, keep_exact, quantised_weights
 from peft_recipes.recipe import Recipe
 from peft_recipes.tasks import task_of
 
@@ -68,7 +68,7 @@ def test_linear_layers_are_quantised_and_nothing_else(classify, kind, quantise):
     assert not any("score" in name or "embed" in name or "wte" in name for name in small)
     count = sum(dict(plain.named_parameters())[name].numel() for name in small)
     task = task_of(classify(kind))
-    from peft_recipes import bases as loader
+    from peft_recipes.models import bases as loader
 
     assert quantised_weights(task.meta_model(loader.load_config(task.recipe, num_labels=2))) == count
     stored = sum(p.numel() for p in small.values())

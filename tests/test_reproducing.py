@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from peft_recipes import base_folder, reproduce, train
 from peft_recipes.cli import app
-from peft_recipes.closeness import NOISE, differing, rows, scores
 from peft_recipes.metrics import compute
+from peft_recipes.publishing.closeness import NOISE, differing, rows, scores
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_what_can_not_be_reproduced_is_one_line(own, runs, tmp_path, monkeypatch
 
 
 def test_the_word_of_a_downloaded_recipe_on_remote_code_is_not_the_users(own):
-    from peft_recipes.reproducing import _evidence, _recipe
+    from peft_recipes.publishing.reproducing import _evidence, _recipe
 
     path = own / "recipe.yaml"
     path.write_text(path.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))

@@ -10,7 +10,7 @@ import pytest
 
 from peft_recipes import RecipeError
 from peft_recipes.planning import plan
-from peft_recipes.scaling import Sizes, Spread, byte_count, kind_of, memory, planned_spread, traffic
+from peft_recipes.planning.scaling import Sizes, Spread, byte_count, kind_of, memory, planned_spread, traffic
 
 ROOT = Path(__file__).parent.parent
 SIZES = Sizes(

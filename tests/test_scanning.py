@@ -13,7 +13,7 @@ import pytest
 from peft_recipes import Recipe, RecipeError, compare, scan, train
 from peft_recipes.data import sources
 from peft_recipes.reporting.scan_report import scan_words
-from peft_recipes.scanning import best_run, marks_of
+from peft_recipes.search.studies import best_run, marks_of
 
 RATES = [1e-4, 3e-3, 3e-2, 10.0]
 

@@ -10,7 +10,7 @@ import torch
 
 from peft_recipes import RecipeError, extract, spectrum, train
 from peft_recipes.reporting.spectrum_report import extraction_words, spectrum_words
-from peft_recipes.spectra import powers_of_two, spectrum_of, squared_singular_values
+from peft_recipes.search.spectra import powers_of_two, spectrum_of, squared_singular_values
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_run_has_its_spectrum_beside_it(runs):
 def test_the_whole_rank_gives_the_full_model_but_for_what_is_no_target(runs, tmp_path):
     from peft import PeftModel
 
-    from peft_recipes.spectra import read_full_run
+    from peft_recipes.search.spectra import read_full_run
 
     found = extract(runs, 32, tmp_path / "whole")
     assert found["change"]["cut_off"] == pytest.approx(0, abs=1e-6)
@@ -92,7 +92,7 @@ def test_the_whole_rank_gives_the_full_model_but_for_what_is_no_target(runs, tmp
 
 
 def test_an_extracted_adapter_is_tested_beside_full_and_the_trained_one_of_its_rank(runs, tmp_path):
-    from peft_recipes.adapter_checks import check_adapter
+    from peft_recipes.adapters.checking import check_adapter
 
     found = extract(runs, 4, tmp_path / "four")
     assert [row["arm"] for row in found["beside"]] == ["full", "lora"]
@@ -117,7 +117,7 @@ def test_convolutions_are_extracted_too(tmp_path):
 
     from peft_recipes import Arm
     from peft_recipes.arms import apply_arm
-    from peft_recipes.extraction import _fill, _lora_layers
+    from peft_recipes.search.extraction import _fill, _lora_layers
     from peft_recipes.small_cnn import SmallCnnConfig, SmallCnnForImageClassification
 
     base = SmallCnnForImageClassification(SmallCnnConfig())

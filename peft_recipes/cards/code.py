@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft_recipes import bases
 from peft_recipes.cards.metadata import kind_of
 from peft_recipes.data import columns
-from peft_recipes.portable import is_place, short
+from peft_recipes.models import bases
+from peft_recipes.publishing.portable import is_place, short
 from peft_recipes.recipe import EMBEDDED, Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.runs import BASE, OWN_FILES

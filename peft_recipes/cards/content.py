@@ -7,11 +7,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from peft_recipes import bases
 from peft_recipes.cards.code import PLACE, loading_code
 from peft_recipes.cards.metadata import hub_base, kind_of, metadata
+from peft_recipes.models import bases
 from peft_recipes.plain import to_yaml
-from peft_recipes.portable import is_place, portable, short
+from peft_recipes.publishing.portable import is_place, portable, short
 from peft_recipes.recipe import EMBEDDED, Recipe
 from peft_recipes.reporting import details, facts, words
 from peft_recipes.reporting import formats as fmt

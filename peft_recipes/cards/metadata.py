@@ -9,9 +9,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from peft_recipes import bases
 from peft_recipes.adapters import CONFIG
-from peft_recipes.portable import is_place, short
+from peft_recipes.models import bases
+from peft_recipes.publishing.portable import is_place, short
 from peft_recipes.recipe import EMBEDDED, Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.reporting.formats import metric_title

@@ -26,8 +26,8 @@ def check(
     from peft_recipes.quiet import quiet_libraries
 
     quiet_libraries()
-    from peft_recipes.adapter_checks import check_adapter
-    from peft_recipes.showing import show_findings
+    from peft_recipes.adapters.checking import check_adapter
+    from peft_recipes.showing.results import show_findings
 
     found = check_adapter(adapter, base or None, weights=not quick, trust_remote_code=trust_remote_code)
     if as_json:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from peft_recipes.checkpoints import disk_full
+from peft_recipes.distributed.processes import Elsewhere, is_main, joined, leave_quietly
 from peft_recipes.errors import RecipeError
 from peft_recipes.interruption import EXIT_CODES
-from peft_recipes.processes import Elsewhere, is_main, joined, leave_quietly
 
 app = typer.Typer(
     help="Adapters measured honestly beside full fine-tuning.",

@@ -47,14 +47,14 @@ def scan(
     as_json: Json = False,
 ) -> None:
     """Find the learning rate (and rank) of each arm by short runs, judged on the validation split, within a budget."""
-    from peft_recipes.candidates import read_ranks, read_rates, read_seconds
+    from peft_recipes.search.candidates import read_ranks, read_rates, read_seconds
 
     rates, chosen_ranks, seconds = read_rates(learning_rates), read_ranks(ranks), read_seconds(budget)
     loaded = load(recipe, embedded, changes)
     from rich.console import Console
 
     from peft_recipes.reporting.scan_report import render_scan
-    from peft_recipes.scanning import scan as scan_arms
+    from peft_recipes.search.scanning import scan as scan_arms
 
     made = scan_arms(
         loaded, rates, listed_names(arms), chosen_ranks, budget=seconds, seed=seed, output=output, overwrite=overwrite,
@@ -99,8 +99,8 @@ def spectrum(
     from rich.console import Console
 
     from peft_recipes.reporting.spectrum_report import render_spectrum
-    from peft_recipes.spectra import FILE
-    from peft_recipes.spectra import spectrum as spectrum_of_run
+    from peft_recipes.search.spectra import FILE
+    from peft_recipes.search.spectra import spectrum as spectrum_of_run
 
     data = spectrum_of_run(run)
     if as_json:
@@ -129,8 +129,8 @@ def extract(
     from rich.console import Console
 
     from peft_recipes.architectures import GROUPS
-    from peft_recipes.extraction import extract as extract_adapter
     from peft_recipes.reporting.spectrum_report import render_extraction
+    from peft_recipes.search.extraction import extract as extract_adapter
 
     named = targets if targets in ("all", *GROUPS) else listed_names(targets) or "all"
     data = extract_adapter(run, rank, output, targets=named, overwrite=overwrite)

@@ -37,7 +37,7 @@ def push(
 
     quiet_libraries()
     from peft_recipes.publishing import publish, publish_all
-    from peft_recipes.showing import show_parcel, show_published
+    from peft_recipes.showing.results import show_parcel, show_published
 
     options = {"public": public, "dry_run": dry_run, "trust_remote_code": trust_remote_code,
                "on_ready": None if as_json else show_parcel}  # fmt: skip
@@ -63,8 +63,8 @@ def reproduce(
 
     quiet_libraries()
     from peft_recipes.errors import RecipeError
-    from peft_recipes.reproducing import reproduce as train_again
-    from peft_recipes.showing import show_reproduction
+    from peft_recipes.publishing.reproducing import reproduce as train_again
+    from peft_recipes.showing.results import show_reproduction
 
     quiet = not sys.stderr.isatty()
     if not quiet:

@@ -35,7 +35,7 @@ from peft_recipes.errors import RecipeError
 def list_recipes(as_json: Json = False) -> None:
     """The recipes that come with peft-recipes."""
     from peft_recipes.catalog import recipe_files
-    from peft_recipes.showing import show_recipes
+    from peft_recipes.showing.plans import show_recipes
 
     recipes = [load(name, False, []) for name in recipe_files()]
     if as_json:
@@ -65,8 +65,8 @@ def plan(
 ) -> None:
     """Parameters, targets, checkpoint size, steps and memory of every arm, before anything is loaded."""
     from peft_recipes.planning import plan as make_plan
-    from peft_recipes.scaling import planned_spread
-    from peft_recipes.showing import show_plan
+    from peft_recipes.planning.scaling import planned_spread
+    from peft_recipes.showing.plans import show_plan
 
     spread = planned_spread(processes, config, per_process_memory)
     made = make_plan(load(recipe, embedded, changes), listed_names(arms), trial=trial, spread=spread)
@@ -96,8 +96,8 @@ def train(
 
 
 def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, overwrite: bool, **options: Any) -> None:
-    from peft_recipes import processes
-    from peft_recipes.showing import show_run
+    from peft_recipes.distributed import processes
+    from peft_recipes.showing.results import show_run
     from peft_recipes.training import train as train_arm
 
     if resume and overwrite:
@@ -146,7 +146,8 @@ def compare(
 ) -> None:
     """Train several arms side by side, each run in a fresh process, and report them with intervals."""
     from peft_recipes.comparison import compare as compare_arms
-    from peft_recipes.showing import show_comparison, shown_progress
+    from peft_recipes.showing.progress import shown_progress
+    from peft_recipes.showing.results import show_comparison
 
     chosen = load(recipe, embedded, changes)
     with shown_progress() as on_progress:
@@ -190,7 +191,7 @@ def report(
     from peft_recipes.comparison import read_comparison
     from peft_recipes.reporting import write_reports
     from peft_recipes.runs import check_output
-    from peft_recipes.showing import show_comparison
+    from peft_recipes.showing.results import show_comparison
 
     made = read_comparison(folder)
     if as_json:

@@ -39,8 +39,9 @@ def predict(
 ) -> None:
     """Classify texts or images with a saved adapter: label and probability."""
     _quiet()
-    from peft_recipes import predicting, showing
     from peft_recipes.data import asked
+    from peft_recipes.inference import predicting
+    from peft_recipes.showing.answers import show_predictions
 
     _one_of({"--text": text, "--file": file, "--image": image})
     if output is not None:
@@ -58,7 +59,7 @@ def predict(
         key = "image" if image else "text"
         _print([{key: name, **result} for name, result in zip(names, found, strict=True)])
     elif output is None:
-        showing.show_predictions(names, found)
+        show_predictions(names, found)
     if output is not None:
         say(f"{len(found)} rows in {output}")
 
@@ -88,9 +89,11 @@ def generate(
 ) -> None:
     """Ask a base and its adapters side by side, with the tokens/s of each; or chat with them."""
     _quiet()
-    from peft_recipes import generating, showing
+    from peft_recipes.adapters.serving import open_adapters
     from peft_recipes.data import asked
-    from peft_recipes.serving import open_adapters
+    from peft_recipes.inference import generating
+    from peft_recipes.showing.answers import show_answers
+    from peft_recipes.showing.progress import counted, line_reader
 
     _one_of({"--prompt": prompt, "--file": file, "--chat": chat})
     if chat and as_json:
@@ -101,16 +104,16 @@ def generate(
         prompt = list(rows[found])
     opened = open_adapters(adapters, base or None, trust_remote_code=trust_remote_code)
     if chat:
-        from peft_recipes.chat import Chat
+        from peft_recipes.inference.chat import Chat
 
-        Chat(opened, sampling, merged).run(showing.line_reader())
+        Chat(opened, sampling, merged).run(line_reader())
         return
-    with showing.counted("answers") as on_answer:
+    with counted("answers") as on_answer:
         answers = generating.generate(opened, prompt, sampling, merged=merged, raw=raw, on_answer=on_answer)
     if as_json:
         _print(answers)
     else:
-        showing.show_answers(answers)
+        show_answers(answers)
 
 
 @app.command(rich_help_panel=ADAPTERS)
@@ -127,14 +130,15 @@ def merge(
 ) -> None:
     """Merge an adapter into its base, verified on real inputs: a plain transformers folder."""
     _quiet()
-    from peft_recipes import merging, showing
+    from peft_recipes.adapters import merging
+    from peft_recipes.showing.answers import show_merge
 
     made = _refusable(merging.merge_adapter, adapter, output, base or None, tolerance=tolerance,
                       trust_remote_code=trust_remote_code)  # fmt: skip
     if as_json:
         _print(made)
     else:
-        showing.show_merge(made, output)
+        show_merge(made, output)
 
 
 @app.command(rich_help_panel=ADAPTERS)
@@ -161,14 +165,15 @@ def combine(
 ) -> None:
     """Combine adapters of one base into one, evaluated on each one's own test set before it is saved."""
     _quiet()
-    from peft_recipes import combining, showing
+    from peft_recipes.adapters import combining
+    from peft_recipes.showing.answers import show_combination
 
     made = _refusable(combining.combine_adapters, adapters, output, _numbers(weights), method, density=density,
                       rank=rank, seed=seed, base=base or None, trust_remote_code=trust_remote_code)  # fmt: skip
     if as_json:
         _print(made)
     else:
-        showing.show_combination(made, output)
+        show_combination(made, output)
 
 
 @app.command(rich_help_panel=ADAPTERS)
@@ -181,7 +186,7 @@ def playground(
 ) -> None:
     """A local web page to ask a base and its adapters side by side, their evidence beside them."""
     _quiet()
-    from peft_recipes import playground as page
+    from peft_recipes.inference import playground as page
 
     page.serve(adapters, port=port, base=base or None, trust_remote_code=trust_remote_code)
 
@@ -213,7 +218,7 @@ def _numbers(listed: str) -> list[float] | None:
 
 def _refusable(make: Any, *args: Any, **options: Any) -> Any:
     """What was made; where it does not answer as it must, why, and exit code 1."""
-    from peft_recipes.merging import Refused
+    from peft_recipes.adapters.merging import Refused
 
     try:
         return make(*args, **options)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_recipes.bases import hub_errors, is_local
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.models.bases import hub_errors, is_local
 from peft_recipes.recipe import EMBEDDED, Dataset
 
 if TYPE_CHECKING:

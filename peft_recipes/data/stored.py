@@ -40,7 +40,7 @@ def read(folder: Path, recipe: Recipe) -> Prepared:
     """The data that `stored` keeps, in memory, with the recipe's own tokenizer."""
     import datasets
 
-    from peft_recipes import bases
+    from peft_recipes.models import bases
     from peft_recipes.tasks.base import Prepared
 
     rest = json.loads((folder / _REST).read_text(encoding="utf-8"))

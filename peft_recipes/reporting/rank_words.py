@@ -1,4 +1,4 @@
-"""Which rank is enough, in words and for the table and the figures. How it is told: peft_recipes/ranks.py."""
+"""Which rank is enough, in words and for the table and the figures. How it is told: peft_recipes/search/ranks.py."""
 
 from __future__ import annotations
 

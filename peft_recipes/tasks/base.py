@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import activations, bases, processes, quantisation
-from peft_recipes.batches import shared_out
 from peft_recipes.data import columns, sources
+from peft_recipes.distributed import processes
+from peft_recipes.distributed.batches import shared_out
 from peft_recipes.errors import RecipeError, within
 from peft_recipes.hardware import Hardware
+from peft_recipes.models import activations, bases, quantisation
 from peft_recipes.recipe import EMBEDDED, Arm, Dataset, Recipe
 
 if TYPE_CHECKING:

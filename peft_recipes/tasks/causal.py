@@ -11,8 +11,9 @@ import torch
 from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
-from peft_recipes import bases, checks, metrics
+from peft_recipes import checks, metrics
 from peft_recipes.data.packing import COUNTS, KEPT, why_padded
+from peft_recipes.models import bases
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
 from peft_recipes.tasks.causal_trainer import (
     LOGITS_BYTES,

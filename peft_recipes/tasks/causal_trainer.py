@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import has_compiled_regions, is_compiled_module
 from trl import SFTTrainer
 
-from peft_recipes import activations, processes
 from peft_recipes.data.packing import (
     COMPLETIONS,
     COUNTS,
@@ -22,7 +21,9 @@ from peft_recipes.data.packing import (
     SharedPrefixCollator,
     why_padded,
 )
-from peft_recipes.segment_attention import by_segments
+from peft_recipes.distributed import processes
+from peft_recipes.models import activations
+from peft_recipes.models.segment_attention import by_segments
 from peft_recipes.tasks.counting import CountingMixin
 from peft_recipes.tasks.token_losses import token_losses
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     import torch.nn as nn
 
-    from peft_recipes.segment_attention import Segments
+    from peft_recipes.models.segment_attention import Segments
 
 # Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
 # memory that a few hundred labelled positions don't need, and costs a third of a small model's step.

@@ -13,7 +13,8 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from peft_recipes import checkpoints, processes, whole
+from peft_recipes import checkpoints
+from peft_recipes.distributed import processes, whole
 from peft_recipes.interruption import Interruption
 
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # the library's own names

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from peft_recipes import activations, processes
 from peft_recipes.data.packing import COUNTS, Counts
+from peft_recipes.distributed import processes
+from peft_recipes.models import activations
 from peft_recipes.tasks.checkpointing import CheckpointMixin
 from peft_recipes.tasks.method_training import MethodMixin
 from peft_recipes.tasks.sharing import Shares, shared

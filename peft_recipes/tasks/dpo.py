@@ -21,12 +21,13 @@ import torch
 from transformers import EvalPrediction
 from trl import DPOConfig
 
-from peft_recipes import bases, checks, metrics
+from peft_recipes import checks, metrics
 from peft_recipes.data import preferences
 from peft_recipes.data.packing import IGNORED, REFERENCES, PaddedCollator, SharedPrefixCollator
 from peft_recipes.data.preference_packing import CHOSEN, PROMPT, REJECTED
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.hardware import Hardware, choose
+from peft_recipes.models import bases
 from peft_recipes.recipe import Arm
 from peft_recipes.tasks.base import Evaluation, Prepared, Task
 from peft_recipes.tasks.preference_trainer import PREDICTED, PreferenceTrainer

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from peft_recipes import bases, checks
+from peft_recipes import checks
 from peft_recipes.data import columns, images
+from peft_recipes.models import bases
 from peft_recipes.recipe import Dataset
 from peft_recipes.tasks.base import Prepared
 from peft_recipes.tasks.classification import Classification

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import DataCollatorWithPadding
 
-from peft_recipes import bases, checks
+from peft_recipes import checks
 from peft_recipes.data import columns
+from peft_recipes.models import bases
 from peft_recipes.tasks.base import Prepared
 from peft_recipes.tasks.classification import Classification
 
