@@ -48,7 +48,8 @@ def speed(found: list[dict[str, Any]]) -> str:
     """The README's block on speed: each benchmark file a few rows."""
     lines = ["| LoRA r=16 | tokens/s | peak memory |", "|:---|---:|---:|"]
     for one in found:
-        where = f"{_MODELS[one['model']]}, {one['data']}, batch {one['batch']}"
+        model = _MODELS[one.get("model", "smollm2-135m")]
+        where = f"{one['task']}, {model}, {one['data']}, batch {one['batch']}"
         for arm, title in (("trl-default", "trl, its defaults"), ("trl-best", "trl, its best flags here"),
                            ("peft-recipes", "peft_recipes")):  # fmt: skip
             row = one["arms"][arm]
@@ -56,12 +57,13 @@ def speed(found: list[dict[str, Any]]) -> str:
             lines.append(f"| {where}: {title} | {row['tokens_per_second']:.0f} | {memory} |")
     machine = found[0]["environment"]
     gap = max(one["largest_loss_difference"] for one in found)
-    share = ", ".join(f"{one['fraction_of_limit']:.0%}" for one in found)
+    share = formats.listed([f"{one['fraction_of_limit']:.0%}" for one in found if "fraction_of_limit" in one])
     lines += [
         "",
-        f"The same losses at every step (largest difference {gap:.0e}). {share} of what the needed matrix products "
-        f"alone would allow. {machine['threads']} threads of an {machine['device_name']}, {machine['precision']}; "
-        "written from [benchmarks/sft_throughput](benchmarks/sft_throughput) by `make readme`.",
+        f"The same losses at every step (largest difference {gap:.0e}). Of SFT {share} of what the needed matrix "
+        f"products alone would allow. {machine['threads']} threads of an {machine['device_name']}, "
+        f"{machine['precision']}; written from [benchmarks/sft_throughput](benchmarks/sft_throughput) and "
+        "[benchmarks/dpo_throughput](benchmarks/dpo_throughput) by `make readme`.",
         "",
     ]
     return "\n".join(lines)
@@ -104,10 +106,10 @@ def _soaked(soak: dict[str, Any]) -> str:
 
 def benchmarks() -> list[dict[str, Any]]:
     """The kept throughput benchmarks."""
-    folder = HERE.parent / "benchmarks" / "sft_throughput"
     return [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*-batch*-cpu.json"))
+        {"task": task, **json.loads(path.read_text(encoding="utf-8"))}
+        for task in ("SFT", "DPO")
+        for path in sorted((BENCHMARKS / f"{task.lower()}_throughput").glob("*-batch*-cpu.json"))
         if "compiled" not in path.name
     ]
 

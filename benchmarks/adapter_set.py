@@ -16,12 +16,12 @@ import argparse
 import gc
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measured_arms import in_fresh_process
 
 KEPT = Path(__file__).with_suffix(".json")
 RANK, SWITCHES = 16, 200
@@ -64,10 +64,7 @@ def _arguments() -> argparse.Namespace:
 def _in_fresh_process(way: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     words = ["--one", way, str(folder), "--model", given.model, "--adapters", str(given.adapters)]
     words += ["--random-weights"] if given.random_weights else []
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = in_fresh_process(__file__, words)
     if "resident_bytes" in found:
         print(f"{way:5} {found['resident_bytes'] / 1e6:8.0f} MB resident, {found['weights_bytes'] / 1e6:8.0f} MB of "
               "weights", flush=True)  # fmt: skip

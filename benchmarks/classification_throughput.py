@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from measured_arms import in_fresh_process
 
 RECIPES = ["distilbert-imdb", "gpt2-sms-spam"]
 WAYS = ["plain-trainer", "peft-recipes"]
@@ -59,10 +59,7 @@ def main() -> None:
 def _in_fresh_process(recipe: str, arm: str, way: str, given: argparse.Namespace) -> dict[str, Any]:
     words = ["--one", recipe, arm, way, "--epochs", str(given.epochs), *(["--hub"] if given.hub else [])]
     words += [word for change in given.changes for word in ("--set", change)]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{recipe} {arm} {way} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return in_fresh_process(__file__, words)
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measured_arms import in_fresh_process
 
 POINTS = [(4, 128), (8, 64), (8, 128), (8, 256), (16, 128)]  # batch, length of every example
 ROWS = [1_000, 5_000, 20_000]
@@ -32,8 +32,8 @@ def main() -> None:
     if given.one or given.rows:
         print(json.dumps(_steps(*given.one) if given.one else _preparation(given.rows)))
         return
-    steps = [_fresh("--one", str(batch), str(length)) for batch, length in POINTS]
-    rows = [_fresh("--rows", str(count)) for count in ROWS]
+    steps = [in_fresh_process(__file__, ["--one", str(batch), str(length)]) for batch, length in POINTS]
+    rows = [in_fresh_process(__file__, ["--rows", str(count)]) for count in ROWS]
     environment = steps[0]["environment"]
     for row in steps:
         row.pop("environment")
@@ -47,13 +47,6 @@ def main() -> None:
     print("\n| rows | prepared in | memory grows by |\n|---:|---:|---:|")
     for row in rows:
         print(f"| {row['rows']:,} | {row['seconds']:.1f} s | {row['memory_bytes'] / 1e6:.0f} MB |")
-
-
-def _fresh(*words: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _steps(batch: int, length: int) -> dict[str, Any]:

@@ -15,19 +15,26 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ARMS = {
+from measured_arms import (
+    WARMUP,
+    add_arguments,
+    check_steps,
+    compare_arms,
+    norms_callback,
+    step_figures,
+    trl_options,
+)
+
+MEANS = {
     "trl-default": "trl's SFTTrainer as it comes (gradient checkpointing on), fp32",
     "trl-best": "trl without gradient checkpointing, batches grouped by length (its packing is not exact here)",
     "peft-recipes": "shared-prefix rows, the vocabulary head at labelled positions alone",
 }  # fmt: skip
-WARMUP = 3
 
 
 def main() -> None:
@@ -35,62 +42,29 @@ def main() -> None:
     if given.one:
         print(json.dumps(_one(given)))
         return
-    found = {}
-    for arm in ARMS:
-        found[arm] = _in_fresh_process(arm, given)
-        speed, step = found[arm]["tokens_per_second"], found[arm]["median_step_seconds"]
-        peak = found[arm]["peak_memory_bytes"] / 1e9
-        print(f"{arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB", flush=True)
-    summary = _summary(found)
-    document = {**summary, "data": given.data, "model": given.model, "batch": given.batch, "steps": given.steps,
-                "means": ARMS, "arms": found, "environment": found["peft-recipes"].pop("environment")}  # fmt: skip
+    words = ["--data", given.data, "--model", given.model, "--steps", str(given.steps), "--batch", str(given.batch)]
+    options = (("--bf16", given.bf16), ("--compile", given.compile), ("--random-weights", given.random_weights))
+    words += [flag for flag, on in options if on]
+    about = {"data": given.data, "model": given.model, "batch": given.batch, "steps": given.steps}
     kind = f"{given.data}-{given.model}-batch{given.batch}{'-compiled' if given.compile else ''}"
-    name = f"{kind}-{document['environment']['device']}.json"
-    path = Path(__file__).parent / "sft_throughput" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(summary))
+
+    def limit(ours: dict[str, Any]) -> dict[str, float]:
+        return {"fraction_of_limit": ours["tokens_per_second"] / ours["limit_tokens_per_second"]}
+
+    compare_arms(__file__, words, kind, MEANS, about, limit)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["alpaca", "embedded"], default="embedded")
     parser.add_argument("--model", choices=["smollm2-135m", "gpt2"], default="smollm2-135m")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--bf16", action="store_true", help="compute in bf16 (on a GPU)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile in this project's arm")
     parser.add_argument("--random-weights", action="store_true", help="speed is the same")
-    parser.add_argument("--one", choices=list(ARMS), help=argparse.SUPPRESS)
+    add_arguments(parser)
     given = parser.parse_args()
-    if given.steps <= WARMUP:
-        parser.error(f"--steps must be more than the {WARMUP} warm-up steps")
+    check_steps(parser, given)
     return given
-
-
-def _in_fresh_process(arm: str, given: argparse.Namespace) -> dict[str, Any]:
-    words = ["--one", arm, "--data", given.data, "--model", given.model]
-    words += ["--steps", str(given.steps), "--batch", str(given.batch)]
-    options = (("--bf16", given.bf16), ("--compile", given.compile), ("--random-weights", given.random_weights))
-    words += [flag for flag, on in options if on]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def _summary(found: dict[str, Any]) -> dict[str, float]:
-    ours, default, best = found["peft-recipes"], found["trl-default"], found["trl-best"]
-    gaps = [abs(a - b) for a, b in zip(ours["losses"], default["losses"], strict=True)]
-    norms = [abs(a - b) for a, b in zip(ours["gradient_norms"], default["gradient_norms"], strict=True)]
-    return {
-        "ratio_to_trl_default": ours["tokens_per_second"] / default["tokens_per_second"],
-        "ratio_to_trl_best": ours["tokens_per_second"] / best["tokens_per_second"],
-        "memory_ratio_to_trl_default": ours["peak_memory_bytes"] / default["peak_memory_bytes"],
-        "largest_loss_difference": max(gaps),
-        "largest_gradient_norm_difference": max(norms),
-        "fraction_of_limit": ours["tokens_per_second"] / ours["limit_tokens_per_second"],
-    }
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
@@ -128,22 +102,13 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
             recipe, _ = fit_targets(recipe, model.config)
             transformers.set_seed(0)
             model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
-            trainer = task.trainer(model, prepared, arguments, [meter, _norms(norms)])
+            trainer = task.trainer(model, prepared, arguments, [meter, norms_callback(norms)])
         else:
-            trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, _norms(norms)])
+            trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, norms_callback(norms)])
         trainer.data_collator = _counting(trainer.data_collator, tokens, labelled)
         trainer.train()
     tokens, labelled = tokens[: given.steps], labelled[: given.steps]  # the loader is a batch ahead
-    timed = slice(WARMUP, None)
-    made = {
-        "tokens_per_second": sum(tokens[timed]) / sum(meter.steps[timed]),
-        "median_step_seconds": statistics.median(meter.steps[timed]),
-        "step_seconds": meter.steps,
-        "tokens": tokens,
-        "peak_memory_bytes": meter.memory.peak,
-        "losses": [loss for _, loss in meter.losses],
-        "gradient_norms": norms,
-    }
+    timed, made = slice(WARMUP, None), step_figures(meter, norms, tokens)
     if given.one == "peft-recipes":
         computed = [counts.computed for counts in trainer.step_counts()[timed]]
         made["batches"] = trainer.batches
@@ -195,27 +160,9 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
 
     from peft_recipes.arms import apply_arm, fit_targets
 
-    best = given.one == "trl-best"
     recipe, _ = fit_targets(recipe, model.config)
-    config = SFTConfig(
-        output_dir=folder,
-        per_device_train_batch_size=given.batch,
-        max_steps=given.steps,
-        learning_rate=recipe.arms["lora"].learning_rate,
-        train_sampling_strategy="group_by_length" if best else "sequential",
-        **({"gradient_checkpointing": False} if best else {}),
-        max_length=recipe.max_length,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        use_cpu=hardware.device == "cpu",
-        bf16=hardware.precision == "bf16",
-        dataloader_pin_memory=hardware.device == "cuda",
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=0,
-        data_seed=0,
-    )
+    options = trl_options(given, recipe, hardware, folder)
+    config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     # The adapter is put on here, from the seed of this project's arm: SFTTrainer draws other numbers before it does.
     set_seed(0)
     model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
@@ -232,18 +179,6 @@ def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
         return collate(rows)
 
     return counted
-
-
-def _norms(into: list[float]) -> Any:
-    """A callback that keeps the gradient norm of each step."""
-    from transformers import TrainerCallback
-
-    class Norms(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "grad_norm" in (logs or {}):
-                into.append(float(logs["grad_norm"]))
-
-    return Norms()
 
 
 def _limit(model: Any, hardware: Any, computed: list[int], labelled: int, tokens: int, bf16: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ LFS = (".safetensors", ".parquet", ".png")
 
 @dataclass
 class Fault:
-    """Requests whose path holds `part` answer `status` (or are cut in the middle: "cut"), `times` times."""
+    """Requests whose path holds `part` answer `status` (cut in the middle: "cut"; never: "slow"), `times` times."""
 
     part: str
     status: int | str
@@ -117,6 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault(self.command, path)
         if fault and isinstance(fault.status, int):
             self._fail(fault.status, fault.code, fault.said)
+            return
+        if fault and fault.status == "slow":
+            self.connection.recv(1)  # until the client gives up
+            self.close_connection = True
             return
         parts = path.split("/")
         if self.command in ("POST", "PUT", "DELETE"):

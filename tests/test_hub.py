@@ -25,7 +25,7 @@ def hub(tiny, tmp_path):
 def command(classify, tmp_path, hub):
     """peft-recipes WORDS on a recipe whose base is some/tiny (or another) on that Hub, with a token of its own."""
 
-    def run(*words: str, model: str = "some/tiny", url: str | None = None):
+    def run(*words: str, model: str = "some/tiny", url: str | None = None, seconds: float = 5):
         classify(training={"max_steps": 2, "use_cpu": True, "eval_strategy": "no"}).with_changes(
             {"model": model}
         ).to_yaml(tmp_path / "mine.yaml")
@@ -36,7 +36,8 @@ def command(classify, tmp_path, hub):
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(seconds),
+            "HF_HUB_ETAG_TIMEOUT": str(seconds),
         }
         line = [sys.executable, "-m", "peft_recipes", words[0], str(tmp_path / "mine.yaml"), *words[1:]]
         done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
@@ -72,7 +73,10 @@ def test_the_token_is_in_no_process_list(classify, tmp_path, monkeypatch):
     assert any("peft_recipes.worker" in line for line in seen) and not any(TOKEN in line for line in seen)
 
 
-@pytest.mark.parametrize("fault", [Fault("config.json", 503, times=2), Fault("config.json", 429, times=1)])
+@pytest.mark.parametrize(
+    "fault",
+    [Fault("config.json", 503, times=2), Fault("config.json", 429, times=1), Fault("config.json", "slow", times=1)],
+)
 def test_what_passes_is_waited_for(command, hub, fault):
     hub.faults = [fault]
     done = command("plan", "--arms", "lora")
@@ -91,11 +95,12 @@ def test_a_download_that_is_cut_once_goes_on(command, hub):
         (Fault("some/tiny", 401, code="RepoNotFound"), "some/tiny", "hf auth login"),
         (Fault("some/tiny", 403, code="GatedRepo"), "some/tiny", "is gated"),
         (Fault("config.json", 503), "some/tiny", "answered 503 (Service Unavailable), also when asked again"),
+        (Fault("config.json", "slow"), "some/tiny", "did not answer in time, also when asked again"),
     ],
 )
 def test_what_does_not_pass_is_one_message(command, hub, tmp_path, fault, model, said):
     hub.faults = [fault] if fault else []
-    done = command("compare", model=model)
+    done = command("compare", model=model, seconds=1)
     assert done.returncode == 2, done.stderr
     assert said in done.said and model in done.said, done.said
     assert not (tmp_path / "adapters").exists()

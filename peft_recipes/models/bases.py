@@ -153,6 +153,12 @@ def _explain(what: str, name: str, error: Exception) -> str:
             f"{what} '{name}': the Hub answered {status} ({HTTPStatus(status).phrase}), also when asked again. Try "
             "later, or run on stand-ins that need no Hub with --embedded."
         )
+    if kinds & {"ReadTimeout", "WriteTimeout"}:
+        return (
+            f"{what} '{name}': the Hub did not answer in time, also when asked again. Try later, give it longer "
+            "(HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60, in seconds), or run on stand-ins that need no Hub "
+            "with --embedded."
+        )
     if _offline(kinds, text):
         return (
             f"{what} '{name}': the Hub can't be reached. Check the network (or HF_HUB_OFFLINE, HF_ENDPOINT), "
