@@ -113,7 +113,9 @@ def test_a_plan_says_what_each_arm_hits(call, yaml):
     assert lora["trainable_parameters"] == lora["adapter_parameters"] + lora["head_parameters"]
     assert lora["checkpoint_bytes"] == 4 * lora["trainable_parameters"]
     parts = lora["memory"]
-    assert parts["total"] == sum(parts[k] for k in ("weights", "gradients", "optimizer", "activations", "libraries"))
+    assert parts["total"] == sum(
+        parts[k] for k in ("weights", "gradients", "optimizer", "activations", "freed", "libraries")
+    )
     assert parts["fits"] and parts["gradients"] == 4 * lora["trainable_parameters"]
     shown = call("plan", yaml())
     assert "lora" in shown.stdout and "q_lin" in shown.stdout

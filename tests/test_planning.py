@@ -103,9 +103,9 @@ def test_an_arm_that_will_not_fit_is_refused_with_what_would_help(instruct, tmp_
 
 def test_checkpointing_is_counted_where_the_step_fits_only_so(tmp_path, monkeypatch):
     from peft_recipes import hardware
-    from peft_recipes.planning import memory
+    from peft_recipes.planning import step_memory
 
-    monkeypatch.setattr(memory, "loaded_libraries_bytes", lambda: 0)  # this process's own grows from test to test
+    monkeypatch.setattr(step_memory, "loaded_libraries_bytes", lambda: 0)  # this process's own grows from test to test
     LlamaConfig(**SMOLLM2).save_pretrained(tmp_path / "base")
     recipe = load_recipe("smollm2-alpaca", changes=[f"model={tmp_path / 'base'}"])
     roomy = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
@@ -130,7 +130,7 @@ def test_a_trial_tells_how_long_a_run_will_take(request, kind, monkeypatch):
 
 
 def test_a_step_that_cannot_be_played_is_bounded_by_rule_and_says_so(instruct, monkeypatch):
-    from peft_recipes import planning
+    from peft_recipes.planning import estimates
 
     monkeypatch.undo()
     recipe = instruct()
@@ -140,7 +140,7 @@ def test_a_step_that_cannot_be_played_is_bounded_by_rule_and_says_so(instruct, m
     def cannot(*_):
         raise RuntimeError("no meta kernel")
 
-    monkeypatch.setattr(planning, "_step_memory", cannot)
+    monkeypatch.setattr(estimates, "arm_step_memory", cannot)
     full = plan(recipe, ["full"])["arms"]["full"]
     ruled = full["memory"]
     assert not ruled["played"]

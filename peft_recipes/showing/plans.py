@@ -70,7 +70,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(table)
     memory = next(iter(plan["arms"].values()))["memory"]
     has = f" This machine has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
-    what = "of the largest batch: weights, gradients, optimizer, activations, libraries"
+    what = "of the largest batch: weights, gradients, optimizer, activations, the allocator's freed blocks, libraries"
     if spread:
         what = f"of one of {plan['processes']} processes ({plan['distributed']}), its own batch and buffers"
         has = f" Each has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
