@@ -38,3 +38,16 @@ def work_offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def behind(error: BaseException) -> tuple[list[BaseException], set[str], int]:
+    """What lies behind an exception of the Hub's clients: it and its causes, the names of all their classes (and of
+    these classes' bases), and the status that the Hub answered with (0: it did not)."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
+    return chain, kinds, next((status for status in answers if status), 0)

@@ -131,13 +131,7 @@ def hub_errors(what: str, name: str) -> Iterator[None]:
 
 
 def _explain(what: str, name: str, error: Exception) -> str:
-    chain, link = [], error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    kinds = {base.__name__ for e in chain for base in type(e).__mro__}
-    answers = [getattr(getattr(e, "response", None), "status_code", None) for e in chain]
-    status = next((code for code in answers if code is not None), 0)
+    _, kinds, status = hub.behind(error)
     text = " ".join(str(error).split())[:300]
     if kinds & {"GatedRepoError"}:
         return f"{what} '{name}' is gated: accept its terms on its Hub page, then log in with `hf auth login`."

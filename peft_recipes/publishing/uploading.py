@@ -162,13 +162,7 @@ def refusals(repo_id: str) -> Iterator[None]:
 
 
 def _explained(repo_id: str, error: Exception) -> str:
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    status = next((code for one in chain if (code := getattr(getattr(one, "response", None), "status_code", 0))), 0)
+    chain, kinds, status = hub.behind(error)
     said = next((text for one in chain if (text := getattr(one, "server_message", None))), None)
     said = _one_line(said or str(error))
     unchanged, again = "Nothing was changed there.", "A push is one commit, there whole or not at all: push again"
