@@ -44,7 +44,7 @@ def main() -> None:
         return
     words = ["--data", given.data, "--steps", str(given.steps), "--batch", str(given.batch)]
     about = {"data": given.data, "batch": given.batch, "steps": given.steps}
-    compare_arms(__file__, words, f"{given.data}-smollm2-135m-batch{given.batch}", MEANS, about)
+    compare_arms(__file__, words, f"{given.data}-smollm2-135m-batch{given.batch}", MEANS, about, given.rounds)
 
 
 def _arguments() -> argparse.Namespace:

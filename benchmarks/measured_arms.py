@@ -24,34 +24,44 @@ def in_fresh_process(script: str, words: list[str]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--steps, --batch and the hidden --one ARM."""
+    """--steps, --batch, --rounds and the hidden --one ARM."""
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=1, help="all three in turn, so often; the middle one is shown")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--one", choices=ARMS, help=argparse.SUPPRESS)
 
 
 def check_steps(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    if given.steps <= WARMUP:
-        parser.error(f"--steps must be more than the {WARMUP} warm-up steps")
+    if given.steps <= WARMUP or given.rounds < 1:
+        parser.error(f"--steps must be more than the {WARMUP} warm-up steps, --rounds 1 or more")
 
 
 def compare_arms(
-    script: str, words: list[str], kind: str, means: dict[str, str], about: dict[str, Any],
+    script: str, words: list[str], kind: str, means: dict[str, str], about: dict[str, Any], rounds: int = 1,
     more: Callable[[dict[str, Any]], dict[str, float]] = lambda ours: {},
 ) -> None:  # fmt: skip
     """Each arm in a fresh process; a line each, the document in a folder named as the script, its summary as last line.
 
-    kind: what the file is named after. about: what else the document says. more: further figures from this project's.
+    kind: what the file is named after. about: what else the document says. rounds: how often all arms take their turn;
+    the document is the round whose ratio to trl's best flags is the median (the lower of two in the middle), and holds
+    every round's summary: a machine that others use as well is not equally fast at all times. more: further figures
+    from this project's arm.
     """
-    found = {}
-    for arm in ARMS:
-        found[arm] = in_fresh_process(script, ["--one", arm, *words])
-        speed, step = found[arm]["tokens_per_second"], found[arm]["median_step_seconds"]
-        peak = found[arm]["peak_memory_bytes"] / 1e9
-        print(f"{arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB", flush=True)
-    summary = {**_summary(found), **more(found["peft-recipes"])}
+    made = []
+    for number in range(1, rounds + 1):
+        found = {}
+        for arm in ARMS:
+            found[arm] = in_fresh_process(script, ["--one", arm, *words])
+            speed, step = found[arm]["tokens_per_second"], found[arm]["median_step_seconds"]
+            peak = found[arm]["peak_memory_bytes"] / 1e9
+            print(f"{number}/{rounds} {arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB",
+                  flush=True)  # fmt: skip
+        made.append(({**_summary(found), **more(found["peft-recipes"])}, found))
+    ordered = sorted(made, key=lambda one: one[0]["ratio_to_trl_best"])
+    summary, found = ordered[(rounds - 1) // 2]
     environment = found["peft-recipes"].pop("environment")
-    document = {**summary, **about, "means": means, "arms": found, "environment": environment}
+    document = {**summary, **about, "means": means, "rounds": [one[0] for one in made], "arms": found,
+                "environment": environment}  # fmt: skip
     path = Path(script).with_suffix("") / f"{kind}-{environment['device']}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

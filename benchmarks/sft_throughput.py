@@ -51,7 +51,7 @@ def main() -> None:
     def limit(ours: dict[str, Any]) -> dict[str, float]:
         return {"fraction_of_limit": ours["tokens_per_second"] / ours["limit_tokens_per_second"]}
 
-    compare_arms(__file__, words, kind, MEANS, about, limit)
+    compare_arms(__file__, words, kind, MEANS, about, given.rounds, limit)
 
 
 def _arguments() -> argparse.Namespace:
