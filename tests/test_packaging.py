@@ -30,7 +30,8 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_recipes(unpacked):
     for path in (ROOT / "peft_recipes").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(ROOT).as_posix() in there
-    assert {f"peft_recipes/recipes/{p.name}" for p in (ROOT / "recipes").glob("*.py")} <= there
+    shipped = [p for p in (ROOT / "recipes").rglob("*") if p.suffix in (".py", ".yaml")]
+    assert {f"peft_recipes/{p.relative_to(ROOT).as_posix()}" for p in shipped} <= there
     assert not any(name.startswith(("tests/", "benchmarks/", "adapters/")) for name in there)
 
 
@@ -42,4 +43,7 @@ def test_recipes_are_found_by_name_from_an_empty_folder(unpacked, tmp_path):
     command = [sys.executable, "-m", "peft_recipes", "list", "--json"]
     listed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert len(json.loads(listed.stdout)) >= 5
+    code = "from peft_recipes.distributed.launching import launch_files; print(*launch_files())"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert found.stdout.split() == ["ddp", "deepspeed_zero2", "fsdp2"]
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from peft_recipes.tasks.counting import CountingMixin
 from peft_recipes.tasks.token_losses import token_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch.nn as nn
 
@@ -42,10 +43,15 @@ _SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays 
 
 
 class SharedRows(CountingMixin):
-    """Chooses between shared and padded rows. The collators are classes of packing.py's or of like ones."""
+    """Chooses between shared and padded rows, in a trainer of trl's. The collators are classes of packing.py's or of
+    like ones."""
 
     shared_collator: type[SharedPrefixCollator] = SharedPrefixCollator
     padded_collator: type[PaddedCollator] = PaddedCollator
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
+        with _dtypes_kept(model):
+            super().__init__(model, *args, **kwargs)
 
     def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, tried: Sequence[dict[str, Any]]) -> str:
         """Sets the collator: shared rows where `wanted` and exact, else padded ones. Returns which, and why if padded.
@@ -87,6 +93,17 @@ class SharedRows(CountingMixin):
             if not gap <= _SAME_LOSS:
                 why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
         return (padded if why else shared), why
+
+
+@contextlib.contextmanager
+def _dtypes_kept(model: nn.Module) -> Iterator[None]:
+    """What learns stays in the precision it was made in. trl rounds an adapter on a quantised base to bf16, in which
+    AdamW's small steps are lost, and which is neither what is saved nor what the other arms learn in."""
+    learning = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in learning and parameter.dtype != learning[name].dtype:
+            parameter.data = learning[name].to(parameter.device)
 
 
 class CausalTrainer(SharedRows, SFTTrainer):
