@@ -127,6 +127,13 @@ def test_evaluation_changes_no_quantised_weight(classify):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def test_preferences_are_learnt_in_fp32_on_a_quantised_base(prefer, tiny, tmp_path):
+    recipe = prefer(model=str(tiny("llama", 64)))
+    recipe = recipe.with_changes({"training": {"max_steps": 2}})
+    made = train(recipe, "qlora", output=tmp_path)
+    assert made.ok and made.data["checks"]["reload"] < 1e-5  # trl would have rounded what it learnt to bf16
+
+
 def test_a_comparison_holds_a_quantised_arm_beside_the_others(instruct, tmp_path):
     recipe = instruct(training={**instruct().training, "max_steps": 3})
     made = compared_here(recipe, ["full", "qlora"], [0], tmp_path)
