@@ -99,7 +99,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     answers = {}
     for name in adapters.names:
         with torch.no_grad():
-            answers[name] = adapters.use(name)(**prompt).logits[:, -1]
+            answers[name] = adapters.use(name)(**prompt).logits[:, -1].clone()  # a view would keep all of them
     found = {"resident_bytes": _resident(), "weights_bytes": _weights(adapters.model)}
     names = adapters.names
     found["switch_ms"] = _timed(lambda i: adapters.use(names[i % len(names)]))
