@@ -27,7 +27,7 @@ _NAMES = {
     "compare": "comparison",
     "extract": "search.extraction",
     "load_recipe": "catalog",
-    "main": "catalog",
+    "main": "script",
     "plan": "planning",
     "publish": "publishing",
     "publish_all": "publishing",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -157,10 +156,3 @@ def resolved_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} is not there: the folder is not a run of peft-recipes.")
     with within(str(path)):
         return Recipe.from_dict(read_yaml(path))
-
-
-def main(recipe: Recipe) -> None:
-    """What a recipe module runs when it is started itself: the flags of `peft-recipes train`, for this recipe."""
-    from peft_recipes.cli.recipes import train_app
-
-    train_app(recipe, sys.argv[1:])

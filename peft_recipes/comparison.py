@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from peft_recipes.runs import (
     check_output,
     locked,
     make_folder,
+    read_comparison_file,
     read_run,
     run_folder,
     signature,
@@ -209,18 +209,7 @@ def collect(
 
 def read_comparison(folder: str | Path) -> Comparison:
     """The comparison of a folder. Raises RecipeError where there is none or it can't be read."""
-    path = Path(folder) / "comparison.json"
-    if not path.is_file():
-        below = sorted(p.parent for p in Path(folder).glob("*/comparison.json"))
-        hint = f" There are some in: {', '.join(map(str, below))}." if below else " `peft-recipes compare` makes one."
-        raise RecipeError(f"{folder} holds no comparison.json.{hint}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != 1 or not isinstance(data["arms"], dict):
-            raise ValueError(f"schema {data['schema']} is not known to this version")
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path} can't be read: {error}.") from error
-    return Comparison(data, path.parent)
+    return Comparison(read_comparison_file(folder), Path(folder))
 
 
 def preflight(

@@ -173,3 +173,19 @@ def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
         holder.unlink(missing_ok=True)
         path.unlink(missing_ok=True)  # before it is let go: whoever waits for it looks whether it still has its name
         lock.release()
+
+
+def read_comparison_file(folder: str | Path) -> dict[str, Any]:
+    """The comparison.json of a folder. Raises RecipeError where there is none or it can't be read."""
+    path = Path(folder) / "comparison.json"
+    if not path.is_file():
+        below = sorted(p.parent for p in Path(folder).glob("*/comparison.json"))
+        hint = f" There are some in: {', '.join(map(str, below))}." if below else " `peft-recipes compare` makes one."
+        raise RecipeError(f"{folder} holds no comparison.json.{hint}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != 1 or not isinstance(data["arms"], dict):
+            raise ValueError(f"schema {data['schema']} is not known to this version")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path} can't be read: {error}.") from error
+    return data

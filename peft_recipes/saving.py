@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _TIMED_INPUTS = 20
 _COMPARED_INPUTS = 2  # of trained, reloaded and merged; stored for `check`, wherever the adapter goes
+_COMPARED_TOKENS = 64  # of each: enough to tell models apart, and little enough for the guard to stay cheap
 
 
 def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: Any) -> dict[str, int]:
@@ -101,10 +102,14 @@ def verify(
     trained differ.
     """
     inputs = task.inputs(prepared, _TIMED_INPUTS)
-    before = outputs(trained, inputs[:_COMPARED_INPUTS], hardware)
+    compared = [
+        {name: tensor[:, :_COMPARED_TOKENS] if tensor.dim() == 2 else tensor for name, tensor in batch.items()}
+        for batch in inputs[:_COMPARED_INPUTS]
+    ]
+    before = outputs(trained, compared, hardware)
     if arm.peft is not None:
         last = [logits[:, -1] if logits.dim() == 3 else logits for logits in before]
-        adapters.store_outputs(folder, inputs[: len(last)], last)
+        adapters.store_outputs(folder, compared, last)
     base, new_weights = task.load_base(prepared, arm.quantise)
     base = base.to(hardware.device).eval()
     times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
@@ -119,21 +124,21 @@ def verify(
 
     if arm.peft is None:
         base = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        guard("reload", _same, before, base, inputs, hardware, "The reloaded model")
+        guard("reload", _same, before, base, compared, hardware, "The reloaded model")
         measure("base", base)
     else:
         measure("base", base)
         model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
         tolerance = TOLERANCE[arm.quantise]
-        guard("reload", _same, before, model, inputs, hardware, "The reloaded adapter", tolerance)
+        guard("reload", _same, before, model, compared, hardware, "The reloaded adapter", tolerance)
         measure("adapter", model)
         if arm.quantise:
-            before, model = _on_full_weights(task, prepared, arm, folder, before, inputs, hardware, guard)
+            before, model = _on_full_weights(task, prepared, arm, folder, before, compared, hardware, guard)
         merged = adapters.merged(model)
         if merged is None:
             guard.results["merge"] = f"{arm.method_name} can't be merged"
         else:
-            guard("merge", _same, before, merged, inputs, hardware, "The merged model")
+            guard("merge", _same, before, merged, compared, hardware, "The merged model")
             measure("merged", merged)
     generates = any(speed is not None for speed in speeds.values())
     return {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
@@ -156,7 +161,7 @@ def _on_full_weights(
     base, new_weights = task.load_base(prepared, arm.quantise)
     base = dequantised(base).to(hardware.device).eval()
     model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-    found = outputs(model, inputs[: len(quantised)], hardware)
+    found = outputs(model, inputs, hardware)
     guard.results["dequantised"] = max(checks.gap(a, b) for a, b in zip(quantised, found, strict=True))
     return found, model
 
@@ -169,7 +174,7 @@ def _same(
     what: str,
     tolerance: float = 1e-3,
 ) -> float:
-    second = outputs(model, inputs[: len(first)], hardware)
+    second = outputs(model, inputs, hardware)
     said = f"{what} differs from the trained one"
     return max(checks.same_outputs(a, b, said, tolerance) for a, b in zip(first, second, strict=True))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.recipe import Recipe
-from peft_recipes.runs import BASE, Run, read_run, write_text
+from peft_recipes.runs import BASE, Run, read_comparison_file, read_run, write_text
 
 CARD = "README.md"
 PLOTS = "plots"
@@ -83,11 +83,10 @@ def published_card(folder: Path, repo_id: str, license: str | None = None) -> st
 
 def comparison_of(run: Run) -> dict[str, Any] | None:
     """The comparison above a run's folder that has this very run among its figures."""
-    from peft_recipes.comparison import read_comparison
     from peft_recipes.errors import RecipeError
 
     with contextlib.suppress(RecipeError, IndexError, KeyError):
-        data = read_comparison(run.folder.resolve().parents[1]).data
+        data = read_comparison_file(run.folder.resolve().parents[1])
         arm = data["arms"].get(run.data["arm"]) or {}
         values = (arm.get("metric") or {}).get("values") or []
         same = data["recipe"] == run.data["recipe"] and run.data["seed"] in (arm.get("seeds") or [])
