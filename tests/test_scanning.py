@@ -29,8 +29,10 @@ def made(classify, done):
     return scan(classify(), RATES, budget=300, output=done)
 
 
-def test_every_rate_is_tried_and_the_best_has_the_lowest_validation_loss(made):
+def test_every_rate_is_tried_and_the_best_has_the_lowest_validation_loss(made, classify):
     data = json.loads((made.folder / "scan.json").read_text())
+    own = {name: arm.learning_rate for name, arm in classify().arms.items()}
+    assert {name: arm["own_learning_rate"] for name, arm in data["arms"].items()} == own
     assert data == made.data and not data["unfinished"] and data["split"] == "validation"
     assert data["steps"] == 12 and data["looks"] == [3, 6, 12]
     for arm in data["arms"].values():

@@ -159,7 +159,9 @@ class _Work:
         tried, notes = fit_targets(tried, config)
         self.notes, self.task.recipe = [*self.prepared.notes, *notes], tried
         self.task.check_arguments(None, self.hardware)
-        self.chosen = [Candidate(one.name, tried.arms[one.name], one.rates, one.of) for one in self.chosen]
+        fitted = {one.name: dataclasses.replace(tried.arms[one.name], learning_rate=one.arm.learning_rate)
+                  for one in self.chosen}  # fmt: skip
+        self.chosen = [Candidate(one.name, fitted[one.name], one.rates, one.of) for one in self.chosen]
         problems = []
         for one in self.chosen:
             try:
