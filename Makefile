@@ -36,7 +36,7 @@ lint: $(STAMP)
 # A file's tests in one process: what it makes once (a comparison of real runs) is made once. Three, since some wait: for
 # the pauses between asking a Hub again, for processes that end.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import compared_here
 
-from peft_recipes import Recipe, RecipeError, compare, scan, train
+from peft_recipes import Recipe, RecipeError, scan, train
 from peft_recipes.data import sources
 from peft_recipes.reporting.scan_report import scan_words
 from peft_recipes.search.studies import best_run, marks_of
@@ -62,7 +63,7 @@ def test_a_finished_scan_is_returned_as_it_is_and_another_one_is_refused(made, c
 def test_the_winners_are_a_recipe_that_compare_takes(made, tmp_path):
     recipe = Recipe.from_yaml(made.recipe)
     assert {name: recipe.arms[name].learning_rate for name in made.best} == made.best
-    compared = compare(recipe, ["full", "lora"], output=tmp_path)
+    compared = compared_here(recipe, ["full", "lora"], [0], tmp_path)
     assert compared.failed == [] and compared.data["arms"]["full"]["learning_rate"] == made.best["full"]
     assert (made.folder / "learning-rates.png").read_bytes()[:4] == b"\x89PNG"
 
