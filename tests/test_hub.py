@@ -95,7 +95,6 @@ def test_a_download_that_is_cut_once_goes_on(command, hub):
         (Fault("some/tiny", 401, code="RepoNotFound"), "some/tiny", "hf auth login"),
         (Fault("some/tiny", 403, code="GatedRepo"), "some/tiny", "is gated"),
         (Fault("config.json", 503), "some/tiny", "answered 503 (Service Unavailable), also when asked again"),
-        (Fault("config.json", "slow"), "some/tiny", "did not answer in time, also when asked again"),
     ],
 )
 def test_what_does_not_pass_is_one_message(command, hub, tmp_path, fault, model, said):
@@ -104,6 +103,22 @@ def test_what_does_not_pass_is_one_message(command, hub, tmp_path, fault, model,
     assert done.returncode == 2, done.stderr
     assert said in done.said and model in done.said, done.said
     assert not (tmp_path / "adapters").exists()
+
+
+def test_a_hub_that_never_answers_is_said_so(monkeypatch):
+    """As transformers raises it, once the client's own retries are over (minutes, which are not waited for here)."""
+    import httpx
+
+    from peft_recipes import RecipeError, hub
+    from peft_recipes.models.bases import hub_errors
+
+    monkeypatch.setattr(hub, "offline_if_unreachable", lambda: None)
+    never = pytest.raises(RecipeError, match="'some/tiny': the Hub did not answer in time.*HF_HUB_ETAG_TIMEOUT=60")
+    with never, hub_errors("model", "some/tiny"):
+        try:
+            raise httpx.ReadTimeout("timed out")
+        except httpx.ReadTimeout as error:
+            raise OSError("We couldn't connect to load the files") from error
 
 
 def test_a_hub_that_is_not_there_names_the_flag(command, tmp_path):
