@@ -113,7 +113,7 @@ def test_a_hub_that_never_answers_is_said_so(monkeypatch):
     from peft_recipes.models.bases import hub_errors
 
     monkeypatch.setattr(hub, "offline_if_unreachable", lambda: None)
-    never = pytest.raises(RecipeError, match="'some/tiny': the Hub did not answer in time.*HF_HUB_ETAG_TIMEOUT=60")
+    never = pytest.raises(RecipeError, match=r"'some/tiny': the Hub did not answer in time.*HF_HUB_ETAG_TIMEOUT=60")
     with never, hub_errors("model", "some/tiny"):
         try:
             raise httpx.ReadTimeout("timed out")
