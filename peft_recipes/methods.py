@@ -72,9 +72,10 @@ _ROWS = (
            "2406.01775", {"r": 16, "lora_alpha": 16, "init_lora_weights": "olora"}, like_lora=True,
            defaults="alpha = r, as for pissa",
            cannot=("GPT-2's Conv1D", "loading without the base's weights: each load decomposes them again",)),
-    Method("loraplus", "LoRA+", "LoraConfig", LORA_RATE / 2, "LoRA+: Efficient Low Rank Adaptation of Large Models",
+    Method("loraplus", "LoRA+", "LoraConfig", LORA_RATE / 4, "LoRA+: Efficient Low Rank Adaptation of Large Models",
            "2402.12354", _LORA, arm={"lora_plus_ratio": 16.0}, like_lora=True,
-           defaults="B learns 16 times as fast as A; half of LoRA's rate: PEFT's create_loraplus_optimizer"),
+           defaults="B learns 16 times as fast as A; a quarter of LoRA's rate, so that the two lie around it: PEFT's "
+           "create_loraplus_optimizer"),
     Method("adalora", "AdaLoRA", "AdaLoraConfig", 1e-3,
            "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", "2303.10512",
            {"init_r": 12, "target_r": 8, "lora_alpha": 32, "tinit": 100, "tfinal": 300, "total_step": 1_000,
