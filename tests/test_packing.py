@@ -318,6 +318,21 @@ def test_recomputing_keeps_fewer_bytes():
     assert alive(contextlib.nullcontext()) - alive(activations.recomputed()) == 64 * 256 * 4
 
 
+def test_what_no_backward_pass_comes_by_is_freed():
+    """As DoRA's norms, which are detached: seen, 8 MB a step that were never freed."""
+    import weakref
+
+    from peft_recipes.models import activations
+
+    weight = torch.randn(4, 4, requires_grad=True)
+    with activations.recomputed():
+        product = weight * 2
+        kept = weakref.ref(product)
+        norm = torch.linalg.norm(product, dim=1).detach()
+    del product
+    assert kept() is None and norm.shape == (4,)
+
+
 def test_gpt2s_activation_is_fused_with_the_same_outputs():
     from transformers.activations import NewGELUActivation
 

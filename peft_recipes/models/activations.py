@@ -50,8 +50,12 @@ _FUNCTIONS: dict[str, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] =
 
 def _pack(tensor: torch.Tensor) -> Any:
     node = tensor.grad_fn
+    if node is None:
+        return tensor
     found = _FUNCTIONS.get(type(node).__name__)
-    return tensor if found is None else (found(node), node._saved_self.detach())
+    # Never the tensor itself: an output that its own node keeps would hold the node, and where no backward pass comes
+    # by (DoRA's norms are detached) neither would ever be freed.
+    return tensor.detach() if found is None else (found(node), node._saved_self.detach())
 
 
 def _unpack(packed: Any) -> torch.Tensor:
