@@ -1,6 +1,7 @@
 """How near the plan's memory comes to what runs then take: both stand in each comparison.
 
     python benchmarks/memory_estimates.py adapters/mnist-shift runs/smollm2-alpaca ...
+    python benchmarks/memory_estimates.py --replan       # today's plan against what the kept runs took
 
 Prints one line an arm and writes benchmarks/memory_estimates.json; a comparison that is in it already is replaced.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from peft_recipes.comparison import read_comparison
@@ -18,9 +21,13 @@ KEPT = Path(__file__).with_suffix(".json")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparisons", nargs="+", metavar="DIR")
+    parser.add_argument("comparisons", nargs="*", metavar="DIR")
+    parser.add_argument("--replan", action="store_true", help="plan the kept rows' recipes (embedded) anew")
+    given = parser.parse_args()
     rows = json.loads(KEPT.read_text()) if KEPT.exists() else []
-    for folder in parser.parse_args().comparisons:
+    if given.replan:
+        rows = _replanned(rows)
+    for folder in given.comparisons:
         data = read_comparison(folder).data
         rows = [row for row in rows if (row["recipe"], row["model"]) != (data["recipe"], data["model"])]
         rows += [found for name in data["arms"] if (found := _row(data, name))]
@@ -30,6 +37,21 @@ def main() -> None:
     KEPT.write_text(json.dumps(rows, indent=1) + "\n")
     worst = max((abs(row["ratio"] - 1) for row in rows), default=0)
     print(json.dumps({"arms": len(rows), "largest_error": worst}))
+
+
+def _replanned(rows: list[dict]) -> list[dict]:
+    """The rows with what the plan says today; each recipe is planned in a process of its own, as a run is."""
+    made = {}
+    for name in dict.fromkeys(row["recipe"] for row in rows):
+        arms = ",".join(row["arm"] for row in rows if row["recipe"] == name)
+        words = ["-m", "peft_recipes", "plan", name, "--embedded", "--arms", arms, "--json"]
+        told = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
+        made[name] = {arm: found["memory"] for arm, found in json.loads(told)["arms"].items()}
+    return [
+        {**row, "parts": (parts := made[row["recipe"]][row["arm"]]), "estimated": parts["total"],
+         "ratio": parts["total"] / row["measured"]}
+        for row in rows
+    ]  # fmt: skip
 
 
 def _row(data: dict, name: str) -> dict | None:
