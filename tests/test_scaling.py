@@ -101,3 +101,17 @@ def test_what_is_asked_of_a_plan_is_read_strictly(tmp_path):
         planned_spread(8, "fspd2", "")
     with pytest.raises(RecipeError, match="--processes 8"):
         planned_spread(1, "fsdp2", "")
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
+def test_a_model_of_images_has_no_embeddings_and_is_shared_all_the_same(kind):
+    import torch
+
+    from peft_recipes.planning.scaling import shared_step
+    from peft_recipes.small_cnn import SmallCnnConfig, SmallCnnForImageClassification
+
+    with torch.device("meta"):
+        model = SmallCnnForImageClassification(SmallCnnConfig())
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    step = {"weights": weights, "gradients": weights, "optimizer": 2 * weights, "activations": 0, "total": 4 * weights}
+    assert shared_step(model, step, Spread(kind, 2), 1, False)["traffic"]["total"] > 0

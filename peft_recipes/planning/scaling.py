@@ -110,6 +110,14 @@ def model_sizes(model: Any, step: dict[str, int], lower: bool = False) -> Sizes:
     )
 
 
+def _embeddings(base: Any, side: str) -> Any:
+    """A model's input or output embeddings; None where it has none, as one of images."""
+    try:
+        return getattr(base, f"get_{side}_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
+
+
 def _units(model: Any) -> tuple[list[Any], int]:
     """The layers that FSDP2 gathers one at a time, and the bytes of what it keeps gathered."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -117,7 +125,7 @@ def _units(model: Any) -> tuple[list[Any], int]:
     layers = [module for module in base.modules() if type(module).__name__ in names]
     inside = {id(p) for layer in layers for p in layer.parameters()}
     outside = {id(p): p for p in model.parameters() if id(p) not in inside}
-    embedding, head = (getattr(base, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output"))
+    embedding, head = (_embeddings(base, side) for side in ("input", "output"))
     first, last = (getattr(module, "weight", None) for module in (embedding, head))
     if first is not None and first is not last:
         outside.pop(id(first), None)  # a unit of its own: given back after the forward pass
