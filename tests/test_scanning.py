@@ -14,7 +14,9 @@ from conftest import compared_here
 from peft_recipes import Recipe, RecipeError, scan, train
 from peft_recipes.data import sources
 from peft_recipes.reporting.scan_report import scan_words
-from peft_recipes.search.studies import best_run, marks_of
+from peft_recipes.search.candidates import Candidate
+from peft_recipes.search.short_runs import ShortRun
+from peft_recipes.search.studies import best_run, goes_on, marks_of, next_trial, storage_at, study_of, tell, told
 
 RATES = [1e-4, 3e-3, 3e-2, 10.0]
 
@@ -114,6 +116,31 @@ def test_a_killed_scan_goes_on_with_the_runs_that_are_left(classify, tmp_path):
     assert not after["unfinished"] and len(after["arms"]["full"]["runs"]) == 5
     assert all(run in after["arms"]["full"]["runs"] for run in kept)  # not done again
     assert after["budget"]["spent_seconds"] > before["budget"]["spent_seconds"]
+
+
+def test_a_journal_cut_off_anywhere_goes_on_with_every_rate_once(tmp_path, classify):
+    """Cut at every entry and inside of it: as a kill, or a full disk, leaves it."""
+    rates = (1e-4, 1e-3, 1e-2)
+    one = Candidate("full", classify().arms["full"], rates, "full")
+    journal = tmp_path / "journal.jsonl"
+    study = study_of(storage_at(journal), one)
+    ends = iter(["whole", "stopped", "diverged"])
+    while (trial := next_trial(study, one)) is not None:
+        made = ShortRun(trial.params["learning_rate"], [{"step": 3, "loss": 0.5}], next(ends))
+        assert goes_on(trial, made) in (True, False)
+        tell(study, trial, made)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 20
+    for count, line in enumerate(lines):
+        for part in (0, len(line) // 2):
+            cut = tmp_path / f"{count}-{part}.jsonl"
+            cut.write_bytes(b"".join(lines[:count]) + line[:part])
+            study = study_of(storage_at(cut), one)
+            ended = [run["learning_rate"] for run in told(study)]
+            waiting = []
+            while (trial := next_trial(study, one)) is not None:
+                waiting.append(trial.params["learning_rate"])
+            assert sorted(ended + waiting) == list(rates), (count, part)
 
 
 def test_a_rate_at_the_edge_is_said_in_words(made):

@@ -7,6 +7,7 @@ steps, and goes on while it is among the better half of those that came so far.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from peft_recipes.search.short_runs import ShortRun
 
 SHARES = (0.25, 0.5, 1.0)  # of its steps: where a run is looked at
+_RATE = "learning_rate"
 _UNITS = (1, 2, 4)  # the same as optuna's resource, of which each rung needs twice the one before
 
 
@@ -39,6 +41,9 @@ def storage_at(path: Path) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     path.with_name(path.name + ".lock").unlink(missing_ok=True)  # of a killed scan; the folder's own lock is held
+    if path.is_file():  # an entry that was cut off (a full disk) would make the next one unreadable
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
     return JournalStorage(JournalFileBackend(str(path)))
 
 
@@ -50,13 +55,15 @@ def study_of(storage: Any, one: Candidate) -> optuna.Study:
         sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every rate is enqueued
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=_UNITS[0], reduction_factor=2),
     )  # fmt: skip
-    if not study.trials:
-        for rate in from_the_middle(one.rates):
-            study.enqueue_trial({"learning_rate": rate})
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if "run" not in trial.user_attrs:  # it was killed before it ended, not just before that was told
-            study.enqueue_trial({"learning_rate": trial.params["learning_rate"]})
+    # By what is there, not by what was begun: a kill can come between any two of optuna's entries.
+    trials = study.get_trials(deepcopy=False)
+    known = {trial.user_attrs[_RATE] for trial in trials
+             if trial.state == optuna.trial.TrialState.WAITING or "run" in trial.user_attrs}  # fmt: skip
+    for rate in from_the_middle(one.rates):
+        if rate not in known:
+            study.enqueue_trial({_RATE: rate}, user_attrs={_RATE: rate})
     return study
 
 
@@ -65,7 +72,7 @@ def next_trial(study: optuna.Study, one: Candidate) -> optuna.Trial | None:
     optuna = require_optuna()
     if not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
         return None
-    return study.ask({"learning_rate": optuna.distributions.FloatDistribution(one.rates[0], one.rates[-1])})
+    return study.ask({_RATE: optuna.distributions.FloatDistribution(one.rates[0], one.rates[-1])})
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, made: ShortRun) -> None:
