@@ -28,6 +28,7 @@ kept: $(STAMP)
 readme: $(STAMP)
 	@$(BIN)/python adapters/write_readme.py
 	@$(BIN)/python docs/write_methods.py
+	@$(BIN)/python docs/write_lora_without_regret.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

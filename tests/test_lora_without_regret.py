@@ -13,22 +13,31 @@ from peft_recipes import load_recipe
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def script():
-    path = ROOT / "benchmarks" / "lora_without_regret.py"
-    spec = importlib.util.spec_from_file_location("lora_without_regret", path)
+def _loaded(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_page_is_written_from_the_files(script):
-    assert script.PAGE.read_text(encoding="utf-8") == script.page(script.kept())
-    assert {found["recipe"] for found in script.kept()} >= {"mnist-shift"}
+@pytest.fixture(scope="module")
+def script():
+    return _loaded(ROOT / "benchmarks" / "lora_without_regret.py")
 
 
-def test_the_files_hold_what_the_page_claims(script):
-    for found in script.kept():
+@pytest.fixture(scope="module")
+def writer():
+    return _loaded(ROOT / "docs" / "write_lora_without_regret.py")
+
+
+def test_the_page_is_written_from_the_files(script, writer):
+    assert writer.PAGE.read_text(encoding="utf-8") == writer.page(writer.kept())
+    assert {found["recipe"] for found in writer.kept()} >= {"mnist-shift"}
+    assert (writer.FIGURES, writer.NEIGHBOUR) == (script.FIGURES, script.NEIGHBOUR)
+
+
+def test_the_files_hold_what_the_page_claims(writer):
+    for found in writer.kept():
         assert len(found["seeds"]) == 3 and all(len(row["test"]) == 3 for row in found["full"] if row["test"])
         sign = 1 if found["metric"] == "accuracy" else -1
         for kind in ("full", "lora"):

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.interruption import terminable
 from peft_recipes.recipe import Recipe
 from peft_recipes.runs import check_output, clear, locked, make_folder, with_precision, write_json, write_text
+from peft_recipes.search.budget import LEAST_STEPS, Budget, affordable_steps, run_seconds
 from peft_recipes.search.candidates import Candidate, candidates, with_rates
 from peft_recipes.search.studies import (
-    SHARES,
     arm_data,
     goes_on,
     marks_of,
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
     from peft_recipes.tasks.base import Prepared, Task
 
 FOLDER, FILE, JOURNAL, WINNERS = "scan", "scan.json", "journal.jsonl", "recipe.yaml"
-LEAST_STEPS = 3  # so that the three looks are at three steps
-# What halving costs of running all to their end, with a quarter more for the runs that come before their betters.
-_STEPS_SHARE, _LOOKS_SHARE = 0.5 * 1.25, 1.75 / 3 * 1.25
 
 
 class Scan:
@@ -99,12 +95,12 @@ def scan(
     output = Path(output)
     check_output(output)
     folder = output / recipe.name / FOLDER
-    started = time.monotonic() - gone
+    clock = Budget(budget, gone)
     named = choose_arms(recipe, arms)
     recipe, chosen = named.recipe, candidates(named.recipe, named.names, rates, ranks)
     before = None if overwrite else _read(folder / FILE)
     recipe = with_precision(recipe, folder if before else None)
-    work = _Work(recipe, chosen, seed, budget, folder, on_trial or (lambda *_: None), started)
+    work = _Work(recipe, chosen, seed, clock, folder, on_trial or (lambda *_: None))
     work.prepare()
     work.notes += named.notes
     if before is not None and before["signature"] != work.signature:
@@ -133,11 +129,11 @@ class _Work:
     """One call of a scan: its clock, its plan, its runs."""
 
     def __init__(
-        self, recipe: Recipe, chosen: list[Candidate], seed: int, budget: float, folder: Path,
-        on_trial: Callable[[str, dict[str, Any], int, int], None], started: float,
+        self, recipe: Recipe, chosen: list[Candidate], seed: int, budget: Budget, folder: Path,
+        on_trial: Callable[[str, dict[str, Any], int, int], None],
     ):  # fmt: skip
         self.recipe, self.chosen, self.seed, self.budget, self.folder = recipe, chosen, seed, budget, folder
-        self.on_trial, self.started, self.spent_before = on_trial, started, 0.0
+        self.on_trial = on_trial
         self.arms: dict[str, _Arm] = {}
         self.probes: dict[str, dict[str, float]] = {}
         self.steps = 0
@@ -190,7 +186,7 @@ class _Work:
     def go_on(self, before: dict[str, Any] | None) -> None:
         """All runs that are still to be done, as far as the budget goes."""
         if before is not None:
-            self.spent_before = before["budget"]["spent_seconds"]
+            self.budget.before = before["budget"]["spent_seconds"]
             self.steps, self.probes = before["steps"], before["probes"]
             if not before["unfinished"] and not self._more_to_do(before):
                 self.before = before
@@ -198,11 +194,11 @@ class _Work:
         self.before = None
         self.recipe.to_yaml(self.folder / WINNERS)  # its precision is the scan's from here on
         for one in self.chosen:
-            if one.name not in self.probes and self._left() > 0:
+            if one.name not in self.probes and self.budget.left > 0:
                 self.probes[one.name] = self._probe(one)
         probed = [one for one in self.chosen if one.name in self.probes]
         if not self.steps and len(probed) == len(self.chosen):
-            self.steps = self._affordable()
+            self.steps = affordable_steps(self.chosen, self.probes, self.budget.left, self.most)
         storage = storage_at(self.folder / JOURNAL)
         for one in self.chosen:
             self.arms[one.name] = _Arm(one, study_of(storage, one), dict(self.probes.get(one.name, {})))
@@ -215,7 +211,8 @@ class _Work:
                 self._next(arm)
 
     def _more_to_do(self, before: dict[str, Any]) -> bool:
-        return self.budget > before["budget"]["seconds"] and any(arm["not_begun"] for arm in before["arms"].values())
+        open_still = any(arm["not_begun"] for arm in before["arms"].values())
+        return self.budget.seconds > before["budget"]["seconds"] and open_still
 
     def _probe(self, one: Candidate) -> dict[str, float]:
         """What a run of this arm takes: by two steps and an evaluation; another rank of an arm is not asked again."""
@@ -228,38 +225,20 @@ class _Work:
         from peft_recipes.tasks.method_training import fit_schedules
 
         arm = dataclasses.replace(one.arm, learning_rate=rate)
-        arm = fit_schedules(dataclasses.replace(self.recipe, arms={one.name: arm}, embedded={}), steps)[0].arms[
-            one.name
-        ]
+        short = dataclasses.replace(self.recipe, arms={one.name: arm}, embedded={})
+        arm = fit_schedules(short, steps)[0].arms[one.name]
         return short_run(self.task, self.prepared, arm, one.name, steps, marks, self.hardware, seed=self.seed, **more)
-
-    def _affordable(self) -> int:
-        """How many steps a run may have, by the measured times, so that all of them fit; at most the recipe's own."""
-        fixed = steps = 0.0
-        for one in self.chosen:
-            took, count = self.probes[one.name], len(one.rates)
-            fixed += count * (took["load"] + took["first_pass"] + len(SHARES) * _LOOKS_SHARE * took["evaluate"])
-            steps += count * _STEPS_SHARE * took["step"]
-        return max(min(int((self._left() - fixed) / steps) if steps else self.most, self.most), LEAST_STEPS)
-
-    def _left(self) -> float:
-        return self.budget - self.spent
-
-    @property
-    def spent(self) -> float:
-        """Seconds of the budget that are gone: of this call and of those before it."""
-        return self.spent_before + time.monotonic() - self.started
 
     def _next(self, arm: _Arm) -> None:
         """The arm's next rate, where one waits and a whole run of it fits into what is left of the budget."""
-        if self._takes(arm) > self._left():
+        if run_seconds(arm.figures, self.steps) > self.budget.left:
             return
         trial = next_trial(arm.study, arm.candidate)
         if trial is None:
             return
         made = self._run(
             arm.candidate, trial.params["learning_rate"], self.steps, marks_of(self.steps),
-            judge=lambda so_far: goes_on(trial, so_far), deadline=self.started + self.budget - self.spent_before,
+            judge=lambda so_far: goes_on(trial, so_far), deadline=self.budget.deadline,
         )  # fmt: skip
         tell(arm.study, trial, made)
         if made.seconds["step"]:
@@ -267,11 +246,6 @@ class _Work:
         self._keep(unfinished=True)
         done = sum(len(told(other.study)) for other in self.arms.values())
         self.on_trial(arm.candidate.name, plain_run(made), done, sum(len(one.rates) for one in self.chosen))
-
-    def _takes(self, arm: _Arm) -> float:
-        """Seconds of a whole run, by what the arm's runs took so far."""
-        took = arm.figures
-        return took["load"] + took["first_pass"] + self.steps * took["step"] + len(SHARES) * took["evaluate"]
 
     def _keep(self, *, unfinished: bool) -> dict[str, Any]:
         """scan.json as things stand."""
@@ -293,7 +267,7 @@ class _Work:
             "steps": self.steps,
             "recipe_steps": self.most,
             "looks": marks_of(self.steps) if self.steps else [],
-            "budget": {"seconds": self.budget, "spent_seconds": round(self.spent, 2)},
+            "budget": {"seconds": self.budget.seconds, "spent_seconds": round(self.budget.spent, 2)},
             "probes": self.probes,
             "arms": {name: arm_data(arm.candidate, arm.study) for name, arm in self.arms.items()},
             "notes": self.notes,
