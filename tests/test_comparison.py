@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,8 @@ def test_a_changed_rate_trains_that_arm_anew_and_no_other(comparison, classify, 
     assert ended == {("base", 0): "kept", ("full", 0): "kept", ("lora", 0): "ok"}
 
 
-def test_an_arm_that_fails_is_a_row_and_the_others_are_kept(classify, tmp_path):
+def test_an_arm_that_fails_is_a_row_and_the_others_are_kept(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder, tmp_path / "tiny")  # base and lora are there already
     arms = {"full": Arm(learning_rate=1e30), "lora": classify().arms["lora"]}
     made = compare(classify(arms=arms), output=tmp_path)
     assert made.failed == ["full"]
@@ -107,15 +109,20 @@ def test_an_arm_that_fails_is_a_row_and_the_others_are_kept(classify, tmp_path):
     assert made.data["arms"]["lora"]["status"] == "ok" and made.data["differences"] == {}
 
 
-def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_call(classify, tmp_path):
+def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_call(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "full")
     recipe = classify(arms={name: classify().arms[name] for name in ("full", "lora")})
+    states = []
 
     def kill(news):
+        states.append((*news.job, news.state))
         if news.job[0] == "full" and news.state == "running" and news.step:
             for child in psutil.Process().children():
                 child.send_signal(signal.SIGKILL)
 
     made = compare(recipe, output=tmp_path, on_progress=kill)
+    assert ("lora", 0, "kept") in states and ("full", 0, "running") in states
     assert made.data["arms"]["full"]["status"] == "out-of-memory"
     assert "signal 9" in made.data["arms"]["full"]["error"]
     assert made.data["arms"]["lora"]["status"] == "ok"
@@ -136,8 +143,6 @@ def test_an_arm_beyond_a_limit_on_memory_is_out_of_memory_and_the_others_go_on(c
 
 
 def test_an_adapter_that_does_not_come_back_in_another_process_is_a_failed_run(comparison, classify, tmp_path):
-    import shutil
-
     from malformed import change_tensors
 
     from peft_recipes.comparison import _check_adapters, collect

@@ -91,6 +91,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a padding token: where it has none, its end-of-text token serves (masked by place)."""
     from transformers import AutoTokenizer
 
+    load_config(recipe)  # a model that is not to be had is found here; AutoTokenizer would go on and ask a second time
     with hub_errors("tokenizer of model", recipe.model):
         tokenizer = AutoTokenizer.from_pretrained(location(recipe.model), trust_remote_code=recipe.trust_remote_code)
     if tokenizer.pad_token is None:
