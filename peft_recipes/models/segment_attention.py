@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -55,19 +57,20 @@ def by_segments(segments: Segments | None, mask: torch.Tensor | None) -> Iterato
     if segments is None or mask is None or mask.device.type != "cpu" or not segments.pay():
         yield
         return
-    pieces = [_pieces(segments, row, mask[number : number + 1]) for number, row in enumerate(segments.rows)]
+    cuts = [_Cuts.of(segments, row, mask[number : number + 1]) for number, row in enumerate(segments.rows)]
 
     def attention(
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
     ) -> tuple[torch.Tensor, None]:
-        ours = query.shape[0] == len(pieces) and query.shape[2] == key.shape[2] == segments.length
-        if not ours or attention_mask is None or options.get("position_bias") is not None:
+        ours = query.shape[0] == len(cuts) and query.shape[2] == key.shape[2] == segments.length
+        others = any(options.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+        if not ours or others or attention_mask is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         rows = []
-        for number, row in enumerate(pieces):
+        for number, row in enumerate(cuts):
             q, k, v = (tensor[number : number + 1] for tensor in (query, key, value))
-            rows.append(torch.cat([_one(module, q, k, v, *piece, options) for piece in row], dim=1))
-        return rows[0] if len(rows) == 1 else torch.cat(rows), None
+            rows.append(row.attend(q, k, v, options))
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)).contiguous(), None
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try:
@@ -76,24 +79,44 @@ def by_segments(segments: Segments | None, mask: torch.Tensor | None) -> Iterato
         del ALL_ATTENTION_FUNCTIONS["sdpa"]  # the library's own shows again
 
 
-def _pieces(segments: Segments, row: list[Part], mask: torch.Tensor) -> list[tuple[Part, torch.Tensor]]:
-    """A row's parts, its padding among them, and of each the mask [1, 1, part, what it sees + part]."""
-    end = max((part.stop for part in row), default=0)
-    parts = [*row, Part(end, segments.length)] if end < segments.length else row
-    return [
-        (part, torch.cat([mask[:, :, part.start : part.stop, a:b] for a, b in _looked_at(part)], dim=-1))
-        for part in parts
-    ]
+@dataclass(frozen=True)
+class _Cuts:
+    """How a row is cut up. Each tensor is split once and put together in its backward pass once: slices would each
+    bring a gradient of the whole row's size, filled with zeros.
 
+    queries: the lengths of the parts, in order. keys: of the stretches between all their borders. sees: of each part,
+    which of these stretches it looks at. masks: [1, 1, part, what it looks at].
+    """
 
-def _looked_at(part: Part) -> list[tuple[int, int]]:
-    return [*part.sees, (part.start, part.stop)]
+    queries: list[int]
+    keys: list[int]
+    sees: list[list[int]]
+    masks: list[torch.Tensor]
 
+    @classmethod
+    def of(cls, segments: Segments, row: list[Part], mask: torch.Tensor) -> _Cuts:
+        end = max((part.stop for part in row), default=0)
+        parts = [*row, Part(end, segments.length)] if end < segments.length else row  # its padding is one, too
+        looked_at = [[*part.sees, (part.start, part.stop)] for part in parts]
+        borders = sorted({0, segments.length, *(place for found in looked_at for both in found for place in both)})
+        stretches = list(itertools.pairwise(borders))
+        return cls(
+            [part.stop - part.start for part in parts],
+            [b - a for a, b in stretches],
+            [[i for a, b in found for i, (c, d) in enumerate(stretches) if a <= c and d <= b] for found in looked_at],
+            [torch.cat([mask[:, :, part.start : part.stop, a:b] for a, b in found], dim=-1)
+             for part, found in zip(parts, looked_at, strict=True)],
+        )  # fmt: skip
 
-def _one(
-    module: Any, query: Any, key: Any, value: Any, part: Part, mask: torch.Tensor, options: dict[str, Any]
-) -> torch.Tensor:
-    """[1, part, heads, width]: what the positions of one part read of what they see and of their own part."""
-    k, v = (torch.cat([whole[:, :, a:b] for a, b in _looked_at(part)], dim=2) if part.sees
-            else whole[:, :, part.start : part.stop] for whole in (key, value))  # fmt: skip
-    return sdpa_attention_forward(module, query[:, :, part.start : part.stop], k, v, mask, **options)[0]
+    def attend(self, query: Any, key: Any, value: Any, options: dict[str, Any]) -> torch.Tensor:
+        """[1, length, heads, width]: what each position read of what its part looks at."""
+        options = {"dropout_p": options.get("dropout", 0.0), "scale": options.get("scaling")}
+        # Heads that share their keys are told so, not given a copy each.
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+        keys, values = key.split(self.keys, dim=2), value.split(self.keys, dim=2)
+        read = []
+        for q, seen, mask in zip(query.split(self.queries, dim=2), self.sees, self.masks, strict=True):
+            k, v = (torch.cat([all_of[i] for i in seen], dim=2) if len(seen) > 1 else all_of[seen[0]]
+                    for all_of in (keys, values))  # fmt: skip
+            read.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options))
+        return torch.cat(read, dim=2).transpose(1, 2)
