@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured_arms import in_fresh_process
+from measured_arms import as_it_comes, in_fresh_process
 
 RECIPES = ["distilbert-imdb", "gpt2-sms-spam"]
 WAYS = ["plain-trainer", "peft-recipes"]
@@ -72,12 +72,11 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     from peft_recipes.arms import apply_arm
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import StepMeter
-    from peft_recipes.models import activations
     from peft_recipes.tasks import task_of
 
     name, arm, way = given.one
     if way == "plain-trainer":
-        activations.fuse = lambda model: None  # transformers' model as it comes
+        as_it_comes()
     else:
         allocator.set_for_training()
     changes = [f"training.num_train_epochs={given.epochs}", "training.eval_strategy=no", *given.changes]

@@ -23,6 +23,7 @@ from typing import Any
 from measured_arms import (
     WARMUP,
     add_arguments,
+    as_it_comes,
     check_steps,
     compare_arms,
     norms_callback,
@@ -80,6 +81,8 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     ours = given.one == "peft-recipes"
     if ours:
         allocator.set_for_training()
+    else:
+        as_it_comes()
     # trl's arms load the base without asking it for the reference, which trl computes itself.
     model, _ = task.load_base(prepared) if ours else super(type(task), task).load_base(prepared)
     recipe, _ = fit_targets(recipe, model.config)

@@ -23,6 +23,13 @@ def in_fresh_process(script: str, words: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def as_it_comes() -> None:
+    """From here on this process's models are transformers' own, none of their operations replaced by ours."""
+    from peft_recipes.models import activations, cpu_products
+
+    activations.fuse = cpu_products.speed_up = lambda model: None
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--steps, --batch, --rounds and the hidden --one ARM."""
     parser.add_argument("--steps", type=int, default=12)

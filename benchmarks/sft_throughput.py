@@ -23,6 +23,7 @@ from typing import Any
 from measured_arms import (
     WARMUP,
     add_arguments,
+    as_it_comes,
     check_steps,
     compare_arms,
     norms_callback,
@@ -77,7 +78,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     from peft_recipes import allocator
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import StepMeter
-    from peft_recipes.models import activations
+    from peft_recipes.models import activations, cpu_products
     from peft_recipes.tasks import task_of
 
     recipe = _recipe(given)
@@ -85,6 +86,8 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     prepared = task.prepare()
     rows = prepared.splits["train"].select(range(min(given.batch * given.steps, len(prepared.splits["train"]))))
     prepared.splits["train"] = rows
+    if given.one != "peft-recipes":
+        as_it_comes()
     transformers.set_seed(0)
     model = _model(given, task, prepared)
     hardware = choose(recipe.training)
@@ -96,6 +99,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
         if given.one == "peft-recipes":
             allocator.set_for_training()
             activations.fuse(model)
+            cpu_products.speed_up(model)
             arguments = task.arguments(recipe.arms["lora"], 0, hardware, Path(folder), True)
             from peft_recipes.arms import apply_arm, fit_targets
 
@@ -203,20 +207,22 @@ def _limit(model: Any, hardware: Any, computed: list[int], labelled: int, tokens
 
 
 def _gemm_rate(hardware: Any, hidden: int, positions: int, bf16: bool) -> float:
-    """Operations a second of [positions, hidden] x [hidden, 4 hidden], the best of several tries."""
+    """Operations a second of [positions, hidden] x [hidden, 4 hidden] as our arm has it, the best of several tries."""
     import torch
 
     from peft_recipes.hardware import synchronise
+    from peft_recipes.models import cpu_products
 
+    product = cpu_products.linear if cpu_products.pays() and hardware.device == "cpu" else torch.nn.functional.linear
     kind = torch.bfloat16 if bf16 else torch.float32
     a = torch.randn(positions, hidden, device=hardware.device, dtype=kind)
-    b = torch.randn(hidden, 4 * hidden, device=hardware.device, dtype=kind)
+    b = torch.randn(4 * hidden, hidden, device=hardware.device, dtype=kind)
     best = float("inf")
     for _ in range(30):
         synchronise(hardware.device)
         start = time.perf_counter()
         for _ in range(10):
-            a @ b
+            product(a, b, None)
         synchronise(hardware.device)
         best = min(best, (time.perf_counter() - start) / 10)
     return 2 * positions * hidden * 4 * hidden / best

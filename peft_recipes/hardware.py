@@ -54,7 +54,7 @@ def choose(training: dict[str, Any] | None = None, threads: int | None = None) -
     device = "cpu"
     if not asked.get("use_cpu"):
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
     precision = "bf16" if asked.get("bf16", bf16_pays(device)) else "fp32"
     return Hardware(device, name, precision, torch.get_num_threads())
 
@@ -171,7 +171,8 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "") if commit.returncode == 0 else None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

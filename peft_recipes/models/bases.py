@@ -62,7 +62,7 @@ def load_model(
     """
     import torch
 
-    from peft_recipes.models import activations, quantisation
+    from peft_recipes.models import activations, cpu_products, quantisation
 
     where = str(folder) if folder is not None else location(recipe.model)
     if quantise:
@@ -82,6 +82,7 @@ def load_model(
     if wrong:
         raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
     activations.fuse(model)
+    cpu_products.speed_up(model)
     quantisation.keep_exact(model)
     quantisation.check_rows(model, recipe.model)
     return model, new

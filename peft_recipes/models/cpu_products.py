@@ -1,0 +1,105 @@
+"""Linear layers on an AMD CPU: their fp32 matrix products by oneDNN, which torch brings along, instead of by MKL.
+
+On such a CPU oneDNN is a sixth faster over the products of a layer and a third over those of a vocabulary head
+(`python benchmarks/cpu_products.py`); torch itself asks it for products in bf16 only. The results are the same up to
+rounding. `torch.backends.mkldnn.enabled = False` switches it off.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from peft_recipes.hardware import cpu_name
+
+LEAST_WEIGHTS = 2**16  # below this a call of ours costs more than it saves
+_LEAST_ROWS = 16  # a few rows are read faster than they are multiplied
+
+
+def speed_up(model: nn.Module) -> None:
+    """Gives the model's large linear layers the faster product, where this machine has it. Weights and names stay."""
+    if not pays():
+        return
+    for module in model.modules():
+        if type(module) in _FAST and module.weight.numel() >= LEAST_WEIGHTS:
+            module.__class__ = _FAST[type(module)]
+
+
+@functools.cache
+def pays() -> bool:
+    """Whether models compute on an AMD CPU, and oneDNN's product is there and right. The same for every run here."""
+    if "AMD" not in cpu_name() or torch.cuda.is_available() or torch.backends.mps.is_available():
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return False
+    a, b = torch.linspace(-1, 1, 6).view(2, 3), torch.linspace(-2, 3, 12).view(4, 3)
+    try:  # inductor's entry, which is no promise of torch's
+        return torch.allclose(product(a, b), a @ b.t()) and torch.allclose(product(b.t(), b.t()), b.t() @ b)
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+
+
+def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """[n, m] = a [n, k] times b [m, k] transposed, plus bias [m]."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    """x [n, k], weight [m, k], bias [m] or None: what F.linear gives, with its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            product(gradient, weight.t()) if wanted[0] else None,
+            product(gradient.t(), x.t()) if wanted[1] else None,
+            gradient.sum(0) if wanted[2] else None,
+        )
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear, by oneDNN where that is for it: plain fp32 tensors on the CPU, more than a few rows."""
+    plain = type(x) is torch.Tensor and type(weight) in (nn.Parameter, torch.Tensor)  # no DTensor, nothing quantised
+    ours = (
+        plain
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and x.numel() >= _LEAST_ROWS * x.shape[-1]
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+    if not ours:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _Product.apply(rows, weight, bias).view(*x.shape[:-1], -1)
+
+
+class FastLinear(nn.Linear):
+    """nn.Linear with the faster product."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class FastConv1D(Conv1D):
+    """GPT-2's linear layer, whose weight lies the other way round, with the faster product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight.t(), self.bias)
+
+
+_FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, Conv1D: FastConv1D}

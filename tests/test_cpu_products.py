@@ -1,0 +1,154 @@
+"""oneDNN's products in place of torch's own: the same figures, gradients, names and weights; left alone elsewhere."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from transformers.pytorch_utils import Conv1D
+
+from peft_recipes.models import cpu_products
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this torch is built without oneDNN")
+
+
+@pytest.fixture
+def on_amd(monkeypatch):
+    """As on an AMD CPU, whatever this one is, and with layers of any size."""
+    cpu_products.pays.cache_clear()
+    monkeypatch.setattr(cpu_products, "cpu_name", lambda: "AMD EPYC 9999")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpu_products, "LEAST_WEIGHTS", 1)
+    yield
+    cpu_products.pays.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (3, 20, 24), (1, 16, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_product_and_its_gradients_are_those_of_torch(shape, bias, frozen):
+    torch.manual_seed(0)
+    weight = torch.randn(56, 24, requires_grad=not frozen)
+    given = (
+        torch.randn(shape, requires_grad=True),
+        weight,
+        torch.randn(56, requires_grad=not frozen) if bias else None,
+    )
+    answers = []
+    for function in (F.linear, cpu_products.linear):
+        made = function(*given)
+        wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
+        answers.append([made.detach(), *torch.autograd.grad(made.sin().sum(), wanted)])
+    assert made.grad_fn.name().startswith("ViewBackward") and len(answers[0]) == len(answers[1])
+    for one, two in zip(*answers, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_for_it_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(cpu_products, "product", None)  # would fail if it were called
+    weight = torch.randn(8, 24)
+    cpu_products.linear(torch.randn(3, 24), weight, None)  # a few rows, as in generating
+    cpu_products.linear(torch.randn(40, 24).bfloat16(), weight.bfloat16(), None)
+    cpu_products.linear(torch.randn(40, 24, device="meta"), weight.to("meta"), None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cpu_products.linear(torch.randn(40, 24), weight, None).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        cpu_products.linear(torch.randn(40, 24), weight, None)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "distilbert"])
+def test_a_models_loss_gradients_names_and_weights_stay(on_amd, tiny, kind):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if kind == "distilbert" else AutoModelForCausalLM
+    own = auto.from_pretrained(tiny(kind)).eval()
+    ids = torch.randint(3, 30, (4, 12))
+    labels = torch.tensor([0, 1, 0, 1]) if kind == "distilbert" else ids
+    fast = copy.deepcopy(own)
+    cpu_products.speed_up(fast)
+    assert any(isinstance(m, (cpu_products.FastLinear, cpu_products.FastConv1D)) for m in fast.modules())
+    fast = copy.deepcopy(fast)  # as trl does for a reference: a copy computes with its own weights
+    for model in (own, fast):
+        model(input_ids=ids, labels=labels).loss.backward()
+    assert list(own.state_dict()) == list(fast.state_dict())
+    for (name, one), (_, two) in zip(own.named_parameters(), fast.named_parameters(), strict=True):
+        assert torch.equal(one, two) and (one.grad is None) == (two.grad is None), name
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        next(m for m in fast.modules() if isinstance(m, tuple(cpu_products._FAST.values()))).weight.mul_(2)
+        assert not torch.allclose(fast(input_ids=ids).logits, own(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_adapter_sits_on_it_and_merges_as_on_torchs_own(on_amd, tiny, kind):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from peft_recipes import targets
+
+    made = []
+    ids = torch.randint(3, 30, (4, 12))
+    for fast in (False, True):
+        base = AutoModelForCausalLM.from_pretrained(tiny(kind)).eval()
+        if fast:
+            cpu_products.speed_up(base)
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=targets(kind, "attention"), init_lora_weights=False)
+        model = get_peft_model(base, config).eval()
+        adapted = model(input_ids=ids).logits
+        merged = model.merge_and_unload()
+        assert isinstance(merged.get_output_embeddings(), nn.Linear)
+        torch.testing.assert_close(merged(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+        made.append(adapted.detach())
+    torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_ends_the_same(on_amd, instruct, tmp_path, monkeypatch):
+    from peft_recipes import train
+
+    weights = []
+    for name in ("AMD EPYC 9999", "Another CPU"):
+        cpu_products.pays.cache_clear()
+        monkeypatch.setattr(cpu_products, "cpu_name", lambda name=name: name)
+        assert cpu_products.pays() == name.startswith("AMD")
+        run = train(instruct(), "lora", output=tmp_path / name.split()[0])
+        weights.append((run.metrics["test"]["loss"], run.metrics["validation"]["loss"]))
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+def test_only_an_amd_cpu_without_a_gpu_has_it(on_amd, monkeypatch):
+    assert cpu_products.pays()
+    cpu_products.pays.cache_clear()
+    monkeypatch.setattr(cpu_products, "cpu_name", lambda: "Intel(R) Xeon(R)")
+    layer = nn.Sequential(nn.Linear(8, 8))
+    cpu_products.speed_up(layer)
+    assert not cpu_products.pays() and type(layer[0]) is nn.Linear
+    cpu_products.pays.cache_clear()
+    monkeypatch.setattr(cpu_products, "cpu_name", lambda: "AMD EPYC 9999")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not cpu_products.pays()
+
+
+def test_a_product_that_is_not_there_or_wrong_is_not_used(on_amd, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("no such operator")
+
+    for wrong in (gone, lambda a, b, bias=None: a @ b.t() + 1):
+        cpu_products.pays.cache_clear()
+        monkeypatch.setattr(cpu_products, "product", wrong)
+        assert not cpu_products.pays()
+
+
+def test_conv1d_is_the_linear_layer_of_gpt2(on_amd):
+    torch.manual_seed(0)
+    own = nn.Sequential(Conv1D(12, 20))
+    fast = copy.deepcopy(own)
+    cpu_products.speed_up(fast)
+    x = torch.randn(2, 30, 20)
+    assert type(fast[0]) is cpu_products.FastConv1D
+    torch.testing.assert_close(fast(x), own(x), rtol=1e-5, atol=1e-5)
