@@ -117,7 +117,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
         computed = [counts.computed for counts in trainer.step_counts()[timed]]
         made["batches"] = trainer.batches
         made["warmup_seconds"] = meter.steps[:WARMUP]
-        made |= _limit(model, hardware, computed, sum(labelled[timed]), sum(tokens[timed]), given.bf16)
+        made |= _limit(model, hardware, computed, sum(labelled[timed]), sum(tokens[timed]), given.bf16, given.compile)
         made["environment"] = environment(hardware)
     return made
 
@@ -185,7 +185,9 @@ def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
     return counted
 
 
-def _limit(model: Any, hardware: Any, computed: list[int], labelled: int, tokens: int, bf16: bool) -> dict[str, Any]:
+def _limit(
+    model: Any, hardware: Any, computed: list[int], labelled: int, tokens: int, bf16: bool, compiled: bool
+) -> dict[str, Any]:
     """The time of the needed matrix products alone, at the measured rate.
 
     A frozen layer costs 2 operations a weight and position forward and 2 backward (no gradient of its weight); the
@@ -197,7 +199,7 @@ def _limit(model: Any, hardware: Any, computed: list[int], labelled: int, tokens
     body = sum(p.numel() for n, p in base.named_parameters()
                if p.dim() == 2 and id(p) not in outside and "lora_" not in n and "wpe" not in n)  # fmt: skip
     operations = 4 * (body * sum(computed) + head * labelled)
-    rate = _gemm_rate(hardware, base.config.hidden_size, max(int(statistics.median(computed)), 64), bf16)
+    rate = _gemm_rate(hardware, base.config.hidden_size, max(int(statistics.median(computed)), 64), bf16, compiled)
     return {
         "gemm_flops_per_second": rate,
         "needed_operations": operations,
@@ -206,14 +208,15 @@ def _limit(model: Any, hardware: Any, computed: list[int], labelled: int, tokens
     }
 
 
-def _gemm_rate(hardware: Any, hidden: int, positions: int, bf16: bool) -> float:
+def _gemm_rate(hardware: Any, hidden: int, positions: int, bf16: bool, compiled: bool) -> float:
     """Operations a second of [positions, hidden] x [hidden, 4 hidden] as our arm has it, the best of several tries."""
     import torch
 
     from peft_recipes.hardware import synchronise
     from peft_recipes.models import cpu_products
 
-    product = cpu_products.linear if cpu_products.pays() and hardware.device == "cpu" else torch.nn.functional.linear
+    ours = cpu_products.pays() and hardware.device == "cpu" and not compiled
+    product = cpu_products.linear if ours else torch.nn.functional.linear
     kind = torch.bfloat16 if bf16 else torch.float32
     a = torch.randn(positions, hidden, device=hardware.device, dtype=kind)
     b = torch.randn(4 * hidden, hidden, device=hardware.device, dtype=kind)

@@ -59,9 +59,9 @@ recipe = Recipe(
         "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 40}},
         "max_length": 128,
         "training": {"max_steps": 10, "eval_steps": 0.5},
-        "arms": {  # rates: benchmarks/learning_rates/smollm2-alpaca-embedded.json, on the validation split
+        "arms": {  # rates: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, on the validation split
             "full": {"learning_rate": 1e-4},
-            "lora": {"learning_rate": 1e-3},
+            "lora": {"learning_rate": 1e-2},
             "lora-all": {"learning_rate": 1e-3},
         },
     },

@@ -84,8 +84,6 @@ def test_finished_runs_are_kept_and_new_ones_added(comparison, classify, finishe
 
 
 def test_a_changed_rate_trains_that_arm_anew_and_no_other(comparison, classify, finished, tmp_path):
-    import shutil
-
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     arms = {**classify().arms, "lora": Arm(classify().arms["lora"].method, learning_rate=1e-3)}
     ended = {}
@@ -102,8 +100,9 @@ def test_a_changed_rate_trains_that_arm_anew_and_no_other(comparison, classify, 
 def test_an_arm_that_fails_is_a_row_and_the_others_are_kept(comparison, classify, tmp_path):
     shutil.copytree(comparison.folder, tmp_path / "tiny")  # base and lora are there already
     arms = {"full": Arm(learning_rate=1e30), "lora": classify().arms["lora"]}
-    made = compare(classify(arms=arms), output=tmp_path)
-    assert made.failed == ["full"]
+    ended = {}
+    made = compare(classify(arms=arms), output=tmp_path, on_progress=lambda n: ended.update({n.job: n.state}))
+    assert made.failed == ["full"] and ended == {("base", 0): "kept", ("full", 0): "failed", ("lora", 0): "kept"}
     assert made.data["arms"]["full"]["status"] == "failed"
     assert "The loss is" in made.data["arms"]["full"]["error"]
     assert made.data["arms"]["lora"]["status"] == "ok" and made.data["differences"] == {}
@@ -130,8 +129,9 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_cal
     assert again.failed == [] and again.data["differences"]["lora"]["against"] == "full"
 
 
-def test_an_arm_beyond_a_limit_on_memory_is_out_of_memory_and_the_others_go_on(classify, tmp_path):
+def test_an_arm_beyond_a_limit_on_memory_is_out_of_memory_and_the_others_go_on(comparison, classify, tmp_path):
     """The limit is the system's own, set by the shell that starts the comparison (and so its workers)."""
+    shutil.copytree(comparison.folder / "base", tmp_path / "tiny" / "base")
     arms = {"huge": copy.deepcopy(classify().arms["lora"]), "lora": classify().arms["lora"]}
     arms["huge"].method.r = 40_000_000  # its first matrix alone takes 5 GB
     classify(arms=arms, skip_checks=["memory"]).to_yaml(tmp_path / "mine.yaml")
@@ -160,7 +160,8 @@ def test_an_adapter_that_does_not_come_back_in_another_process_is_a_failed_run(c
     assert "reload: stored and loaded" in made.data["arms"]["lora"]["failures"][0]["error"]
 
 
-def test_an_interrupted_comparison_leaves_no_worker_and_goes_on(classify, tmp_path):
+def test_an_interrupted_comparison_leaves_no_worker_and_goes_on(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder / "base", tmp_path / "tiny" / "base")
     recipe = classify(arms={"full": classify().arms["full"]})
 
     def interrupt(news):

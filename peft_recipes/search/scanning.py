@@ -211,7 +211,8 @@ class _Work:
                 self._next(arm)
 
     def _more_to_do(self, before: dict[str, Any]) -> bool:
-        open_still = any(arm["not_begun"] for arm in before["arms"].values())
+        open_still = any(arm["not_begun"] or any(run["ended"] == "out of time" for run in arm["runs"])
+                         for arm in before["arms"].values())  # fmt: skip
         return self.budget.seconds > before["budget"]["seconds"] and open_still
 
     def _probe(self, one: Candidate) -> dict[str, float]:

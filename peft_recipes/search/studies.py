@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 0.5, 1.0)  # of its steps: where a run is looked at
 _RATE = "learning_rate"
+_CUT_OFF = {"ended": "out of time"}
 _UNITS = (1, 2, 4)  # the same as optuna's resource, of which each rung needs twice the one before
 
 
@@ -48,7 +49,7 @@ def storage_at(path: Path) -> Any:
 
 
 def study_of(storage: Any, one: Candidate) -> optuna.Study:
-    """The arm's study, its rates waiting in it; runs that a killed scan had begun wait again."""
+    """The arm's study, its rates waiting in it; runs that were killed, or cut off by the budget, wait again."""
     optuna = require_optuna()
     study = optuna.create_study(
         storage=storage, study_name=one.name, load_if_exists=True, direction="minimize",
@@ -60,7 +61,8 @@ def study_of(storage: Any, one: Candidate) -> optuna.Study:
     # By what is there, not by what was begun: a kill can come between any two of optuna's entries.
     trials = study.get_trials(deepcopy=False)
     known = {trial.user_attrs[_RATE] for trial in trials
-             if trial.state == optuna.trial.TrialState.WAITING or "run" in trial.user_attrs}  # fmt: skip
+             if trial.state == optuna.trial.TrialState.WAITING
+             or trial.user_attrs.get("run", _CUT_OFF)["ended"] != _CUT_OFF["ended"]}  # fmt: skip
     for rate in from_the_middle(one.rates):
         if rate not in known:
             study.enqueue_trial({_RATE: rate}, user_attrs={_RATE: rate})
@@ -114,9 +116,10 @@ def plain_run(made: ShortRun) -> dict[str, Any]:
 
 
 def told(study: optuna.Study) -> list[dict[str, Any]]:
-    """What came of the study's runs, by rate; of a rate that was begun twice (a killed scan) the run that ended."""
-    runs = [trial.user_attrs["run"] for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
-    return sorted(runs, key=lambda run: run["learning_rate"])
+    """What came of the study's runs, by rate; of a rate that was begun twice the later run that ended."""
+    runs = {trial.user_attrs[_RATE]: trial.user_attrs["run"]
+            for trial in study.get_trials(deepcopy=False) if "run" in trial.user_attrs}  # fmt: skip
+    return sorted(runs.values(), key=lambda run: run["learning_rate"])
 
 
 def arm_data(one: Candidate, study: optuna.Study) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def arm_data(one: Candidate, study: optuna.Study) -> dict[str, Any]:
     best = best_run(runs)
     rate = best["learning_rate"] if best else None
     ends = {one.rates[0]: "lowest", one.rates[-1]: "highest"} if len(one.rates) > 1 else {}
-    begun = {run["learning_rate"] for run in runs}
+    begun = {run["learning_rate"] for run in runs}  # one that was cut off, too
     return {
         "of": one.of,
         "method": one.arm.method_name,
