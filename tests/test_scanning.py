@@ -143,6 +143,20 @@ def test_a_journal_cut_off_anywhere_goes_on_with_every_rate_once(tmp_path, class
             assert sorted(ended + waiting) == list(rates), (count, part)
 
 
+def test_a_run_that_the_budget_cut_off_is_begun_again_with_more(tmp_path, classify):
+    one = Candidate("full", classify().arms["full"], (1e-3, 1e-2), "full")
+    endings = iter(["out of time", "whole", "whole"])
+    for expected in ([1e-3, 1e-2], [1e-3]):  # the middle one first; then what was cut off, and no other
+        study = study_of(storage_at(tmp_path / "journal.jsonl"), one)
+        tried = []
+        while (trial := next_trial(study, one)) is not None:
+            tried.append(trial.params["learning_rate"])
+            tell(study, trial, ShortRun(tried[-1], [{"step": 3, "loss": 0.5}], next(endings)))
+        assert sorted(tried) == expected
+        ended = {run["learning_rate"]: run["ended"] for run in told(study)}
+    assert ended == {1e-3: "whole", 1e-2: "whole"} and len(told(study)) == 2
+
+
 def test_a_rate_at_the_edge_is_said_in_words(made):
     data = json.loads(json.dumps(made.data))
     for rate, side in ((1e-4, "lower"), (10.0, "higher")):
