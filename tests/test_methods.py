@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import compared_here
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from typer.testing import CliRunner
 
-from peft_recipes import Arm, Dataset, Recipe, RecipeError, compare, plan, train
+from peft_recipes import Arm, Dataset, Recipe, RecipeError, plan, train
 from peft_recipes.arm_names import choose_arms
 from peft_recipes.catalog import apply_changes
 from peft_recipes.cli import app
@@ -224,10 +225,10 @@ def test_bitfit_stores_its_biases_and_the_new_head_alone(short, tmp_path):
     assert run.data["checkpoint_bytes"] == (run.folder / "biases.safetensors").stat().st_size
 
 
-def test_a_comparison_says_what_it_left_out(short, tmp_path):
-    made = compare(short("llama", SFT), ["full", "ia3"], output=tmp_path)
+def test_a_comparison_has_a_method_that_the_recipe_does_not_name(short, tmp_path):
+    made = compared_here(short("llama", SFT), ["full", "ia3"], [0], tmp_path)
     assert list(made.data["arms"]) == ["full", "ia3"] and "ia3" in made.data["differences"]
-    assert not any("Not tried" in note for note in made.data["notes"])
+    assert {arm["status"] for arm in made.data["arms"].values()} == {"ok"}
 
 
 def test_the_command_line_lists_the_table():
