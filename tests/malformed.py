@@ -241,7 +241,7 @@ ADAPTERS = [
     _adapter("a missing tensor", _tensors("missing"), "1 tensors missing", 1),
     _adapter("a stray tensor", _tensors("stray"), "no.such.weight", 1),
     _adapter("other weights than were trained", _tensors("other"), "differ", 1),
-    _adapter("another base", lambda f: None, "held against", 1, "--base", "gpt2"),
+    _adapter("another base", lambda f: None, "more targets like it)", 1, "--base", "gpt2"),
     _adapter("a base that is not there", lambda f: None, "no config.json", 2, "--base", "./nowhere"),
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +163,14 @@ def _learnt(saved: SavedAdapter) -> Finding:
     return Finding("learning", True if begins_at_zero else None, "" if begins_at_zero else "can't be told of this type")
 
 
+def _why(error: Exception) -> str:
+    """What does not fit, in one line: the first of several problems alike, and how many more there are."""
+    if not isinstance(error, RecipeError):
+        return textwrap.shorten(str(error), 300, placeholder=" ...")
+    first, *more = error.problems
+    return first.removeprefix("arm 'adapter': ") + (f" ({len(more)} more targets like it)" if more else "")
+
+
 def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     """Its tensors are those that its configuration makes on this base, by name and shape, without any weights."""
     import copy
@@ -184,7 +193,7 @@ def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
         adapted = get_peft_model(model, settings)
     except (RecipeError, *REFUSALS) as error:
         # Whatever PEFT says of a configuration made elsewhere is why it does not fit.
-        return Finding("fits", False, f"{between}: {' '.join(str(error).split())[:300]}")
+        return Finding("fits", False, f"{between}: {_why(error)}")
     if settings.is_prompt_learning:  # stored as what its encoder computes, which there are no weights for yet
         there = "prompt_embeddings" in saved.tensors
         return Finding("fits", there, "" if there else f"{between}: there are no prompt_embeddings")
