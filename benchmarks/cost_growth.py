@@ -57,10 +57,11 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from peft_recipes import targets
+    from peft_recipes import allocator, targets
     from peft_recipes.data.packing import SharedPrefixCollator
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import PeakMemory
+    from peft_recipes.models import activations, cpu_products
     from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
     from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
 
@@ -79,7 +80,11 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
         planned = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
     given = tensors(SharedPrefixCollator.for_model(planned.get_base_model(), 0, 4096)(rows))
     estimated = step_memory(planned, given, lambda m, b: labelled_losses(m, b)[0].sum())
-    model = get_peft_model(AutoModelForCausalLM.from_config(config), lora).train()
+    allocator.set_for_training()  # from here on as a run does it
+    base = AutoModelForCausalLM.from_config(config)
+    activations.fuse(base)
+    cpu_products.speed_up(base)
+    model = get_peft_model(base, lora).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     seconds, memory = [], PeakMemory("cpu")
     for _ in range(STEPS):
