@@ -1,4 +1,5 @@
-"""Writes the figures of kept comparisons and benchmarks into README.md and adapters/README.md: `make readme`.
+"""Writes the figures of kept comparisons and benchmarks into README.md and those of adapters/ and benchmarks/:
+`make readme`.
 
 Nothing is computed here: they come from adapters/*/comparison.json and from what the scripts in benchmarks/ wrote, and
 tests/test_readme.py holds them together.
@@ -20,6 +21,7 @@ BENCHMARKS = HERE.parent / "benchmarks"
 SHOWN = "mnist-shift"
 _SPEED = re.compile(r"(<!-- speed:.*?-->\n).*?(<!-- /speed -->)", re.DOTALL)
 _TRUST = re.compile(r"(<!-- trust:.*?-->\n).*?(<!-- /trust -->)", re.DOTALL)
+_COST = re.compile(r"(<!-- cost:.*?-->\n).*?(<!-- /cost -->)", re.DOTALL)
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
 _BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -91,6 +93,25 @@ def trust() -> str:
     return "\n".join(lines)
 
 
+def cost() -> str:
+    """The block of benchmarks/README.md on how time and memory grow."""
+    found = _found("cost_growth")
+    lines = ["| batch | length | step | tokens/s | memory at its peak | estimated |", "|---:|---:|---:|---:|---:|---:|"]
+    for row in found["steps"]:
+        lines.append(
+            f"| {row['batch']} | {row['length']} | {formats.seconds(row['seconds'])} "
+            f"| {formats.rate(row['tokens_per_second'])} | {formats.human_bytes(row['peak_memory_bytes'])} "
+            f"| {formats.human_bytes(row['estimated_bytes'])} |"
+        )
+    lines += ["", "| rows of data | tokenised in | memory for them |", "|---:|---:|---:|"]
+    for row in found["rows"]:
+        size = formats.human_bytes(row["memory_bytes"])
+        lines.append(f"| {row['rows']:,} | {formats.seconds(row['seconds'])} | {size} |")
+    machine = found["environment"]
+    lines += ["", f"{machine['threads']} threads of an {machine['device_name']}, {machine['precision']}.", ""]
+    return "\n".join(lines)
+
+
 def _found(name: str) -> dict[str, Any]:
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -119,6 +140,11 @@ def readme(text: str, comparison: dict[str, Any]) -> str:
     text = _BLOCK.sub(lambda match: match[1] + results(comparison) + match[2], text)
     text = _TRUST.sub(lambda match: match[1] + trust() + match[2], text)
     return _SPEED.sub(lambda match: match[1] + speed(benchmarks()) + match[2], text)
+
+
+def with_cost(text: str) -> str:
+    """benchmarks/README.md's text with its block made anew."""
+    return _COST.sub(lambda match: match[1] + cost() + match[2], text)
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:
@@ -170,6 +196,8 @@ def main() -> None:
     shown = next(c for c in comparisons if c["recipe"] == SHOWN)
     path.write_text(readme(path.read_text(encoding="utf-8"), shown), encoding="utf-8")
     (HERE / "README.md").write_text(index(comparisons), encoding="utf-8")
+    path = BENCHMARKS / "README.md"
+    path.write_text(with_cost(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

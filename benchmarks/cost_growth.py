@@ -4,7 +4,7 @@
 
 Each point runs in a fresh process: the median of the steps after 3 warm-up steps, the process's peak during them, and
 what the plan estimates. Rows of data cost preparation only: its seconds and memory are measured on Alpaca-like rows.
-Writes benchmarks/cost_growth.json and prints it as a Markdown table.
+Writes benchmarks/cost_growth.json, of which `make readme` makes the table of benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -40,13 +40,8 @@ def main() -> None:
     Path(__file__).with_suffix(".json").write_text(
         json.dumps({"steps": steps, "rows": rows, "environment": environment}, indent=1) + "\n"
     )
-    print("| batch | length | step | tokens/s | peak | estimated |\n|---:|---:|---:|---:|---:|---:|")
-    for row in steps:
-        print(f"| {row['batch']} | {row['length']} | {row['seconds']:.2f} s | {row['tokens_per_second']:.0f} "
-              f"| {row['peak_memory_bytes'] / 1e9:.2f} GB | {row['estimated_bytes'] / 1e9:.2f} GB |")  # fmt: skip
-    print("\n| rows | prepared in | memory grows by |\n|---:|---:|---:|")
-    for row in rows:
-        print(f"| {row['rows']:,} | {row['seconds']:.1f} s | {row['memory_bytes'] / 1e6:.0f} MB |")
+    for row in (*steps, *rows):
+        print(json.dumps(row))
 
 
 def _steps(batch: int, length: int) -> dict[str, Any]:
@@ -62,6 +57,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import PeakMemory
     from peft_recipes.models import activations, cpu_products
+    from peft_recipes.planning.estimates import FREED
     from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
     from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
 
@@ -97,7 +93,8 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
         memory.read()
     step = statistics.median(seconds[WARMUP:])
     return {"batch": batch, "length": length, "seconds": step, "tokens_per_second": batch * length / step,
-            "peak_memory_bytes": memory.peak, "estimated_bytes": estimated["total"] + libraries,
+            "peak_memory_bytes": memory.peak,
+            "estimated_bytes": estimated["total"] + int(FREED * estimated["activations"]) + libraries,
             "libraries_bytes": libraries, "environment": environment(choose({"use_cpu": True}))}  # fmt: skip
 
 

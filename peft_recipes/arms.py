@@ -173,12 +173,14 @@ def _with_adapter(model: PreTrainedModel, config: PeftConfig, name: str, guarded
     from peft import get_peft_model
 
     from peft_recipes.checks import targets_hit_modules
+    from peft_recipes.models import lora_products
 
     if guarded:
         targets_hit_modules(model, config, name)
     try:
         made = get_peft_model(model, config)
         read_last_token(made)
+        lora_products.speed_up(made)
         return made
     except REFUSALS as error:
         text = " ".join(str(error).split())

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers.pytorch_utils import Conv1D
 
-from peft_recipes.models import cpu_products
+from peft_recipes.models import cpu_products, lora_products
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this torch is built without oneDNN")
@@ -125,6 +126,81 @@ def test_an_adapter_sits_on_it_and_merges_as_on_torchs_own(on_amd, tiny, kind):
         torch.testing.assert_close(merged(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
         made.append(adapted.detach())
     torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
+
+
+def adapted(kind, tiny, fast, **options):
+    """A small model with a LoRA that has learnt something, on a base with or without the faster product."""
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    from peft_recipes import Arm, targets
+    from peft_recipes.arms import apply_arm
+
+    base = AutoModelForCausalLM.from_pretrained(tiny(kind))
+    if fast:
+        cpu_products.speed_up(base)
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=targets(kind, "attention"), init_lora_weights=False)
+    for name, value in options.items():
+        setattr(config, name, value)
+    return apply_arm(base, Arm(config, learning_rate=1e-3), "language-modeling", [])[0].train()
+
+
+@pytest.fixture
+def lora_calls(monkeypatch):
+    """The calls of the LoRA product."""
+    calls, apply = [], lora_products._LoraProduct.apply
+    monkeypatch.setattr(lora_products._LoraProduct, "apply", lambda *given: calls.append(given) or apply(*given))
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_lora_in_one_operation_is_pefts_own_with_its_gradients(on_amd, tiny, kind, lora_calls):
+    ids, answers = torch.randint(3, 30, (4, 12)), []
+    for fast in (False, True):
+        model = adapted(kind, tiny, fast)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        assert bool(lora_calls) == fast
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert len(found) and all("lora_" in name for name in found)
+        answers.append((loss.detach(), found))
+    (one, first), (two, second) = answers
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert list(first) == list(second)
+    for name, gradient in first.items():
+        torch.testing.assert_close(gradient, second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_lora_that_is_more_than_its_product_stays_pefts_own(on_amd, tiny, lora_calls):
+    ids = torch.randint(3, 30, (4, 12))
+
+    def asked(model, **given):
+        lora_calls.clear()
+        return model(input_ids=ids, **given).logits.detach()
+
+    for options in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"bias": "all"}):
+        asked(adapted("gpt2" if "bias" in options else "llama", tiny, True, **options))
+        assert not lora_calls, options
+    model = adapted("llama", tiny, True, lora_dropout=0.5).eval()
+    own = asked(model)
+    assert lora_calls  # no dropout in evaluation
+    with model.disable_adapter():
+        assert not torch.allclose(asked(model), own) and not lora_calls
+    model.merge_adapter()
+    torch.testing.assert_close(asked(model), own, rtol=1e-4, atol=1e-5)
+    assert not lora_calls
+    model.unmerge_adapter()
+    asked(model)
+    assert lora_calls
+    mixed = asked(model, adapter_names=["default", "__base__", "default", "__base__"])
+    assert not lora_calls
+    torch.testing.assert_close(mixed[::2], own[::2], rtol=1e-4, atol=1e-5)
+    model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.register_forward_hook(lambda *_: None)
+    asked(model)
+    fewer = len(lora_calls)
+    assert 0 < fewer < len([m for m in model.modules() if type(m) is LoraLinear])
+    torch.testing.assert_close(asked(copy.deepcopy(model)), own, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_ends_the_same(on_amd, instruct, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from peft_recipes.adapters.serving import open_adapter
 from peft_recipes.cli import app
-from peft_recipes.inference.generating import Sampling, prompt_tokens
+from peft_recipes.inference.generating import Sampling, pace, prompt_tokens, write
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,18 @@ def test_prompts_of_a_file_side_by_side_on_the_terminal(chatty, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "good film"}\n{"prompt": "bad film"}\n')
     shown = call("generate", chatty / "first", "--file", tmp_path / "in.jsonl", "--max-new-tokens", "3").stdout
     assert shown.count("tokens/s") == 4 and "good film" in shown and "bad film" in shown and "first" in shown
+
+
+def test_an_answer_that_was_cut_off_is_told_from_one_that_ended_by_itself(chatty):
+    served = open_adapter(chatty / "first")
+    model, tokens = served.on(served.load_base()), prompt_tokens(served, [{"role": "user", "content": "good film"}])
+    whole = write(model, served, tokens, Sampling(4))
+    assert whole["cut_off"] and pace(whole).startswith("4 tokens, cut off there, ")
+    with torch.no_grad():
+        model.generation_config.eos_token_id = [int(model(tokens).logits[0, -1].argmax())]  # the first that it writes
+    ended = write(model, served, tokens, Sampling(4))
+    assert not ended["cut_off"] and pace(ended).startswith("1 token, ")
+    assert not write(model, served, tokens, Sampling(1))["cut_off"]
 
 
 def test_sampling_is_on_where_one_of_its_options_is_given():

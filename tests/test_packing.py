@@ -139,7 +139,8 @@ def test_the_prefix_is_computed_once_and_nothing_is_padded():
     counts = SharedPrefixCollator(0)(examples)[COUNTS]
     lengths = [len(e["input_ids"]) for e in examples]
     assert (counts.tokens, counts.examples, counts.padding) == (sum(lengths), 4, 0)
-    assert counts.computed == sum(lengths) - 3 * len(SYSTEM)
+    # Nor is the last token of an example, but of the row's last one: it predicts nothing, and nobody looks back at it.
+    assert counts.computed == sum(lengths) - 3 * len(SYSTEM) - 3
     padded = PaddedCollator(0)(examples)[COUNTS]
     assert (padded.tokens, padded.computed) == (sum(lengths), 4 * max(lengths))
 

@@ -31,6 +31,8 @@ def test_the_figures_are_those_of_the_kept_comparison(writer):
     assert writer.readme(README, kept) == README
     assert kept["differences"]["lora"]["ci95"] and len(kept["seeds"]) == 3
     assert (ROOT / "adapters" / "README.md").read_text(encoding="utf-8") == writer.index(writer.kept())
+    measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert writer.with_cost(measured) == measured and "| 16 | 128 |" in measured
 
 
 def test_the_plot_and_the_links_are_there():

@@ -704,8 +704,26 @@ def test_an_equivalent_adapter_is_advised_to_save_more():
 
 def test_forgetting_and_slow_serving_are_pointed_out_with_their_numbers():
     told = advised(small())
-    assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning 3.5 points)" in told
+    assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning lost 3.5 points)" in told
     assert "`merge_and_unload`): an answer takes 0.79 ms with the adapter and 0.62 ms merged" in told
+
+
+def test_beside_a_loss_full_that_gained_is_said_to_have_gained():
+    comparison = small()
+    base = comparison["base"]["metrics"]["clean"]["accuracy"]
+    comparison["arms"]["full"]["metrics"]["clean"]["accuracy"] = base + 0.012
+    assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning gained 1.2 points)" in advised(comparison)
+
+
+def test_in_a_terminal_a_command_is_followed_by_nothing_that_would_be_copied_with_it():
+    shown = printed(small(), width=400)
+    assert "--set arms.lora.peft.r=8\n" in "\n".join(line.rstrip() for line in shown.splitlines())
+
+
+def test_columns_that_a_terminal_has_no_room_for_are_named():
+    narrow, wide = printed(image_comparison(), width=80), printed(image_comparison(), width=400)
+    assert "(no room here for" in narrow and "comparison.md has them" in narrow.replace("\n", " ")
+    assert "(no room here for" not in wide
 
 
 def test_advice_is_short():

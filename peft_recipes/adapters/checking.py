@@ -158,9 +158,12 @@ def _rank_pattern(saved: SavedAdapter) -> bool:
 def _learnt(saved: SavedAdapter) -> Finding:
     """LoRA's B begins as zeros: where all of them still are, nothing was learnt."""
     begins_at_zero = [t for name, t in saved.tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
-    if begins_at_zero and not any(bool(t.any()) for t in begins_at_zero):
+    if not begins_at_zero:
+        return Finding("learning", None, "can't be told of this type")
+    learnt = sum(bool(t.any()) for t in begins_at_zero)
+    if not learnt:
         return Finding("learning", False, "every lora_B is zero: the adapter changes nothing")
-    return Finding("learning", True if begins_at_zero else None, "" if begins_at_zero else "can't be told of this type")
+    return Finding("learning", True, f"{learnt} of {len(begins_at_zero)} lora_B are no longer zero")
 
 
 def _why(error: Exception) -> str:

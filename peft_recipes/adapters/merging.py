@@ -74,6 +74,7 @@ def merge_adapter(
         "metric": served.recipe.metric if metrics_before else None,
         "before": metrics_before,
         "after": metrics_after,
+        "loaded_by": loaded_by(served),
         "notes": notes,
     }
     if not found["share_of_outputs"] <= tolerance:  # also true for NaN
@@ -165,6 +166,14 @@ def public_name(model: str) -> str:
     from peft_recipes.models import bases
 
     return Path(model).expanduser().resolve().name if bases.is_local(model) else model
+
+
+def loaded_by(served: Served) -> str:
+    """The Python that loads the merged folder, of which it names the class alone."""
+    from peft_recipes.models import bases
+
+    first = "import peft_recipes.small_cnn; " if served.recipe.model == bases.SMALL_CNN else ""
+    return f"{first}transformers.{served.task.auto_class}.from_pretrained"
 
 
 def _store(whole: nn.Module, served: Served, folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 The examples stand one after another behind their common token prefix; `position_ids` go on from the prefix, and a 4-D
 mask lets each example see the prefix and itself. By causality each token sees exactly what it sees in a padded batch,
-so losses and gradients are the same, while the prefix is computed once instead of once an example and no position is
-padding. (With dropout the examples of a batch share the prefix's draw; everything else is equal.)
+so losses and gradients are the same, while the prefix is computed once instead of once an example, no position is
+padding, and an example's last token, which predicts nothing, is its label alone. (With dropout the examples of a batch
+share the prefix's draw; everything else is equal.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # a label that is no label, in transformers as in torch's cross entropy
 COUNTS = "counts"  # what a batch is made of; for the trainer, never for the model
-EXAMPLES = "example_ids"  # [rows, length]: which of the batch's examples a position belongs to, -1 for none
+EXAMPLES = "example_ids"  # [rows, length]: which of the batch's examples a label belongs to, -1 for none
 
 SEGMENTS = "segments"  # of shared rows, for the attention that runs example by example
 COMPLETIONS = "completion_mask"  # [2 pairs, length]: where a pair's answers stand, chosen ones first, as trl has it
@@ -86,7 +87,11 @@ class SharedPrefixCollator:
         labels = [_shifted_out(example["labels"]) for example in examples]
         shared = shareable_prefix(ids, labels)
         rows = self._rows([len(i) - shared for i in ids], shared, [_labelled(row) for row in labels])
-        length = max(shared + sum(len(ids[e]) - shared for e in row) for row in rows)
+        # What follows the prefix of each example. Its last token predicts nothing and nobody looks back at it: only the
+        # label is needed, and goes where the next example begins, whose first token has none of its own.
+        sizes = [[len(ids[e]) - shared for e in row] for row in rows]
+        sizes = [[size - 1 if size > 1 else size for size in row[:-1]] + row[-1:] for row in sizes]
+        length = max(shared + sum(row) for row in sizes)
         made = {
             "input_ids": torch.full((len(rows), length), self.pad_token_id),
             "position_ids": torch.zeros((len(rows), length), dtype=torch.long),
@@ -99,17 +104,19 @@ class SharedPrefixCollator:
             made["input_ids"][number, :shared] = torch.tensor(ids[row[0]][:shared])
             made["position_ids"][number, :shared] = torch.arange(shared)
             segments[number, :shared] = -1
-            for example in row:
-                here = slice(place, place + len(ids[example]) - shared)
-                made["input_ids"][number, here] = torch.tensor(ids[example][shared:])
-                made["position_ids"][number, here] = torch.arange(shared, len(ids[example]))
-                made["labels"][number, here] = torch.tensor(labels[example][shared:])
-                made[EXAMPLES][number, here] = example
+            for example, size in zip(row, sizes[number], strict=True):
+                here, own = slice(place, place + size), slice(shared, shared + size)
+                made["input_ids"][number, here] = torch.tensor(ids[example][own])
+                made["position_ids"][number, here] = torch.arange(shared, shared + size)
                 segments[number, here] = example
+                # From the second on: the first place may hold the label of the example before.
+                told = slice(place + 1, place + len(ids[example]) - shared)
+                made["labels"][number, told] = torch.tensor(labels[example][shared + 1 :], dtype=torch.long)
+                made[EXAMPLES][number, told] = example
                 place = here.stop
         made["attention_mask"] = self._mask(segments)
         if self.by_segments:
-            made[SEGMENTS] = Segments.behind(shared, [[len(ids[e]) - shared for e in row] for row in rows], length)
+            made[SEGMENTS] = Segments.behind(shared, sizes, length)
         made[KEPT] = predicting_columns(made["labels"])
         padding = int((segments == -2).sum())
         made[COUNTS] = Counts(sum(map(len, ids)), segments.numel(), padding, len(examples))

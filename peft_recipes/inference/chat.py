@@ -9,7 +9,7 @@ from typing import Any
 from peft_recipes.adapters.serving import Served
 from peft_recipes.errors import RecipeError, nearest
 from peft_recipes.inference.forms import BASE, Forms
-from peft_recipes.inference.generating import Sampling, check_generates, prompt_tokens, room, write
+from peft_recipes.inference.generating import Sampling, check_generates, pace, prompt_tokens, room, write
 from peft_recipes.reporting.facts import plain
 
 COMMANDS = {
@@ -103,7 +103,7 @@ class Chat:
             raise
         self.messages.append({"role": "assistant", "content": made["text"]})
         if made["tokens"]:
-            self._line(f"({self.speaker}: {made['tokens']} tokens, {made['tokens_per_second']:.1f} tokens/s)")
+            self._line(f"({self.speaker}: {pace(made)})")
 
     def _fitting(self, served: Served, model: Any) -> Any:
         """The conversation's tokens; its oldest turns are left out where the model has no room for an answer."""

@@ -88,8 +88,9 @@ def generate(
     """The answers of the base, each adapter (and each merged) to each prompt, each form from the same seed.
 
     raw: the prompt as it is, without the chat template. Returns one row a prompt: {"prompt", "answers": {form: {"text",
-    "tokens", "tokens_per_second"}}}; tokens_per_second is of the new tokens, after a warm-up of its own. on_answer is
-    told how many of how many are done. Raises RecipeError: an adapter that writes no text, a prompt too long or empty.
+    "tokens", "tokens_per_second", "cut_off"}}}; tokens_per_second is of the new tokens, after a warm-up of its own.
+    on_answer is told how many of how many are done. Raises RecipeError: an adapter that writes no text, a prompt too
+    long or empty.
     """
     check_generates(opened)
     for number, prompt in enumerate(prompts, 1):
@@ -142,7 +143,8 @@ def room(model: nn.Module, tokens: torch.Tensor, wanted: int, what: str) -> int:
 def write(
     model: nn.Module, served: Served, tokens: torch.Tensor, sampling: Sampling, streamer: Any = None
 ) -> dict[str, Any]:
-    """One answer: its text, how many tokens, how many a second. streamer: told of each token (TextStreamer)."""
+    """One answer: its text, how many tokens, how many a second, whether it was cut off before it ended by itself.
+    streamer: told of each token (TextStreamer)."""
     import torch
 
     from peft_recipes.hardware import synchronise
@@ -151,12 +153,13 @@ def write(
     ids = tokens.to(device)
     torch.manual_seed(sampling.seed)
     synchronise(device.type)
+    most = room(model, tokens, sampling.max_new_tokens, "The prompt")
     start = time.perf_counter()
     with torch.no_grad():
         made = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=room(model, tokens, sampling.max_new_tokens, "The prompt"),
+            max_new_tokens=most,
             pad_token_id=served.processor.pad_token_id,
             use_cache=True,
             streamer=streamer,
@@ -166,4 +169,14 @@ def write(
     seconds = time.perf_counter() - start
     new = made[0, ids.shape[1] :]
     text = served.processor.decode(new, skip_special_tokens=True).strip()
-    return {"text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds}
+    ends = model.generation_config.eos_token_id
+    ended = int(new[-1]) in (ends if isinstance(ends, list) else [ends])
+    cut_off = len(new) == most and not ended
+    return {"text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds, "cut_off": cut_off}
+
+
+def pace(made: dict[str, Any]) -> str:
+    """How long an answer became, and how fast: "96 tokens, cut off there, 18.2 tokens/s"."""
+    cut = ", cut off there" if made["cut_off"] else ""
+    count = f"{made['tokens']} token{'' if made['tokens'] == 1 else 's'}"
+    return f"{count}{cut}, {made['tokens_per_second']:.1f} tokens/s"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.adapters.serving import Served, open_adapters
 from peft_recipes.errors import RecipeError
 from peft_recipes.inference.forms import BASE, Forms
-from peft_recipes.inference.generating import Sampling, prompt_tokens, room, write
+from peft_recipes.inference.generating import Sampling, pace, prompt_tokens, room, write
 from peft_recipes.inference.playground_evidence import evidence_markdown
 from peft_recipes.inference.predicting import Predictor
 
@@ -136,7 +136,7 @@ def _writing(gradio: Any, forms: Forms, lock: threading.Lock) -> None:
             for place, name in enumerate(forms.names):
                 made = write(forms.model(name), forms.first, tokens, sampling)
                 shown[2 * place] = made["text"]
-                shown[2 * place + 1] = f"{made['tokens']} tokens, {made['tokens_per_second']:.1f} tokens/s"
+                shown[2 * place + 1] = pace(made)
                 yield list(shown)
 
     given = [asked, length, heat, top_p, seed]

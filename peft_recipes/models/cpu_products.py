@@ -34,6 +34,11 @@ def speed_up(model: nn.Module) -> None:
             module.forward = types.MethodType(_FORWARD[type(module)], module)
 
 
+def is_sped_up(layer: nn.Module) -> bool:
+    """Whether `speed_up` gave this layer the faster product."""
+    return getattr(layer.__dict__.get("forward"), "__func__", None) in _FORWARD.values()
+
+
 @functools.cache
 def pays() -> bool:
     """Whether models compute on an AMD CPU, and oneDNN's product is there and right. The same for every run here."""
@@ -74,9 +79,17 @@ class _Product(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear, by oneDNN where that is for it: plain fp32 tensors on the CPU, more than a few rows."""
+    """F.linear, by oneDNN where that is for it."""
+    if not takes(x, weight):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _Product.apply(rows, weight, bias).view(*x.shape[:-1], -1)
+
+
+def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product is for oneDNN: of plain fp32 tensors on the CPU, with more than a few rows."""
     plain = type(x) is torch.Tensor and type(weight) in (nn.Parameter, torch.Tensor)  # no DTensor, nothing quantised
-    ours = (
+    return (
         plain
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
@@ -85,10 +98,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
-    if not ours:
-        return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    return _Product.apply(rows, weight, bias).view(*x.shape[:-1], -1)
 
 
 def _linear_forward(self: nn.Linear, input: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from peft_recipes.hardware import Hardware
     from peft_recipes.tasks.base import Prepared, Task
 
-# glibc's heap, after batches of ever new lengths, holds freed blocks between those in use: this share of a step's
-# activations, chosen on our recipes' runs (0.15 to 1.3 of them where these are over 40 MB).
-_FREED = 0.6
+# glibc's heap, from the second step on, holds freed blocks between those in use: this share of a step's activations,
+# chosen on our recipes' runs (0.15 to 1.3 of them where these are over 40 MB).
+FREED = 0.6
 
 
 def spread_of(arm: Arm | None, hardware: Hardware, launch: Launch | None = None, jobs: int = 1) -> Spread | None:
@@ -67,7 +67,7 @@ def memory(
         except Exception:  # an operation that can't be played without data, in some architecture
             played, parts = False, _rough(task, prepared, config, arm, name, spread)
         learns = arm.method != "head"  # whose one pass frees what it took in the order in which it took it
-        freed = int(_FREED * parts["activations"]) if libraries and learns and played else 0
+        freed = int(FREED * parts["activations"]) if libraries and learns and played else 0
         total = parts["total"] + libraries + freed
         fits = has is None or total < has
         found = {**parts, "freed": freed, "libraries": libraries, "total": total, "machine": has, "fits": fits,

@@ -209,9 +209,9 @@ def forgotten(comparison: Comparison) -> list[str]:
         lost = -(facts.gain(comparison, name, split) or 0)
         if lost > _margin(comparison):
             kept = facts.gain(comparison, against, split) if against and against != name else None
-            beside = "" if kept is None else f" ({_full_words(comparison, name)} {_amount(-kept, metric)})"
+            beside = "" if kept is None else f" ({_full_words(comparison, name)} {_lost(-kept, metric)})"
             lines.append(
-                f"{_called(comparison, name)} lost {_amount(lost, metric)} on {clean(split)}{beside}: mix some "
+                f"{_called(comparison, name)} {_lost(lost, metric)} on {clean(split)}{beside}: mix some "
                 f"{clean(split)} examples into the training data, or switch the adapter off where it isn't needed."
             )
     return lines
@@ -272,9 +272,9 @@ def _margin(comparison: Comparison) -> float:
     return abs(facts.number(comparison.get("margin")) or 0.0)
 
 
-def _amount(lost: float, metric: str) -> str:
-    """What was lost, without a sign where it is a loss: "1.9 points", "0.021"."""
-    return words.change(lost, metric).lstrip("+")
+def _lost(lost: float, metric: str) -> str:
+    """A change in words instead of a sign: "lost 1.9 points", "gained 0.021"."""
+    return f"{'gained' if lost < 0 else 'lost'} {words.change(abs(lost), metric).lstrip('+')}"
 
 
 def _targets(arm: dict) -> str:

@@ -35,6 +35,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     columns = _fitting(found, console.width)
     console.print()
     console.print(_table(found, columns))
+    if missing := [column.short or column.title for column in found.columns if column not in columns]:
+        console.print(Text(f"(no room here for {', '.join(missing)}: comparison.md has them)", style="dim"))
     for row in found.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
@@ -153,7 +155,9 @@ def _print_answers(comparison: Comparison, console: Console) -> None:
 def _with_commands(step: str) -> Text:
     from rich.text import Text
 
-    text = Text()
-    for is_code, piece in words.code_spans(step):
+    text, pieces = Text(), words.code_spans(step)
+    if len(pieces) > 1 and pieces[-2][0] and pieces[-1] == (False, "."):
+        pieces.pop()  # a command at the end is copied without its sentence's full stop
+    for is_code, piece in pieces:
         text.append(piece, style="cyan" if is_code else "")
     return text

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from peft_recipes.inference.generating import pace
 from peft_recipes.reporting import facts
-
-if TYPE_CHECKING:
-    pass
 
 
 def show_predictions(names: list[str], found: list[dict[str, Any]]) -> None:
@@ -31,8 +30,7 @@ def show_answers(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         console.print(f"\n[bold]{escape(facts.plain(row['prompt']))}[/]")
         for form, made in row["answers"].items():
-            speed = f"{made['tokens']} tokens, {made['tokens_per_second']:.1f} tokens/s"
-            console.print(f"\n[cyan]{escape(form)}[/]  [dim]{speed}[/]")
+            console.print(f"\n[cyan]{escape(form)}[/]  [dim]{pace(made)}[/]")
             for line in (made["text"] or "(nothing)").split("\n"):
                 console.print(escape(facts.plain(line)), soft_wrap=True)
 
@@ -56,7 +54,7 @@ def show_merge(made: dict[str, Any], output: Path) -> None:
             console.print(f"  test {name}: {value:.4f} before, {made['after'][name]:.4f} merged")
     for note in made["notes"]:
         console.print(f"  Note: {escape(note)}", soft_wrap=True)
-    console.print(f"  {escape(str(output))}", soft_wrap=True)
+    console.print(f"  {escape(made['loaded_by'])}({escape(json.dumps(str(output)))})", soft_wrap=True)
 
 
 def show_combination(made: dict[str, Any], output: Path) -> None:

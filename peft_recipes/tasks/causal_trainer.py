@@ -198,7 +198,7 @@ def _by_example(owners, mask, losses, right, examples: int) -> torch.Tensor:
 @torch.no_grad()
 def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any]) -> float:
     """The largest relative difference of an example's loss between two batches of the same examples, no dropout."""
-    examples = int(first[EXAMPLES].max()) + 1
+    examples = int(second[EXAMPLES].max()) + 1
     place = next(model.parameters()).device
     was_training = model.training
     model.eval()
