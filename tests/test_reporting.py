@@ -505,7 +505,7 @@ def test_the_terminals_table_fits_and_cuts_no_figure(width):
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
     assert "90.4 %" in shown and "What to try next" in shown
-    assert ("Examples/s" in shown) == (width == 200)
+    assert ("Examples/s" in shown.split("(no room here")[0]) == (width == 200)
 
 
 def test_the_terminal_shows_why_an_arm_failed():
@@ -717,7 +717,7 @@ def test_beside_a_loss_full_that_gained_is_said_to_have_gained():
 
 def test_in_a_terminal_a_command_is_followed_by_nothing_that_would_be_copied_with_it():
     shown = printed(small(), width=400)
-    assert "--set arms.lora.peft.r=8\n" in "\n".join(line.rstrip() for line in shown.splitlines())
+    assert any(line.rstrip().endswith("--set arms.lora.peft.r=8") for line in shown.splitlines())
 
 
 def test_columns_that_a_terminal_has_no_room_for_are_named():
