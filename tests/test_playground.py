@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from comparison_fixture import image_comparison
 from conftest import tokenizer
 from saved_adapters import lora, saved
 from transformers import AutoModelForCausalLM
@@ -139,6 +140,18 @@ def test_a_classifier_shows_probabilities_and_its_evidence(served, classify, run
     accuracy = json.loads((folder / "run.json").read_text())["metrics"]["test"]["accuracy"]
     for words in ("Evidence", "test accuracy", f"{100 * accuracy:.1f} %", "Latency, merged", answer["label"]):
         assert words in page, words
+
+
+def test_two_seeds_of_an_arm_stand_beside_each_other_and_their_verdict_once(served, classify, tmp_path, browser):
+    recipe = classify(training={"max_steps": 1})
+    folders = [train(recipe, "lora", seed=seed, output=tmp_path).folder for seed in (0, 1)]
+    (folders[0].parent.parent / "comparison.json").write_text(json.dumps(image_comparison()))
+    assert evidence_markdown(open_adapters(folders)).count("\n\n> ") == 1
+    edge = "document.querySelector('{}').getBoundingClientRect().right"
+    fits = f"{edge.format('#evidence table')} <= Math.min({edge.format('#evidence')}, innerWidth) + 1 ? 'yes' : 'no'"
+    there = "document.querySelector('#evidence table') !== null"
+    _, page, shown = browser.visit(served(*folders), [there, PAGE, fits])
+    assert "Against full" in page and "lora-seed-1" in page and shown == "yes"
 
 
 def test_mistakes(writers, tmp_path):

@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 _CSS = """
 .gradio-container {max-width: 1500px !important}
 #evidence table {font-size: 0.82rem; width: 100%; display: table}
-#evidence td, #evidence th {padding: 3px 8px; white-space: nowrap}
+#evidence td, #evidence th {padding: 3px 8px; overflow-wrap: anywhere}
 #evidence td:not(:first-child), #evidence th:not(:first-child) {text-align: right; font-variant-numeric: tabular-nums}
 #evidence blockquote {font-size: 0.9rem}
 footer {display: none !important}

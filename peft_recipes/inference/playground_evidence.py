@@ -27,7 +27,7 @@ def evidence_markdown(opened: dict[str, Served]) -> str:
         if not found[name]:
             parts.append(f"{escape(name)}: no run of peft-recipes, so nothing is known of it.")
         elif sentence := _verdict(found[name], above[name]):
-            parts.append(f"> {escape(sentence)}")
+            parts += [quoted] if (quoted := f"> {escape(sentence)}") not in parts else []  # seeds of one arm share it
     if any(run.get("embedded") for run in found.values()):
         parts.append("*Measured on embedded stand-ins, not on the recipe's own model and data.*")
     return "\n\n".join(parts)
