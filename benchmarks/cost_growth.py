@@ -56,7 +56,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     from peft_recipes.data.packing import SharedPrefixCollator
     from peft_recipes.hardware import choose, environment
     from peft_recipes.measuring import PeakMemory
-    from peft_recipes.models import activations, cpu_products
+    from peft_recipes.models import activations, cpu_products, lora_products
     from peft_recipes.planning.estimates import FREED
     from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
     from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
@@ -81,6 +81,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     activations.fuse(base)
     cpu_products.speed_up(base)
     model = get_peft_model(base, lora).train()
+    lora_products.speed_up(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     seconds, memory = [], PeakMemory("cpu")
     for _ in range(STEPS):

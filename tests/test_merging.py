@@ -68,7 +68,7 @@ def test_a_classifier_keeps_its_head_and_its_classes(classify, tmp_path):
     folder = train(classify(), "lora", output=tmp_path / "runs").folder
     made = merge_adapter(folder, tmp_path / "whole")
     assert made["metric"] == "accuracy" and made["before"]["accuracy"] == made["after"]["accuracy"]
-    assert made["loaded_by"] == "transformers.AutoModelForSequenceClassification.from_pretrained"
+    assert made["loaded_by"] == "import transformers; transformers.AutoModelForSequenceClassification.from_pretrained"
     whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
     assert whole.config.id2label == {0: "bad", 1: "good"}
 

@@ -172,6 +172,22 @@ def test_a_mask_that_a_model_does_not_heed_is_noticed():
     assert largest_gap(model, shared, padded) > 1e-3
 
 
+def test_an_adapter_that_looks_for_its_invocation_is_padded():
+    from peft import LoraConfig, get_peft_model
+
+    examples, asked = BATCHES["common prefix, prompts of unequal length"], ("shared-prefix", 64, 4096)
+    for tokens, why in ((None, None), ([5, 6], "its adapter looks for its invocation once a row")):
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=tokens)
+        model = get_peft_model(model_of("llama"), config)
+        assert causal_trainer.CausalTrainer.collator_for(model, 0, *asked, examples)[1] == why
+
+
+def test_an_example_without_a_token_takes_nothing_from_the_one_before():
+    given = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [], "labels": []}]
+    made = SharedPrefixCollator(0)(given)
+    assert made["labels"].tolist() == [[IGNORED, 2, 3]] and made["input_ids"].tolist() == [[1, 2, 3]]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [({"_attn_implementation": "flash_attention_2"}, "takes no mask"), ({"sliding_window": 8}, "looks back 8 tokens")],

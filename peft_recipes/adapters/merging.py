@@ -172,8 +172,8 @@ def loaded_by(served: Served) -> str:
     """The Python that loads the merged folder, of which it names the class alone."""
     from peft_recipes.models import bases
 
-    first = "import peft_recipes.small_cnn; " if served.recipe.model == bases.SMALL_CNN else ""
-    return f"{first}transformers.{served.task.auto_class}.from_pretrained"
+    also = ", peft_recipes.small_cnn" if served.recipe.model == bases.SMALL_CNN else ""
+    return f"import transformers{also}; transformers.{served.task.auto_class}.from_pretrained"
 
 
 def _store(whole: nn.Module, served: Served, folder: Path) -> None:

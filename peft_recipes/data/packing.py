@@ -90,7 +90,9 @@ class SharedPrefixCollator:
         # What follows the prefix of each example. Its last token predicts nothing and nobody looks back at it: only the
         # label is needed, and goes where the next example begins, whose first token has none of its own.
         sizes = [[len(ids[e]) - shared for e in row] for row in rows]
-        sizes = [[size - 1 if size > 1 else size for size in row[:-1]] + row[-1:] for row in sizes]
+        sizes = [
+            [size - (size > 1 and after > 0) for size, after in zip(row, [*row[1:], 0], strict=True)] for row in sizes
+        ]
         length = max(shared + sum(row) for row in sizes)
         made = {
             "input_ids": torch.full((len(rows), length), self.pad_token_id),

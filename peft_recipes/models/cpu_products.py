@@ -8,7 +8,6 @@ it for products in bf16 only. The results are the same up to rounding. Not under
 from __future__ import annotations
 
 import functools
-import types
 from typing import Any
 
 import torch
@@ -30,13 +29,13 @@ def speed_up(model: nn.Module) -> None:
         return
     for module in model.modules():
         if type(module) in _FORWARD and module.weight.numel() >= LEAST_WEIGHTS:
-            # Bound to the module, so that a deep copy of it computes with its own weights.
-            module.forward = types.MethodType(_FORWARD[type(module)], module)
+            # It holds the module, so that a copy of it, deep or pickled, computes with its own weights.
+            module.forward = functools.partial(_FORWARD[type(module)], module)
 
 
 def is_sped_up(layer: nn.Module) -> bool:
     """Whether `speed_up` gave this layer the faster product."""
-    return getattr(layer.__dict__.get("forward"), "__func__", None) in _FORWARD.values()
+    return getattr(layer.__dict__.get("forward"), "func", None) in _FORWARD.values()
 
 
 @functools.cache

@@ -7,7 +7,7 @@ rounding; whatever is not plain LoRA (dropout, DoRA, several adapters, merged, d
 
 from __future__ import annotations
 
-import types
+import functools
 from typing import Any
 
 import torch
@@ -23,8 +23,7 @@ def speed_up(model: nn.Module) -> None:
     """Gives the LoRA layers of a model the shorter way, where their base layers have cpu_products' one."""
     for module in model.modules():
         if type(module) is Linear and cpu_products.is_sped_up(module.base_layer):
-            # Bound to the module, so that a deep copy of it computes with its own weights.
-            module.forward = types.MethodType(_forward, module)
+            module.forward = functools.partial(_forward, module)
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -74,5 +73,6 @@ def _plain_adapter(layer: Linear) -> str | None:
     dropout, parts = layer.lora_dropout[name], (layer.lora_A[name], layer.lora_B[name])
     drops = layer.training and not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1) > 0
     simple = all(type(part) is nn.Linear and part.bias is None for part in parts)
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (layer.base_layer, *parts, dropout))
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = any(getattr(m, kind) for m in (layer.base_layer, *parts, dropout) for kind in kinds)
     return name if simple and not drops and not hooked else None

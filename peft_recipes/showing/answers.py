@@ -54,7 +54,9 @@ def show_merge(made: dict[str, Any], output: Path) -> None:
             console.print(f"  test {name}: {value:.4f} before, {made['after'][name]:.4f} merged")
     for note in made["notes"]:
         console.print(f"  Note: {escape(note)}", soft_wrap=True)
-    console.print(f"  {escape(made['loaded_by'])}({escape(json.dumps(str(output)))})", soft_wrap=True)
+    console.print(
+        f"  {escape(made['loaded_by'])}({escape(json.dumps(str(output), ensure_ascii=False))})", soft_wrap=True
+    )
 
 
 def show_combination(made: dict[str, Any], output: Path) -> None:

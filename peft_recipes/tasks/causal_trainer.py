@@ -82,6 +82,11 @@ class SharedRows(CountingMixin):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         virtual = _is_prompt_learning(model)
         why = None if wanted == "shared-prefix" else "as the recipe asks"
+        if any(
+            getattr(config, "alora_invocation_tokens", None) for config in getattr(model, "peft_config", {}).values()
+        ):
+            # Not seen by the trial below: an adapter that has not learnt yet changes nothing.
+            why = why or "its adapter looks for its invocation once a row"
         why = why or why_padded(base, max_length, virtual)
         padded = cls.padded_collator(pad, keeps_logits=_keeps_logits(base) and not virtual)
         shared = cls.shared_collator.for_model(base, pad, max_row_tokens)
