@@ -14,7 +14,7 @@ from typing import Any
 
 from peft_recipes.reporting import formats
 from peft_recipes.reporting.markdown import escape_inline, table_markdown
-from peft_recipes.reporting.words import forgetting, headline_arm, verdict_sentence
+from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_sentence
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"

@@ -72,7 +72,7 @@ def _in_fresh_process(way: str, folder: Path, given: argparse.Namespace) -> dict
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     way, folder = given.one[0], Path(given.one[1])
@@ -82,11 +82,12 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from peft_recipes import AdapterSet
-    from peft_recipes.hardware import choose, environment
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
 
     prompt = {"input_ids": torch.arange(100, 132)[None]}
     if way == "base":
-        from peft_recipes.adapters.serving import open_adapter
+        from peft_recipes.adapters.open import open_adapter
 
         served = open_adapter(folder / "0")
         base = served.load_base()
@@ -145,7 +146,7 @@ def _resident() -> int:
     """Bytes of this process that are in memory once what is freed is given back."""
     import psutil
 
-    from peft_recipes import allocator
+    from peft_recipes.kernels import allocator
 
     gc.collect()
     allocator.give_back()
@@ -171,7 +172,7 @@ def _largest_difference(answers: dict[str, Any], folder: Path, prompt: dict[str,
     import torch
     from peft import PeftModel
 
-    from peft_recipes.adapters.serving import open_adapter
+    from peft_recipes.adapters.open import open_adapter
 
     gaps = []
     for name in list(answers)[:: max(len(answers) // 2 - 1, 1)][:3]:

@@ -63,16 +63,18 @@ def _in_fresh_process(recipe: str, arm: str, way: str, given: argparse.Namespace
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     import transformers
 
-    from peft_recipes import allocator, load_recipe
-    from peft_recipes.arms import apply_arm
-    from peft_recipes.hardware import choose, environment
-    from peft_recipes.measuring import StepMeter
-    from peft_recipes.tasks import task_of
+    from peft_recipes import load_recipe
+    from peft_recipes.arms.apply import apply_arm
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
+    from peft_recipes.kernels import allocator
+    from peft_recipes.measuring.steps import StepMeter
+    from peft_recipes.tasks.registry import task_of
 
     name, arm, way = given.one
     if way == "plain-trainer":

@@ -45,19 +45,20 @@ def main() -> None:
 
 
 def _steps(batch: int, length: int) -> dict[str, Any]:
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from peft_recipes import allocator, targets
+    from peft_recipes import targets
     from peft_recipes.data.packing import SharedPrefixCollator
-    from peft_recipes.hardware import choose, environment
-    from peft_recipes.measuring import PeakMemory
-    from peft_recipes.models import activations, cpu_products, lora_products
-    from peft_recipes.planning.estimates import FREED
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
+    from peft_recipes.kernels import activations, allocator, lora_linear, onednn_linear
+    from peft_recipes.measuring.memory import PeakMemory
+    from peft_recipes.planning.memory import FREED
     from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
     from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
 
@@ -79,9 +80,9 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     allocator.set_for_training()  # from here on as a run does it
     base = AutoModelForCausalLM.from_config(config)
     activations.fuse(base)
-    cpu_products.speed_up(base)
+    onednn_linear.speed_up(base)
     model = get_peft_model(base, lora).train()
-    lora_products.speed_up(model)
+    lora_linear.speed_up(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     seconds, memory = [], PeakMemory("cpu")
     for _ in range(STEPS):
@@ -100,12 +101,12 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
 
 
 def _preparation(count: int) -> dict[str, Any]:
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     from peft_recipes import load_recipe
     from peft_recipes.planning.step_memory import loaded_libraries_bytes
-    from peft_recipes.tasks import task_of
+    from peft_recipes.tasks.registry import task_of
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"

@@ -21,10 +21,11 @@ SECONDS = 2.0  # for each product of each way
 def main() -> None:
     import torch
 
-    from peft_recipes.hardware import choose, environment
-    from peft_recipes.models import cpu_products
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
+    from peft_recipes.kernels import onednn_linear
 
-    if not cpu_products.pays():
+    if not onednn_linear.pays():
         raise SystemExit("On this machine models keep torch's own products: it is no AMD CPU, or has a GPU.")
     rows = []
     for positions, inner, outer in SHAPES:
@@ -34,7 +35,7 @@ def main() -> None:
             seconds: tuple[list[float], list[float]] = ([], [])
             last = time.perf_counter() + 2 * SECONDS
             while time.perf_counter() < last or len(seconds[0]) < 5:
-                for kept, product in zip(seconds, (torch.nn.functional.linear, cpu_products.product), strict=True):
+                for kept, product in zip(seconds, (torch.nn.functional.linear, onednn_linear.product), strict=True):
                     start = time.perf_counter()
                     product(a, b)
                     kept.append(time.perf_counter() - start)

@@ -59,16 +59,18 @@ def _arguments() -> argparse.Namespace:
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
     """One arm, in this process."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     import transformers
 
-    from peft_recipes import allocator, load_recipe
-    from peft_recipes.arms import apply_arm, fit_targets
-    from peft_recipes.hardware import choose, environment
-    from peft_recipes.measuring import StepMeter
-    from peft_recipes.tasks import task_of
+    from peft_recipes import load_recipe
+    from peft_recipes.arms.apply import apply_arm, fit_targets
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
+    from peft_recipes.kernels import allocator
+    from peft_recipes.measuring.steps import StepMeter
+    from peft_recipes.tasks.registry import task_of
 
     changes = [f"training.per_device_train_batch_size={given.batch}", f"training.max_steps={given.steps}",
                "training.train_sampling_strategy=sequential", "training.eval_strategy=no",

@@ -89,7 +89,7 @@ def _recipes(folder: Path) -> dict[str, Path]:
 
 def _start(recipe: Path, arm: str, output: Path) -> subprocess.Popen[bytes]:
     output.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "peft_recipes.worker", str(recipe), arm, "0", str(output)]
+    command = [sys.executable, "-m", "peft_recipes.comparison.worker", str(recipe), arm, "0", str(output)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from peft_recipes import Arm, Recipe, RecipeError, compare, load_recipe, scan
-from peft_recipes.evidence import scores
-from peft_recipes.quiet import quiet_libraries
-from peft_recipes.runs import read_run, run_folder, write_json
+from peft_recipes.distributed.quiet import quiet_libraries
+from peft_recipes.runs.files import write_json
+from peft_recipes.runs.folder import read_run, run_folder
 from peft_recipes.search.candidates import read_rates, read_seconds
-from peft_recipes.statistics import margin_for, paired_difference, verdict
+from peft_recipes.statistics.bootstrap import margin_for, paired_difference, verdict
+from peft_recipes.statistics.results import scores
 
 HERE = Path(__file__).parent / "learning_rates"
 

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from peft_recipes import Arm, Recipe, RecipeError, load_recipe
-from peft_recipes.evidence import scores
-from peft_recipes.hardware import choose, environment
-from peft_recipes.quiet import quiet_libraries
-from peft_recipes.runs import Run, read_run, run_folder, write_json
-from peft_recipes.statistics import margin_for, paired_difference, verdict
+from peft_recipes.distributed.quiet import quiet_libraries
+from peft_recipes.hardware.device import choose
+from peft_recipes.hardware.environment import environment
+from peft_recipes.runs.files import write_json
+from peft_recipes.runs.folder import Run, read_run, run_folder
+from peft_recipes.statistics.bootstrap import margin_for, paired_difference, verdict
+from peft_recipes.statistics.results import scores
 
 FIGURES = Path(__file__).with_suffix("")
 RANK, ALPHA, TIMES = 16, 32, 10
@@ -132,8 +134,8 @@ def _lora(recipe: Recipe) -> Any:
     """LoRA on every layer that can have one."""
     from peft import LoraConfig
 
-    from peft_recipes.architectures import architecture_of
     from peft_recipes.models import bases
+    from peft_recipes.models.architectures import architecture_of
 
     row = architecture_of(bases.load_config(recipe))
     names = [*row.group("all-linear"), *row.group("convolutions")]

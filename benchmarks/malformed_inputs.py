@@ -40,7 +40,7 @@ def main() -> None:
 def _answered(case, folder: Path, there: dict[str, Path]) -> bool:
     from typer.testing import CliRunner
 
-    from peft_recipes.cli import app
+    from peft_recipes.cli.app import app
 
     (folder / "work").mkdir(parents=True)
     (folder / "given").mkdir()

@@ -25,9 +25,9 @@ def in_fresh_process(script: str, words: list[str]) -> dict[str, Any]:
 
 def as_it_comes() -> None:
     """From here on this process's models are transformers' own, none of their operations replaced by ours."""
-    from peft_recipes.models import activations, cpu_products
+    from peft_recipes.kernels import activations, onednn_linear
 
-    activations.fuse = cpu_products.speed_up = lambda model: None
+    activations.fuse = onednn_linear.speed_up = lambda model: None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peft_recipes.comparison import read_comparison
+from peft_recipes.comparison.comparison import read_comparison
 
 KEPT = Path(__file__).with_suffix(".json")
 

@@ -41,11 +41,11 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
     from peft import LoraConfig
 
     from peft_recipes import Arm, Dataset, Recipe, targets
+    from peft_recipes.arms.meta import with_arm_on_meta
     from peft_recipes.models import bases
     from peft_recipes.planning import scaling
-    from peft_recipes.planning.estimates import arm_step_memory
-    from peft_recipes.saving import with_arm_on_meta
-    from peft_recipes.tasks import task_of
+    from peft_recipes.planning.memory import arm_step_memory
+    from peft_recipes.tasks.registry import task_of
 
     hidden, inner, layers, heads, pairs, words, tied = MODELS[name]
     shape = transformers.LlamaConfig(
@@ -63,7 +63,7 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
         task, config, found = task_of(recipe), bases.load_config(recipe), {}
         for arm in recipe.arms:
             step = arm_step_memory(task, None, config, recipe.arms[arm], arm, True, scaling.Spread())
-            model, _ = with_arm_on_meta(task, config, recipe.arms[arm], arm)
+            model, _ = with_arm_on_meta(recipe, config, recipe.arms[arm], arm)
             found[arm] = asdict(scaling.model_sizes(model, step, lower=True))
     return found
 

@@ -73,16 +73,16 @@ def _arguments() -> argparse.Namespace:
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
     """One arm, in this process."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     import transformers
 
-    from peft_recipes import allocator
-    from peft_recipes.hardware import choose, environment
-    from peft_recipes.measuring import StepMeter
-    from peft_recipes.models import activations, cpu_products
-    from peft_recipes.tasks import task_of
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
+    from peft_recipes.kernels import activations, allocator, onednn_linear
+    from peft_recipes.measuring.steps import StepMeter
+    from peft_recipes.tasks.registry import task_of
 
     recipe = _recipe(given)
     task = task_of(recipe)
@@ -102,9 +102,9 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
         if given.one == "peft-recipes":
             allocator.set_for_training()
             activations.fuse(model)
-            cpu_products.speed_up(model)
+            onednn_linear.speed_up(model)
             arguments = task.arguments(recipe.arms["lora"], 0, hardware, Path(folder), True)
-            from peft_recipes.arms import apply_arm, fit_targets
+            from peft_recipes.arms.apply import apply_arm, fit_targets
 
             recipe, _ = fit_targets(recipe, model.config)
             transformers.set_seed(0)
@@ -165,7 +165,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from peft_recipes.arms import apply_arm, fit_targets
+    from peft_recipes.arms.apply import apply_arm, fit_targets
 
     recipe, _ = fit_targets(recipe, model.config)
     options = trl_options(given, recipe, hardware, folder)
@@ -215,11 +215,11 @@ def _gemm_rate(hardware: Any, hidden: int, positions: int, bf16: bool, compiled:
     """Operations a second of [positions, hidden] x [hidden, 4 hidden] as our arm has it, the best of several tries."""
     import torch
 
-    from peft_recipes.hardware import synchronise
-    from peft_recipes.models import cpu_products
+    from peft_recipes.hardware.device import synchronise
+    from peft_recipes.kernels import onednn_linear
 
-    ours = cpu_products.pays() and hardware.device == "cpu" and not compiled
-    product = cpu_products.linear if ours else torch.nn.functional.linear
+    ours = onednn_linear.pays() and hardware.device == "cpu" and not compiled
+    product = onednn_linear.linear if ours else torch.nn.functional.linear
     kind = torch.bfloat16 if bf16 else torch.float32
     a = torch.randn(positions, hidden, device=hardware.device, dtype=kind)
     b = torch.randn(4 * hidden, hidden, device=hardware.device, dtype=kind)

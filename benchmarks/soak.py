@@ -94,7 +94,8 @@ def _kill(process: subprocess.Popen[bytes], what: str) -> bool:
 
 def _verdicts(recipe: Path, root: Path, seeds: int) -> dict[str, Any]:
     from peft_recipes import compare, load_recipe
-    from peft_recipes.comparison import collect, read_comparison
+    from peft_recipes.comparison.compare import collect
+    from peft_recipes.comparison.comparison import read_comparison
 
     folder = root / "soak" / "tiny"
     made, chosen = read_comparison(folder), load_recipe(str(recipe))

@@ -34,7 +34,7 @@ import numpy as np
 import scipy
 from scipy import stats
 
-from peft_recipes.statistics import metric_interval, paired_difference
+from peft_recipes.statistics.bootstrap import metric_interval, paired_difference
 
 RESAMPLES = 1_000
 TRUE_MEAN = {"accuracy": 0.74575, "loss": 1.0}  # the first by simulation, within 0.0001

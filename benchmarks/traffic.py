@@ -68,30 +68,30 @@ def in_process(folder: Path, kind: str) -> None:
     """Trains each arm, and has the main process write what each sent in the later steps."""
     from dataclasses import asdict
 
-    from peft_recipes import train, training
-    from peft_recipes.catalog import resolved_recipe
+    from peft_recipes import train
+    from peft_recipes.arms.meta import with_arm_on_meta
     from peft_recipes.distributed import processes
+    from peft_recipes.distributed.quiet import quiet_libraries
     from peft_recipes.models import bases
     from peft_recipes.planning import scaling
-    from peft_recipes.quiet import quiet_libraries
-    from peft_recipes.saving import with_arm_on_meta
-    from peft_recipes.tasks import task_of
+    from peft_recipes.runs.folder import resolved_recipe
+    from peft_recipes.training import stages
 
     quiet_libraries()
     recipe, rows = resolved_recipe(folder / "recipe.yaml"), {}
-    log_step, seen = training.log_step, []
+    log_step, seen = stages.log_step, []
 
     def logged(*step: object) -> None:
         log_step(*step)
         seen.append(sent_bytes())
 
-    training.log_step = logged
+    stages.log_step = logged
     for arm in recipe.arms:
         seen.clear()
         train(recipe, arm, output=folder / f"{kind}-{processes.count()}")
         mine = [after - before for before, after in itertools.pairwise(seen)]
         each = processes.gathered(round(statistics.median(mine[1:])))
-        model, _ = with_arm_on_meta(task_of(recipe), bases.load_config(recipe), recipe.arms[arm], arm)
+        model, _ = with_arm_on_meta(recipe, bases.load_config(recipe), recipe.arms[arm], arm)
         weights, learning = (
             sum(p.numel() * 4 for p in model.parameters() if p.requires_grad or everything) for everything in (1, 0)
         )
@@ -143,8 +143,9 @@ def recipe_in(folder: Path) -> None:
 
 def main() -> None:
     """All launches, one after another."""
-    from peft_recipes.distributed.launching import read_launch
-    from peft_recipes.hardware import _version
+    from importlib.metadata import version
+
+    from peft_recipes.distributed.launch import read_launch
 
     made = []
     with tempfile.TemporaryDirectory(prefix="traffic-") as temporary:
@@ -157,7 +158,7 @@ def main() -> None:
                 subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 made.append(json.loads((folder / f"{kind}-{processes}.json").read_text()))
                 print(json.dumps(made[-1]), file=sys.stderr)
-    told = {"versions": {name: _version(name) for name in ("torch", "accelerate", "peft")}, "runs": made}
+    told = {"versions": {name: version(name) for name in ("torch", "accelerate", "peft")}, "runs": made}
     (HERE / "traffic" / "traffic.json").write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.words import describe_difference
+from peft_recipes.reporting.sentences import describe_difference
 
 PAGE = Path(__file__).with_name("lora-without-regret.md")
 FIGURES = Path(__file__).parent.parent / "benchmarks" / "lora_without_regret"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.methods import table
+from peft_recipes.arms.methods import table
 
 PAGE = Path(__file__).with_name("methods.md")
 

@@ -45,3 +45,7 @@ def says_out_of_memory(text: str) -> bool:
     """Whether an error's words say that memory ran out, on a GPU or in the CPU's allocator."""
     text = text.lower()
     return any(words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what KeyboardInterrupt is to SIGINT, so that what is open is closed on the way out."""

@@ -157,7 +157,7 @@ def classify(tiny, reviews):
             "model": str(tiny(kind)),
             "dataset": Dataset(str(reviews), train=96, validation=24, test=40),
             "max_length": 16,
-            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16, "use_cpu": True},
+            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 16, "use_cpu": True, "bf16": False},
             "arms": {
                 "full": Arm(learning_rate=5e-3),
                 "head": Arm("head", learning_rate=1e-2),
@@ -183,7 +183,7 @@ def instruct(tiny, questions):
             "model": str(tiny(kind)),
             "dataset": Dataset(str(questions), train=32, validation=8, test=8),
             "max_length": 48,
-            "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True},
+            "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False},
             "arms": {
                 "full": Arm(learning_rate=1e-3),
                 "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "attention")), learning_rate=1e-2),
@@ -209,7 +209,7 @@ def prefer(tiny, preferences):
             "model": str(tiny(kind)),
             "dataset": Dataset(str(preferences), train=32, validation=8, test=16),
             "max_length": 40,
-            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True},
+            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False},
             "arms": {
                 "full": Arm(learning_rate=1e-3),
                 "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "attention")), learning_rate=2e-2),
@@ -224,8 +224,8 @@ def prefer(tiny, preferences):
 def compared_here(recipe, arms, seeds, output: Path):
     """`compare` with every run in this process: for tests of what is made of runs, not of how they are started."""
     from peft_recipes import train
-    from peft_recipes.arm_names import choose_arms
-    from peft_recipes.comparison import collect
+    from peft_recipes.arms.selection import choose_arms
+    from peft_recipes.comparison.compare import collect
 
     recipe = choose_arms(recipe, arms).recipe
     for arm, seed in [("base", seeds[0]), *((arm, seed) for seed in seeds for arm in arms)]:

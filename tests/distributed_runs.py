@@ -11,23 +11,24 @@ import os
 import sys
 from pathlib import Path
 
-from peft_recipes import train, training
-from peft_recipes.catalog import resolved_recipe
+from peft_recipes import train
 from peft_recipes.distributed import processes
-from peft_recipes.quiet import quiet_libraries
+from peft_recipes.distributed.quiet import quiet_libraries
+from peft_recipes.runs.folder import resolved_recipe
+from peft_recipes.training import stages
 
 
 def at_step(process: int, step: int, number: int) -> None:
     """Sends a signal to this process, if it is that one, when that step has ended."""
-    log_step = training.log_step
+    log_step = stages.log_step
 
     def logged(lines, now, *rest):
         log_step(lines, now, *rest)
         if now == step and processes.index() == process:
-            training.log_step = log_step
+            stages.log_step = log_step
             os.kill(os.getpid(), number)
 
-    training.log_step = logged
+    stages.log_step = logged
 
 
 def main(jobs: list[list]) -> None:

@@ -48,7 +48,7 @@ class Client:
 def _run(words: list[str], env: dict[str, str | None], cwd: str | None) -> dict[str, Any]:
     from typer.testing import CliRunner
 
-    from peft_recipes.cli import app
+    from peft_recipes.cli.app import app
 
     for name, value in env.items():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

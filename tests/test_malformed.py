@@ -7,7 +7,7 @@ from malformed import CASES
 from typer.testing import CliRunner
 
 from peft_recipes import train
-from peft_recipes.cli import app
+from peft_recipes.cli.app import app
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def test_recipes_are_found_by_name_from_an_empty_folder(unpacked, tmp_path):
     command = [sys.executable, "-m", "peft_recipes", "list", "--json"]
     listed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert len(json.loads(listed.stdout)) >= 5
-    code = "from peft_recipes.distributed.launching import launch_files; print(*launch_files())"
+    code = "from peft_recipes.distributed.launch import launch_files; print(*launch_files())"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert found.stdout.split() == ["ddp", "deepspeed_zero2", "fsdp2"]
     assert list(tmp_path.iterdir()) == []

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.adapters.checking import Finding
-from peft_recipes.adapters.serving import Served, open_adapter
+from peft_recipes.adapters.check import Finding
+from peft_recipes.adapters.open import Served, open_adapter
 from peft_recipes.errors import RecipeError, unknown
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class AdapterSet:
 
     def _base_of(self, adapter: str | Path) -> str | None:
         """What the adapter is held against; a base that is trained here is known by the adapter's recipe alone."""
-        from peft_recipes.adapters import read_adapter
+        from peft_recipes.adapters.saved import read_adapter
         from peft_recipes.models import bases
 
         named = read_adapter(adapter).config.base_model_name_or_path
@@ -266,7 +266,7 @@ def _learns_prompts(served: Served) -> bool:
 def _no_place(served: Served, base: nn.Module) -> str:
     """Why the adapter has no place on a model that is loaded already; empty where it has. A head that is the adapter's
     own must be as large as the model's."""
-    from peft_recipes.adapters.checking import fit
+    from peft_recipes.adapters.check import fit
 
     config = copy.deepcopy(getattr(base, "peft_original_config", base.config))
     found = fit(served.saved, served.task, config)

@@ -7,16 +7,17 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from peft_recipes.cards.code import PLACE, loading_code
+from peft_recipes.cards.loading_code import PLACE, loading_code
 from peft_recipes.cards.metadata import hub_base, kind_of, metadata
+from peft_recipes.cards.redaction import is_place, portable, short
 from peft_recipes.models import bases
-from peft_recipes.plain import to_yaml
-from peft_recipes.publishing.portable import is_place, portable, short
-from peft_recipes.recipe import EMBEDDED, Recipe
-from peft_recipes.reporting import details, facts, words
+from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.recipe.serialization import to_yaml
+from peft_recipes.reporting import details, facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.markdown import escape, fence, table_markdown
-from peft_recipes.runs import BASE, Run
+from peft_recipes.runs.folder import BASE, Run
 
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 _SHORT_STEPS = 1_000
@@ -51,8 +52,8 @@ def run_card(
         metadata(local, data),
         template_path=str(_TEMPLATE),
         title=f"{escape(recipe.title or recipe.name)}: {escape(label)}, seed {data['seed']}",
-        headline=escape(words.verdict_headline(shown, arm)) if told else _base_headline(data, recipe),
-        caveats=[escape(line) for line in words.caveats(shown, arm)] if told else [],
+        headline=escape(sentences.verdict_headline(shown, arm)) if told else _base_headline(data, recipe),
+        caveats=[escape(line) for line in sentences.caveats(shown, arm)] if told else [],
         compared=comparison is not None,
         table=table_markdown(shown),
         own=_own_metrics(data),
@@ -71,7 +72,7 @@ def run_card(
 
 def alone(run: Run, recipe: Recipe) -> dict[str, Any]:
     """A comparison of one run, for what draws and words comparisons."""
-    from peft_recipes.evidence import comparison_data
+    from peft_recipes.statistics.results import comparison_data
 
     arm, seed = run.data["arm"], run.data["seed"]
     missing = Run(run.folder, {"status": "failed", "error": None})
@@ -104,7 +105,7 @@ def _own_metrics(data: dict[str, Any]) -> str:
 
 def _base_words(recipe: Recipe) -> str:
     """What the base is and how to get it."""
-    from peft_recipes.embedded import MODELS
+    from peft_recipes.embedded.stand_ins import MODELS
 
     name = recipe.model
     if name == bases.SMALL_CNN:
@@ -156,7 +157,7 @@ def _trained(recipe: Recipe, data: dict[str, Any]) -> list[str]:
 
 def _limits(recipe: Recipe, data: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     """What the figures do not show; each line only where it holds."""
-    from peft_recipes.embedded import DATASETS, MODELS
+    from peft_recipes.embedded.stand_ins import DATASETS, MODELS
 
     told = []
     for name, table in ((recipe.model, MODELS), (recipe.dataset.path, DATASETS)):

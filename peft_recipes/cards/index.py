@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData, constants
 
 from peft_recipes.cards.content import PLOT_TITLES
 from peft_recipes.cards.metadata import pipeline
-from peft_recipes.reporting import details, facts, words
+from peft_recipes.reporting import details, facts, sentences
 from peft_recipes.reporting.markdown import escape, table_markdown
 
 
@@ -18,15 +18,15 @@ def index_card(comparison: dict[str, Any], chosen: dict[str, tuple[str, int]], p
     tags += ["embedded-stand-in"] if comparison.get("embedded") else []
     data = ModelCardData(library_name="peft", tags=tags, pipeline_tag=pipeline(comparison["task"]))
     lines = [f"# {escape(comparison.get('title') or comparison['recipe'])}: every arm", ""]
-    if (name := words.headline_arm(comparison)) is not None:
-        lines += [f"> **{escape(words.verdict_headline(comparison, name))}**"]
-        lines += [f">\n> *{escape(caveat)}*" for caveat in words.caveats(comparison, name)]
+    if (name := sentences.headline_arm(comparison)) is not None:
+        lines += [f"> **{escape(sentences.verdict_headline(comparison, name))}**"]
+        lines += [f">\n> *{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
     lines += ["", "No weights are in here; they are in:", "", "| Adapter | Seed | Verdict |", "|:---|---:|:---|"]
     for arm, (repo_id, seed) in chosen.items():
         link = f"[{repo_id}]({constants.ENDPOINT}/{repo_id})"
         seeds = facts.seeds_done(facts.arms(comparison)[arm])
         which = f"{seed} (the median of {seeds})" if seeds > 1 else str(seed)
-        lines.append(f"| {link} | {which} | {escape(words.verdict_headline(comparison, arm))} |")
+        lines.append(f"| {link} | {which} | {escape(sentences.verdict_headline(comparison, arm))} |")
     lines += ["", "## What was measured", "", table_markdown(comparison), ""]
     for plot in plots:
         title = PLOT_TITLES.get(plot, plot.capitalize())

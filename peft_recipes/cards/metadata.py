@@ -9,13 +9,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from peft_recipes.adapters import CONFIG
+from peft_recipes.cards.redaction import is_place, short
 from peft_recipes.models import bases
-from peft_recipes.publishing.portable import is_place, short
-from peft_recipes.recipe import EMBEDDED, Recipe
+from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.reporting.formats import metric_title
-from peft_recipes.runs import BASE
+from peft_recipes.runs.folder import BASE
 
 # Our metrics by the names under which the Hub knows them.
 _HUB_METRICS = {"macro_f1": "f1", "token_accuracy": "accuracy"}
@@ -54,7 +54,7 @@ def kind_of(data: dict[str, Any]) -> str:
     if data["arm"] == BASE:
         return BASE
     stored = data.get("checkpoint_files") or {}
-    return "adapter" if CONFIG in stored else "full" if data["method"] == "full" else "part"
+    return "adapter" if "adapter_config.json" in stored else "full" if data["method"] == "full" else "part"
 
 
 def pipeline(task: str) -> str:
@@ -64,7 +64,7 @@ def pipeline(task: str) -> str:
 
 def hub_base(recipe: Recipe) -> str | None:
     """The Hub's model that the adapters of a recipe fit; None where there is none (local, or made or trained here)."""
-    from peft_recipes.embedded import MODELS
+    from peft_recipes.embedded.stand_ins import MODELS
 
     name = recipe.model
     if name.startswith(EMBEDDED):
@@ -86,7 +86,7 @@ def is_repo_id(name: str) -> bool:
 
 def known_licence(model: str) -> str | None:
     """The licence of an embedded base, by the Hub's name for it; None where it is not known without asking."""
-    from peft_recipes.embedded import MODELS
+    from peft_recipes.embedded.stand_ins import MODELS
 
     row = MODELS.get(model.removeprefix(EMBEDDED)) if model.startswith(EMBEDDED) else None
     return row.licence.lower() if row and row.licence.lower() in _LICENCES else None
@@ -124,7 +124,7 @@ def _results(recipe: Recipe, data: dict[str, Any]) -> list[EvalResult]:
 
 def _dataset_names(recipe: Recipe) -> tuple[str, str]:
     """type and name of the data in the model-index: the Hub's id, a stand-in and what it is, a file's kind and name."""
-    from peft_recipes.embedded import DATASETS
+    from peft_recipes.embedded.stand_ins import DATASETS
 
     path = recipe.dataset.path
     if path.startswith(EMBEDDED):

@@ -1,16 +1,5 @@
-"""The command line: words in, library calls, words out. No logic of its own.
+"""The command line: options in, calls of the packages below, printed output. No logic of its own.
 
-A file a group of commands; each registers its own with `app` when it is imported here.
+The highest package: nothing imports it but `peft_recipes.main`. Start with app.py; common.py handles errors and Ctrl-C
+for all commands, output/ prints.
 """
-
-from __future__ import annotations
-
-import importlib
-
-from peft_recipes.cli.common import app
-
-# In the order of `peft-recipes --help`.
-for _group in ("recipes", "methods", "finding", "adapters", "use", "publishing"):
-    importlib.import_module(f"peft_recipes.cli.{_group}")
-
-__all__ = ["app"]

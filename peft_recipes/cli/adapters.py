@@ -23,11 +23,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a saved adapter, ours or anyone's: files, fit to the base, outputs, merging. Exit 1 where one fails."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
-    from peft_recipes.adapters.checking import check_adapter
-    from peft_recipes.showing.results import show_findings
+    from peft_recipes.adapters.check import check_adapter
+    from peft_recipes.cli.output.results import show_findings
 
     found = check_adapter(adapter, base or None, weights=not quick, trust_remote_code=trust_remote_code)
     if as_json:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from peft_recipes.checkpoints import disk_full
 from peft_recipes.distributed.processes import Elsewhere, is_main, joined, leave_quietly
 from peft_recipes.errors import RecipeError
-from peft_recipes.interruption import EXIT_CODES
+from peft_recipes.runs.checkpoints import disk_full
+from peft_recipes.training.interruption import EXIT_CODES
 
 app = typer.Typer(
     help="Adapters measured honestly beside full fine-tuning.",
@@ -87,10 +87,10 @@ def say_problems(error: RecipeError) -> None:
 
 def load(name: str, embedded: bool, changes: list[str]) -> Any:
     """The recipe that a command names, with its changes; the libraries' own chatter is turned off first."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
-    from peft_recipes.catalog import load_recipe
+    from peft_recipes.catalog.recipes import load_recipe
 
     return load_recipe(name, embedded=embedded, changes=changes)
 

@@ -11,8 +11,8 @@ from peft_recipes.cli.common import RECIPES, Json, app, friendly
 @friendly
 def methods(as_json: Json = False) -> None:
     """The methods that `--arms` takes on any recipe: defaults, a rate to start from, papers, what each can't do."""
-    from peft_recipes.methods import table
-    from peft_recipes.showing.plans import show_methods
+    from peft_recipes.arms.methods import table
+    from peft_recipes.cli.output.plans import show_methods
 
     if as_json:
         print(json.dumps(table(), indent=1, ensure_ascii=False))

@@ -33,11 +33,11 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Send an adapter to the Hub with its card, its evidence and its recipe, checked first, in one commit."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
-    from peft_recipes.publishing import publish, publish_all
-    from peft_recipes.showing.results import show_parcel, show_published
+    from peft_recipes.cli.output.results import show_parcel, show_published
+    from peft_recipes.publishing.push import publish, publish_all
 
     options = {"public": public, "dry_run": dry_run, "trust_remote_code": trust_remote_code,
                "on_ready": None if as_json else show_parcel}  # fmt: skip
@@ -59,12 +59,12 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Train an adapter again from its recipe and compare every metric with its evidence. Exit 1 where one fails."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
+    from peft_recipes.cli.output.results import show_reproduction
     from peft_recipes.errors import RecipeError
-    from peft_recipes.publishing.reproducing import reproduce as train_again
-    from peft_recipes.showing.results import show_reproduction
+    from peft_recipes.publishing.reproduce import reproduce as train_again
 
     quiet = not sys.stderr.isatty()
     if not quiet:

@@ -34,8 +34,8 @@ from peft_recipes.errors import RecipeError
 @friendly
 def list_recipes(as_json: Json = False) -> None:
     """The recipes that come with peft-recipes."""
-    from peft_recipes.catalog import recipe_files
-    from peft_recipes.showing.plans import show_recipes
+    from peft_recipes.catalog.recipes import recipe_files
+    from peft_recipes.cli.output.plans import show_recipes
 
     recipes = [load(name, False, []) for name in recipe_files()]
     if as_json:
@@ -64,9 +64,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Parameters, targets, checkpoint size, steps and memory of every arm, before anything is loaded."""
-    from peft_recipes.planning import plan as make_plan
+    from peft_recipes.cli.output.plans import show_plan
+    from peft_recipes.planning.plan import plan as make_plan
     from peft_recipes.planning.scaling import planned_spread
-    from peft_recipes.showing.plans import show_plan
 
     spread = planned_spread(processes, config, per_process_memory)
     made = make_plan(load(recipe, embedded, changes), listed_names(arms), trial=trial, spread=spread)
@@ -96,9 +96,9 @@ def train(
 
 
 def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, overwrite: bool, **options: Any) -> None:
+    from peft_recipes.cli.output.results import show_run
     from peft_recipes.distributed import processes
-    from peft_recipes.showing.results import show_run
-    from peft_recipes.training import train as train_arm
+    from peft_recipes.training.run import train as train_arm
 
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite contradict each other; choose one.")
@@ -145,9 +145,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Train several arms side by side, each run in a fresh process, and report them with intervals."""
-    from peft_recipes.comparison import compare as compare_arms
-    from peft_recipes.showing.progress import shown_progress
-    from peft_recipes.showing.results import show_comparison
+    from peft_recipes.cli.output.progress import shown_progress
+    from peft_recipes.cli.output.results import show_comparison
+    from peft_recipes.comparison.compare import compare as compare_arms
 
     chosen = load(recipe, embedded, changes)
     with shown_progress() as on_progress:
@@ -187,11 +187,11 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison.")], as_json: Json = False
 ) -> None:
     """Show a comparison again, and write its report and its runs' cards anew."""
-    from peft_recipes.cards import write_cards
-    from peft_recipes.comparison import read_comparison
-    from peft_recipes.reporting import write_reports
-    from peft_recipes.runs import check_output
-    from peft_recipes.showing.results import show_comparison
+    from peft_recipes.cards.write import write_cards
+    from peft_recipes.cli.output.results import show_comparison
+    from peft_recipes.comparison.comparison import read_comparison
+    from peft_recipes.reporting.write import write_reports
+    from peft_recipes.runs.files import check_output
 
     made = read_comparison(folder)
     if as_json:
@@ -205,7 +205,7 @@ def report(
 
 def train_app(recipe: Any, arguments: list[str]) -> None:
     """`python recipes/NAME.py --arm lora`: the flags of `peft-recipes train`, for a recipe that is at hand."""
-    from peft_recipes.quiet import quiet_libraries
+    from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -223,7 +223,7 @@ def train_app(recipe: Any, arguments: list[str]) -> None:
         wait: Wait = False,
         as_json: Json = False,
     ) -> None:
-        from peft_recipes.catalog import changed
+        from peft_recipes.catalog.changes import changed
 
         _train(changed(recipe, embedded, changes), arm, seed, as_json, output=output, resume=resume,
                overwrite=overwrite, wait=wait)  # fmt: skip

@@ -12,7 +12,7 @@ from peft_recipes.errors import RecipeError
 if TYPE_CHECKING:
     import datasets
 
-    from peft_recipes.recipe import Dataset
+    from peft_recipes.recipe.dataset import Dataset
 
 # The prompt of the Alpaca project, for a base whose tokenizer has no chat template.
 PLAIN_PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peft_recipes.models.segment_attention import Segments
+from peft_recipes.kernels.segment_attention import Segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

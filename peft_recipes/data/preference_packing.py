@@ -26,7 +26,7 @@ from peft_recipes.data.packing import (
     SharedPrefixCollator,
     predicting_columns,
 )
-from peft_recipes.models.segment_attention import Part, Segments
+from peft_recipes.kernels.segment_attention import Part, Segments
 
 PROMPT, CHOSEN, REJECTED = "prompt_ids", "chosen_ids", "rejected_ids"  # a pair's columns, as trl names them
 _PADDING, _BEGINNING = -2, -1  # instead of a pair's place, of positions that belong to none

@@ -12,7 +12,7 @@ from peft_recipes.errors import RecipeError
 if TYPE_CHECKING:
     import datasets
 
-    from peft_recipes.recipe import Dataset
+    from peft_recipes.recipe.dataset import Dataset
 
 EMPTY, IDENTICAL, NO_PROMPT = "an empty answer", "the same answer twice", "no prompt"
 

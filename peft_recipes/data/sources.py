@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.models.bases import hub_errors, is_local
-from peft_recipes.recipe import EMBEDDED, Dataset
+from peft_recipes.recipe.dataset import EMBEDDED, Dataset
 
 if TYPE_CHECKING:
     import datasets
@@ -137,7 +137,7 @@ def missing_column(column: str, key: str, there: list[str], path: str) -> str:
 
 def _read(source: Dataset) -> dict[str, datasets.Dataset]:
     if source.path.startswith(EMBEDDED):
-        from peft_recipes.embedded import dataset
+        from peft_recipes.embedded.stand_ins import dataset
 
         return dict(dataset(source.path.removeprefix(EMBEDDED)))
     path = Path(source.path).expanduser()

@@ -1,1 +1,4 @@
-"""Several processes of one run, by Accelerate: who is who, who takes which examples, what is spread and made whole."""
+"""Several processes of one run, started by Accelerate: ranks, launch configurations, batch splitting, gathered weights.
+
+Imports `models` and below. Start with processes.py.
+"""

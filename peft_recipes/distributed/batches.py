@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
-    from peft_recipes.recipe import Recipe
+    from peft_recipes.recipe.recipe import Recipe
 
 _BATCH, _ACCUMULATED = "per_device_train_batch_size", "gradient_accumulation_steps"
 

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from peft_recipes import hub
-from peft_recipes.errors import RecipeError
-from peft_recipes.interruption import Terminated
+from peft_recipes.errors import RecipeError, Terminated
+from peft_recipes.models import hub
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import data, pretraining
+from peft_recipes.embedded import datasets, small_gpt2
 from peft_recipes.embedded.cache import quiet_bars, say
 from peft_recipes.embedded.packages import MINILM, SMOLLM2, carried
 from peft_recipes.errors import RecipeError
@@ -155,7 +155,7 @@ def largest_gap(one, other, batch) -> float:
 
 def gpt2(folder: Path) -> None:
     """A small GPT-2 pretrained on the docstrings that play no part in any dataset."""
-    outcome = pretraining.pretrain([row.docstring for row in data.parts()["pretraining"]], folder)
+    outcome = small_gpt2.pretrain([row.docstring for row in datasets.parts()["pretraining"]], folder)
     say(
         f"  {outcome.trained_tokens:,} tokens read; validation loss {outcome.validation_loss:.2f} nats a token "
         f"(token frequencies alone: {outcome.unigram_loss:.2f})."
@@ -164,4 +164,4 @@ def gpt2(folder: Path) -> None:
 
 def gpt2_inputs() -> dict[str, Any]:
     """What decides the pretrained weights, beside the machine's own arithmetic."""
-    return {**data.inputs(), "pretraining": inspect.getsource(pretraining)}
+    return {**datasets.inputs(), "pretraining": inspect.getsource(small_gpt2)}

@@ -7,7 +7,7 @@ import random
 import sys
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import data
+from peft_recipes.embedded import datasets
 from peft_recipes.embedded.libraries import LIBRARIES, PYTHON
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ def docstring_preferences() -> dict[str, Dataset]:
     """
     from datasets import Dataset
 
-    pool, taken = data.parts(), []
+    pool, taken = datasets.parts(), []
     for library in [*LIBRARIES, PYTHON]:  # sorted by a hash of their names: neighbours have nothing to do with another
         rows = [row for part in ("topics", "pretraining", "other") for row in pool[part] if row.library == library]
         rows = rows[: 2 * PAIRS_PER_LIBRARY]
         taken += zip(rows[::2], rows[1::2], strict=False)
-    pairs = random.Random(data.SEED).sample(taken, len(taken))
+    pairs = random.Random(datasets.SEED).sample(taken, len(taken))
     columns = {
         "prompt": [f"What is {a.name}?" if a.kind == "class" else f"What does {a.name} do?" for a, _ in pairs],
         "chosen": [asked.text for asked, _ in pairs],
@@ -40,4 +40,4 @@ def docstring_preferences() -> dict[str, Dataset]:
 
 def inputs() -> dict[str, Any]:
     """What decides the rows: what decides the other docstring datasets', and the code that pairs them."""
-    return {**data.inputs(), "pairs": inspect.getsource(sys.modules[__name__])}
+    return {**datasets.inputs(), "pairs": inspect.getsource(sys.modules[__name__])}

@@ -1,1 +1,4 @@
-"""A saved adapter in use: asked, chatted with, its predictions; beside its base, in the terminal or on a page."""
+"""Saved adapters in use: generate, chat, predict, and a local web page; side by side with their base.
+
+Imports `adapters` and below. Start with variants.py.
+"""

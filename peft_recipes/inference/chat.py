@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from peft_recipes.adapters.serving import Served
+from peft_recipes.adapters.open import Served
 from peft_recipes.errors import RecipeError, nearest
-from peft_recipes.inference.forms import BASE, Forms
-from peft_recipes.inference.generating import Sampling, check_generates, pace, prompt_tokens, room, write
+from peft_recipes.inference.generate import Sampling, check_generates, pace, prompt_tokens, room, write
+from peft_recipes.inference.variants import BASE, Forms
 from peft_recipes.reporting.facts import plain
 
 COMMANDS = {

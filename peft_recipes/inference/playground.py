@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.adapters.serving import Served, open_adapters
+from peft_recipes.adapters.open import Served, open_adapters
 from peft_recipes.errors import RecipeError
-from peft_recipes.inference.forms import BASE, Forms
-from peft_recipes.inference.generating import Sampling, pace, prompt_tokens, room, write
+from peft_recipes.inference.generate import Sampling, pace, prompt_tokens, room, write
 from peft_recipes.inference.playground_evidence import evidence_markdown
-from peft_recipes.inference.predicting import Predictor
+from peft_recipes.inference.predict import Predictor
+from peft_recipes.inference.variants import BASE, Forms
 
 if TYPE_CHECKING:
     import gradio
@@ -98,7 +98,7 @@ def build(opened: dict[str, Served]) -> gradio.Blocks:
 
 
 def _shown(model: str) -> str:
-    from peft_recipes.adapters.merging import public_name
+    from peft_recipes.adapters.merge import public_name
 
     return public_name(model)
 

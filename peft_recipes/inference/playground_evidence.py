@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.reporting import facts, words
+from peft_recipes.reporting import facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.markdown import escape
 
 if TYPE_CHECKING:
-    from peft_recipes.adapters.serving import Served
+    from peft_recipes.adapters.open import Served
 
 
 def evidence_markdown(opened: dict[str, Served]) -> str:
@@ -53,7 +53,7 @@ def _base_metric(run: dict[str, Any], above: dict[str, Any]) -> str:
 
 
 def _against_full(run: dict[str, Any], above: dict[str, Any]) -> str:
-    told = words.describe_difference(above, run["arm"]) if above else None
+    told = sentences.describe_difference(above, run["arm"]) if above else None
     return f"{told.estimate}{told.unit} ({told.interval})" if told else fmt.NOTHING
 
 
@@ -85,4 +85,4 @@ _ROWS: dict[str, Any] = {
 
 
 def _verdict(run: dict[str, Any], above: dict[str, Any]) -> str:
-    return words.verdict_headline(above, run["arm"]) if above else ""
+    return sentences.verdict_headline(above, run["arm"]) if above else ""

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from peft_recipes.architectures import Architecture, head_modules
 from peft_recipes.errors import RecipeError
+from peft_recipes.models.architecture_table import Architecture, head_modules
 
 # What the module around a layer is called, over the architectures that transformers has
 _ATTENTION = re.compile(r"attn|attention|^self$|^(q|k|v|o|query|key|value|qkv)(_proj|_lin)?$|^wqkv$", re.IGNORECASE)

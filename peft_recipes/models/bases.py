@@ -8,9 +8,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes import hub
 from peft_recipes.errors import RecipeError
-from peft_recipes.recipe import EMBEDDED, Recipe
+from peft_recipes.models import hub
+from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ def is_local(path: str) -> bool:
 def location(model: str) -> str:
     """What from_pretrained takes for a recipe's `model`; an embedded stand-in is made on first use."""
     if model.startswith(EMBEDDED):
-        from peft_recipes.embedded import model_folder
+        from peft_recipes.embedded.stand_ins import model_folder
 
         return str(model_folder(model.removeprefix(EMBEDDED)))
     if is_local(model):
@@ -41,9 +42,9 @@ def load_config(recipe: Recipe, **options: Any) -> PretrainedConfig:
     """The base's configuration, no weights. options: passed to it (num_labels, id2label, ...)."""
     from transformers import AutoConfig
 
-    if recipe.model == SMALL_CNN:
-        from peft_recipes.small_cnn import SmallCnnConfig
+    from peft_recipes.models.small_cnn import SmallCnnConfig  # registered with the Auto classes by its import
 
+    if recipe.model == SMALL_CNN:
         return SmallCnnConfig(**options)
     where = location(recipe.model)
     with hub_errors("model", recipe.model):
@@ -62,7 +63,9 @@ def load_model(
     """
     import torch
 
-    from peft_recipes.models import activations, cpu_products, quantisation
+    import peft_recipes.models.small_cnn  # noqa: F401  (registers it with the Auto classes)
+    from peft_recipes.kernels import activations, onednn_linear
+    from peft_recipes.models import quantisation
 
     where = str(folder) if folder is not None else location(recipe.model)
     if quantise:
@@ -82,7 +85,7 @@ def load_model(
     if wrong:
         raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
     activations.fuse(model)
-    cpu_products.speed_up(model)
+    onednn_linear.speed_up(model)
     quantisation.keep_exact(model)
     quantisation.check_rows(model, recipe.model)
     return model, new

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.architectures import architecture_of
 from peft_recipes.errors import RecipeError
+from peft_recipes.models.architectures import architecture_of
 
 if TYPE_CHECKING:
     import torch.nn as nn
 
-    from peft_recipes.recipe import Recipe
+    from peft_recipes.recipe.recipe import Recipe
 
 # Bytes a weight, with its scales: NF4's are 8 bits for each 64 weights, themselves scaled in 256s; int8's 4 a row.
 BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
@@ -44,7 +44,7 @@ def loading_options(recipe: Recipe, config: Any, kind: str) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    from peft_recipes.hardware import choose
+    from peft_recipes.hardware.device import choose
 
     hardware = choose(recipe.training, recipe.threads)
     check_available(hardware.device)

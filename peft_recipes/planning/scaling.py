@@ -141,7 +141,7 @@ def kind_of(name: str) -> str:
     for kind in KINDS:
         if name.lower() in (kind.lower(), kind.lower().replace("-", "")):
             return kind
-    from peft_recipes.distributed.launching import launch_files, read_launch
+    from peft_recipes.distributed.launch import launch_files, read_launch
 
     try:
         return read_launch(name, 2).kind

@@ -7,11 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_recipes.hardware import choose
-from peft_recipes.recipe import Recipe
+from peft_recipes.hardware.device import choose
+from peft_recipes.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from peft_recipes.tasks.base import Prepared, Task
+    from peft_recipes.data.prepared import Prepared
+    from peft_recipes.tasks.base import Task
 
 _STEPS = 3  # one to warm up, two to time
 
@@ -24,8 +25,8 @@ def timed(recipe: Recipe, task: Task, prepared: Prepared, name: str, steps: int 
     """
     import transformers
 
-    from peft_recipes.arms import apply_arm
-    from peft_recipes.measuring import StepMeter
+    from peft_recipes.arms.apply import apply_arm
+    from peft_recipes.measuring.steps import StepMeter
 
     hardware = choose(recipe.training, recipe.threads)
     arm = recipe.arms[name]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from peft_recipes.architectures import ARCHITECTURES
-from peft_recipes.reporting import facts, words
+from peft_recipes.models.architecture_table import ARCHITECTURES
+from peft_recipes.reporting import facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.commands import clean, compare_command, on_real_data, pair
 from peft_recipes.reporting.curves import curve
@@ -40,7 +40,7 @@ def failed_arms(comparison: Comparison) -> list[str]:
                 f"`training.gradient_accumulation_steps` (the same updates in less memory), {again}"
             )
         elif arm.get("status") == "failed":
-            lines.append(f"{called} {clean(words.failure(arm))}. Its run folder holds the log; {again}")
+            lines.append(f"{called} {clean(sentences.failure(arm))}. Its run folder holds the log; {again}")
     return lines
 
 
@@ -66,8 +66,8 @@ def not_learning(comparison: Comparison) -> list[str]:
 
 def worse_than_full(comparison: Comparison) -> list[str]:
     """The headline arm is worse than full: its rank, targets and rate, with what this comparison shows of each."""
-    name = words.headline_arm(comparison)
-    told = words.describe_difference(comparison, name) if name else None
+    name = sentences.headline_arm(comparison)
+    told = sentences.describe_difference(comparison, name) if name else None
     if told is None or told.verdict != "worse" or not facts.is_peft(name, facts.arms(comparison)[name]):
         return []
     amount = f"{told.estimate.lstrip('+-')}{told.unit}"
@@ -135,13 +135,13 @@ def _its_rate(comparison: Comparison, name: str) -> list[str]:
 
 def more_evidence(comparison: Comparison) -> list[str]:
     """More seeds where the headline's verdict is open, or rests on one seed."""
-    name = words.headline_arm(comparison)
+    name = sentences.headline_arm(comparison)
     found = facts.difference(comparison, name) if name else None
     if found is None:
         return []
     done = facts.seeds_done(facts.arms(comparison)[name])
     command = compare_command(comparison, None, seeds=max(3, done + 2))
-    told = words.describe_difference(comparison, name)
+    told = sentences.describe_difference(comparison, name)
     if told.verdict == "not shown":
         half, margin = (found["ci95"][1] - found["ci95"][0]) / 2, _margin(comparison)
         evidence = f"{done} seed{'' if done == 1 else 's'} and {fmt.count(found.get('examples'))} test examples"
@@ -159,7 +159,7 @@ def more_evidence(comparison: Comparison) -> list[str]:
 def length_of_training(comparison: Comparison) -> list[str]:
     """Validation still getting better at the last step, or better earlier than at the end; headline arm and full."""
     lines, metric = [], facts.metric(comparison)
-    for name in dict.fromkeys([words.headline_arm(comparison), facts.reference(comparison)]):
+    for name in dict.fromkeys([sentences.headline_arm(comparison), facts.reference(comparison)]):
         points = curve(facts.arms(comparison).get(name) or {}, "validation")
         if len(points) < 3:
             continue
@@ -201,7 +201,7 @@ def memory_limit(comparison: Comparison) -> list[str]:
 
 def forgotten(comparison: Comparison) -> list[str]:
     """The headline arm lost more than the margin on an extra set."""
-    name, metric = words.headline_arm(comparison), facts.metric(comparison)
+    name, metric = sentences.headline_arm(comparison), facts.metric(comparison)
     if name is None:
         return []
     lines, against = [], facts.reference(comparison, name)
@@ -219,7 +219,7 @@ def forgotten(comparison: Comparison) -> list[str]:
 
 def serving(comparison: Comparison) -> list[str]:
     """An adapter that slows answers down, when merging doesn't."""
-    name = words.headline_arm(comparison)
+    name = sentences.headline_arm(comparison)
     arm = facts.arms(comparison).get(name or "") or {}
     latency = arm.get("latency_ms") or {}
     own, merged = facts.number(latency.get("adapter")), facts.number(latency.get("merged"))
@@ -233,8 +233,8 @@ def serving(comparison: Comparison) -> list[str]:
 
 def when_it_works(comparison: Comparison) -> list[str]:
     """The headline arm is as good as full or better: save more."""
-    name = words.headline_arm(comparison)
-    told = words.describe_difference(comparison, name) if name else None
+    name = sentences.headline_arm(comparison)
+    told = sentences.describe_difference(comparison, name) if name else None
     arm = facts.arms(comparison).get(name or "") or {}
     if told is None or told.verdict not in ("equivalent", "better") or not facts.is_peft(name, arm):
         return []
@@ -274,7 +274,7 @@ def _margin(comparison: Comparison) -> float:
 
 def _lost(lost: float, metric: str) -> str:
     """A change in words instead of a sign: "lost 1.9 points", "gained 0.021"."""
-    return f"{'gained' if lost < 0 else 'lost'} {words.change(abs(lost), metric).lstrip('+')}"
+    return f"{'gained' if lost < 0 else 'lost'} {sentences.change(abs(lost), metric).lstrip('+')}"
 
 
 def _targets(arm: dict) -> str:
@@ -286,4 +286,4 @@ def _full_words(comparison: Comparison, name: str) -> str:
     against = facts.reference(comparison, name)
     if against is None:
         return "what it was held against"
-    return words.FULL_NAME if facts.is_full(against, facts.arms(comparison)[against]) else clean(against)
+    return sentences.FULL_NAME if facts.is_full(against, facts.arms(comparison)[against]) else clean(against)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from peft_recipes.reporting import drawing, facts, words
+from peft_recipes.reporting import facts, figure_style, sentences
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
+from peft_recipes.reporting.figure_style import Plot
 
 
 def against_full(comparison: Comparison) -> Plot | None:
@@ -16,13 +16,13 @@ def against_full(comparison: Comparison) -> Plot | None:
     told = {name: found for name, found in told.items() if found}
     if not told:
         return None
-    styles, names = drawing.arm_styles(comparison), list(told)
-    scale, unit = words.difference_scale(comparison, names[0])
-    figure, axes = drawing.canvas(height=max(2.1, 1.25 + _row(names) * len(names)))
+    styles, names = figure_style.arm_styles(comparison), list(told)
+    scale, unit = sentences.difference_scale(comparison, names[0])
+    figure, axes = figure_style.canvas(height=max(2.1, 1.25 + _row(names) * len(names)))
     margin = scale * abs(facts.number(told[names[0]].get("margin")) or 0)
     if margin:
-        axes.axvspan(-margin, margin, color=drawing.BASE, alpha=0.16, linewidth=0, zorder=0)
-    axes.axvline(0, color=drawing.MUTED, linewidth=1.2, zorder=1)
+        axes.axvspan(-margin, margin, color=figure_style.BASE, alpha=0.16, linewidth=0, zorder=0)
+    axes.axvline(0, color=figure_style.MUTED, linewidth=1.2, zorder=1)
     axes.update_datalim([(-1.25 * margin, 0), (1.25 * margin, 0)])  # so that the band's ends are seen
     for place, (name, found) in enumerate(told.items()):
         style, (low, high), estimate = (
@@ -41,10 +41,16 @@ def against_full(comparison: Comparison) -> Plot | None:
             zorder=2,
         )
         axes.plot(
-            [estimate], [place], style.marker, color=style.colour, markersize=9, markeredgecolor=drawing.PAPER, zorder=3
+            [estimate],
+            [place],
+            style.marker,
+            color=style.colour,
+            markersize=9,
+            markeredgecolor=figure_style.PAPER,
+            zorder=3,
         )
     axes.set_yticks(range(len(names)), [facts.shorten(name, 18) for name in names])
-    axes.tick_params(axis="y", labelcolor=drawing.INK, length=0)
+    axes.tick_params(axis="y", labelcolor=figure_style.INK, length=0)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -59,7 +65,7 @@ def against_full(comparison: Comparison) -> Plot | None:
     )
     caption = f"{sense}. Lines: 95 % intervals. Grey band: the margin within which an arm counts as equivalent."
     lines = [
-        f"{facts.label(comparison, n)} {words.describe_difference(comparison, n)}, {told[n].get('verdict')}"
+        f"{facts.label(comparison, n)} {sentences.describe_difference(comparison, n)}, {told[n].get('verdict')}"
         for n in names
     ]
     return Plot(
@@ -81,13 +87,15 @@ def _reference_words(comparison: Comparison, name: str) -> str:
     if against is None:
         return "the reference"
     return (
-        words.FULL_NAME if facts.is_full(against, facts.arms(comparison)[against]) else facts.label(comparison, against)
+        sentences.FULL_NAME
+        if facts.is_full(against, facts.arms(comparison)[against])
+        else facts.label(comparison, against)
     )
 
 
 def forgetting(comparison: Comparison) -> Plot | None:
     """What each arm gained on the test split against what it lost on the first extra set."""
-    metric, styles, points = facts.metric(comparison), drawing.arm_styles(comparison), []
+    metric, styles, points = facts.metric(comparison), figure_style.arm_styles(comparison), []
     for split in facts.extra_splits(comparison)[:1]:
         for name in facts.measured(comparison):
             learned, kept = facts.gain(comparison, name), facts.gain(comparison, name, split)
@@ -97,8 +105,8 @@ def forgetting(comparison: Comparison) -> Plot | None:
         return None
     factor, unit = (100, "points") if fmt.is_share(metric) else (1, metric)
     split = facts.shorten(facts.extra_splits(comparison)[0], 20)
-    figure, axes = drawing.canvas()
-    axes.axhline(0, color=drawing.MUTED, linewidth=1.2, zorder=1)
+    figure, axes = figure_style.canvas()
+    axes.axhline(0, color=figure_style.MUTED, linewidth=1.2, zorder=1)
     for learned, kept, name in points:
         style = styles[name]
         axes.plot(
@@ -107,12 +115,12 @@ def forgetting(comparison: Comparison) -> Plot | None:
             style.marker,
             color=style.colour,
             markersize=10,
-            markeredgecolor=drawing.PAPER,
+            markeredgecolor=figure_style.PAPER,
         )
     axes.margins(x=0.16, y=0.2)
     axes.set(xlabel=f"Gained on test ({unit})", ylabel=f"Change on {split} ({unit})")
     named = [(factor * x, factor * y, facts.shorten(name, 22)) for x, y, name in points]
-    drawing.label_points(figure, axes, named)
+    figure_style.label_points(figure, axes, named)
     told = "; ".join(
         f"{facts.label(comparison, n)} {fmt.signed(factor * x)} on test, {fmt.signed(factor * y)} on {split}"
         for x, y, n in points
@@ -136,8 +144,8 @@ def _bars(comparison: Comparison, field: str, name: str, title: str) -> Plot | N
     values = {arm: value for arm, value in values.items() if value}
     if not values:
         return None
-    styles = drawing.arm_styles(comparison)
-    figure, axes = drawing.canvas(height=max(1.5, 0.55 + _row(values) * len(values)))
+    styles = figure_style.arm_styles(comparison)
+    figure, axes = figure_style.canvas(height=max(1.5, 0.55 + _row(values) * len(values)))
     for place, (arm, value) in enumerate(values.items()):
         axes.barh(
             place,
@@ -145,12 +153,12 @@ def _bars(comparison: Comparison, field: str, name: str, title: str) -> Plot | N
             height=0.62,
             color=styles[arm].colour,
             hatch=styles[arm].hatch,
-            edgecolor=drawing.PAPER,
+            edgecolor=figure_style.PAPER,
             linewidth=0,
         )
         axes.annotate(fmt.human_bytes(value), (value, place), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(values)), [facts.shorten(arm, 18) for arm in values])
-    axes.tick_params(axis="y", labelcolor=drawing.INK, length=0)
+    axes.tick_params(axis="y", labelcolor=figure_style.INK, length=0)
     axes.set(ylim=(len(values) - 0.45, -0.55), xlim=(0, 1.22 * max(values.values())))
     axes.xaxis.set_visible(False)
     axes.grid(visible=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from peft_recipes.reporting import drawing, facts, words
+from peft_recipes.reporting import facts, figure_style, sentences
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
+from peft_recipes.reporting.figure_style import Plot
 
 MOST_NAMED = 8  # lines that can be told from each other; of more arms the others are grey
 BINS = 40  # points a curve is drawn with: a batch's loss is noisy, and a file should stay small
@@ -50,26 +50,26 @@ def _curves(comparison: Comparison, field: str, name: str, title: str, y_title: 
     lines = {arm: points for arm, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    styles, figure_axes = drawing.arm_styles(comparison), drawing.canvas()
+    styles, figure_axes = figure_style.arm_styles(comparison), figure_style.canvas()
     figure, axes = figure_axes
     share = field == "validation" and fmt.is_share(facts.metric(comparison))
     factor = 100 if share else 1
     last = max(points[-1][0] for points in lines.values())
     named = _named_lines(comparison, list(lines))
     for arm in (arm for arm in lines if arm not in named):
-        axes.plot(*zip(*((x, factor * y) for x, y in lines[arm]), strict=True), color=drawing.BASE, linewidth=0.9)
+        axes.plot(*zip(*((x, factor * y) for x, y in lines[arm]), strict=True), color=figure_style.BASE, linewidth=0.9)
     for arm, points in ((arm, lines[arm]) for arm in named):
         style, xs, ys = styles[arm], [x for x, _ in points], [factor * y for _, y in points]
         axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.9, marker=style.marker, markersize=6,
-                  markeredgecolor=drawing.PAPER, markevery=max(1, len(points) // 6))  # fmt: skip
+                  markeredgecolor=figure_style.PAPER, markevery=max(1, len(points) // 6))  # fmt: skip
     axes.set_ylim(*_focus([factor * y for points in lines.values() for _, y in points]))
     axes.set(xlabel="Optimiser step", ylabel=f"{y_title}{' (%)' if share else ''}", xlim=(0, last * 1.02))
     low, high = axes.get_ylim()
     ends = [min(max(factor * lines[arm][-1][1], low), high) for arm in named]
-    places = drawing.spread_out(ends, 0.062 * (high - low), low, high)
+    places = figure_style.spread_out(ends, 0.062 * (high - low), low, high)
     for arm, place in zip(named, places, strict=True):
         height, style = (place - low) / (high - low), styles[arm]
-        axes.plot(1.03, height, style.marker, color=style.colour, markersize=7, markeredgecolor=drawing.PAPER,
+        axes.plot(1.03, height, style.marker, color=style.colour, markersize=7, markeredgecolor=figure_style.PAPER,
                   transform=axes.transAxes, clip_on=False)  # fmt: skip
         axes.annotate(facts.shorten(arm, 16), (1.055, height), xycoords="axes fraction", va="center", fontsize=11)
     seeds = max(len(facts.arms(comparison)[arm].get("curves") or []) for arm in lines)
@@ -89,7 +89,7 @@ def _named_lines(comparison: Comparison, arms: list[str]) -> list[str]:
         return arms
     sign = -1 if comparison.get("higher_is_better", True) else 1
     found = facts.arms(comparison)
-    first = [facts.reference(comparison), words.headline_arm(comparison)]
+    first = [facts.reference(comparison), sentences.headline_arm(comparison)]
     means = {arm: facts.mean(found[arm]) for arm in arms}
     ranked = sorted(arms, key=lambda arm: (arm not in first, means[arm] is None, sign * (means[arm] or 0)))
     return [arm for arm in arms if arm in ranked[:MOST_NAMED]]

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-from peft_recipes.methods import METHODS as TABLE
+from peft_recipes.arms.methods import METHODS as TABLE
 
 Comparison = dict[str, Any]
 NOT_PEFT = ("full", "head")

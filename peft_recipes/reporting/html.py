@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.reporting import advice, details, drawing, facts, rank_words, rows, words
+from peft_recipes.reporting import advice, details, facts, figure_style, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
+from peft_recipes.reporting.figure_style import Plot
 
 LONG_ANSWER = 450  # characters from which an answer is folded
 SHAPES = {  # an arm's marker as a path in a box of 12 x 12, the same as in the figures
@@ -46,30 +46,30 @@ def unbroken(text: str) -> str:
 
 def _page(comparison: Comparison) -> dict[str, Any]:
     """Everything the template shows; it only lays out, and decides nothing."""
-    name = words.headline_arm(comparison)
-    told = words.describe_difference(comparison, name) if name else None
+    name = sentences.headline_arm(comparison)
+    told = sentences.describe_difference(comparison, name) if name else None
     return {
         "title": facts.plain(comparison.get("title") or comparison.get("recipe") or "Comparison"),
         "recipe": facts.plain(comparison.get("recipe") or ""),
         "task": facts.plain(comparison.get("task") or "").replace("-", " "),
         "embedded": bool(comparison.get("embedded")),
-        "headline": words.verdict_headline(comparison, name) if name else "No arm has been run yet.",
-        "caveats": words.caveats(comparison, name) if name else [],
+        "headline": sentences.verdict_headline(comparison, name) if name else "No arm has been run yet.",
+        "caveats": sentences.caveats(comparison, name) if name else [],
         "verdict": told.verdict if told else None,
         "symbols": rows.SYMBOLS,
         "tiles": _tiles(comparison, name) if name else [],
         "table": rows.table(comparison),
         "keys": _keys(comparison),
         "nothing": fmt.NOTHING,
-        "ranks": rank_words.rank_lines(comparison),
-        "forgetting": words.forgetting(comparison),
+        "ranks": rank_sentences.rank_lines(comparison),
+        "forgetting": sentences.forgetting(comparison),
         "heat": _heat(comparison),
         "samples": [
             {"label": sample.label, "before": _data(sample.before), "after": _data(sample.after)}
             for sample in details.samples(comparison)
         ],
         "answers": _answers(comparison),
-        "steps": [words.code_spans(step) for step in advice.next_steps(comparison)],
+        "steps": [sentences.code_spans(step) for step in advice.next_steps(comparison)],
         "conditions": details.conditions(comparison),
         "notes": details.notes(comparison),
         "metrics": details.all_metrics(comparison),
@@ -85,8 +85,8 @@ def _data(image: bytes) -> str:
 def _keys(comparison: Comparison) -> dict[str, dict[str, str]]:
     """Each arm's marker, as in the figures: a path and the name of its colour."""
     return {
-        name: {"path": SHAPES.get(style.marker, SHAPES["o"]), "colour": drawing.VARIABLES[style.colour]}
-        for name, style in drawing.arm_styles(comparison).items()
+        name: {"path": SHAPES.get(style.marker, SHAPES["o"]), "colour": figure_style.VARIABLES[style.colour]}
+        for name, style in figure_style.arm_styles(comparison).items()
     }
 
 

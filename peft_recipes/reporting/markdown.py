@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from peft_recipes.reporting import advice, details, facts, rank_words, rows, words
+from peft_recipes.reporting import advice, details, facts, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -29,13 +29,13 @@ def fence(text: str, language: str = "text") -> str:
 
 def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str, str]] = ()) -> str:
     """The whole report. `images` are (title, caption, alt text, path relative to the report) of figures on disk."""
-    name = words.headline_arm(comparison)
+    name = sentences.headline_arm(comparison)
     parts = [f"# {escape(comparison.get('title') or comparison.get('recipe', 'Comparison'))}"]
     if name is not None:
-        parts.append(f"**{escape(words.verdict_headline(comparison, name))}**")
-        parts += [f"*{escape(caveat)}*" for caveat in words.caveats(comparison, name)]
+        parts.append(f"**{escape(sentences.verdict_headline(comparison, name))}**")
+        parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
     parts.append(table_markdown(comparison))
-    parts += [escape(line) for line in [*rank_words.rank_lines(comparison), *words.forgetting(comparison)]]
+    parts += [escape(line) for line in [*rank_sentences.rank_lines(comparison), *sentences.forgetting(comparison)]]
     for title, caption, alt, path in images:
         parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"] + ([escape(caption)] if caption else [])
     parts += [*_per_class(comparison), *_answers(comparison), *_next_steps(comparison), *_conditions(comparison)]
@@ -91,7 +91,7 @@ def _next_steps(comparison: Comparison) -> list[str]:
     if not steps:
         return []
     lines = [
-        "".join(f"`{piece}`" if code else escape_inline(piece) for code, piece in words.code_spans(step))
+        "".join(f"`{piece}`" if code else escape_inline(piece) for code, piece in sentences.code_spans(step))
         for step in steps
     ]
     return ["## What to try next", "\n".join(f"- {line}" for line in lines)]

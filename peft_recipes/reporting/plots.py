@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 
-from peft_recipes.reporting import details, drawing
+from peft_recipes.reporting import details, figure_style
 from peft_recipes.reporting.arm_plots import against_full, checkpoint_bars, forgetting, memory_bars
 from peft_recipes.reporting.curves import loss_curves, validation_curves
-from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
+from peft_recipes.reporting.figure_style import Plot
 from peft_recipes.reporting.quality_plots import quality_by_parameters, quality_by_time, rank_curve
 
 BUILDERS = (
@@ -38,7 +38,7 @@ NAMES = (
 
 def plots(comparison: Comparison) -> list[Plot]:
     """Every figure that the comparison has data for, in the report's order."""
-    with drawing.look():
+    with figure_style.look():
         built = [build(comparison) for build in BUILDERS]
     return [plot for plot in built if plot is not None]
 
@@ -48,11 +48,11 @@ def sample_sheet(comparison: Comparison) -> Plot | None:
     found = details.samples(comparison)[:8]
     if not found:
         return None
-    with drawing.look():
+    with figure_style.look():
         from matplotlib.figure import Figure
         from matplotlib.image import imread
 
-        figure = Figure(figsize=(drawing.WIDTH, drawing.WIDTH / len(found) * 2 + 0.5), layout="constrained")
+        figure = Figure(figsize=(figure_style.WIDTH, figure_style.WIDTH / len(found) * 2 + 0.5), layout="constrained")
         cells = figure.subplots(2, len(found), squeeze=False)
         for column, sample in enumerate(found):
             for row, image in enumerate((sample.before, sample.after)):

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from peft_recipes.reporting import drawing, facts, rank_words
+from peft_recipes.reporting import facts, figure_style, rank_sentences
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.drawing import Plot
 from peft_recipes.reporting.facts import Comparison
+from peft_recipes.reporting.figure_style import Plot
 
 
 class _Axis:
@@ -54,8 +54,8 @@ def _base_line(comparison: Comparison, axes: Any, axis: _Axis) -> str:
     base = facts.base_value(comparison)
     if base is None:
         return ""
-    axes.axhline(axis.scale(base), color=drawing.BASE, linestyle=(0, (2, 2)), linewidth=1.4, zorder=1)
-    _line_name(axes, axis.scale(base), "untuned base", drawing.BASE)
+    axes.axhline(axis.scale(base), color=figure_style.BASE, linestyle=(0, (2, 2)), linewidth=1.4, zorder=1)
+    _line_name(axes, axis.scale(base), "untuned base", figure_style.BASE)
     return f" Dashed line: the untuned base, {axis.show(base)}."
 
 
@@ -78,12 +78,12 @@ def _scatter(
     comparison: Comparison, field: str, name: str, title: str, x_title: str, show: Callable, log: bool
 ) -> Plot | None:
     """Quality against one cost, a point an arm; `show` writes a cost in words and at a logarithmic axis."""
-    styles, axis = drawing.arm_styles(comparison), _Axis(comparison)
+    styles, axis = figure_style.arm_styles(comparison), _Axis(comparison)
     costs = {arm: facts.number(found.get(field)) for arm, found in facts.measured(comparison).items()}
     costs = {arm: cost for arm, cost in costs.items() if cost is not None and cost > 0}
     if not costs:
         return None
-    figure, axes = drawing.canvas()
+    figure, axes = figure_style.canvas()
     divisor, unit = (1, "") if log else _time_unit(max(costs.values()))
     points, bars = [], []
     for arm, cost in costs.items():
@@ -98,7 +98,7 @@ def _scatter(
             styles[arm].marker,
             color=styles[arm].colour,
             markersize=9,
-            markeredgecolor=drawing.PAPER,
+            markeredgecolor=figure_style.PAPER,
             zorder=3,
         )
         points.append((x, y, facts.shorten(arm, 22)))
@@ -111,7 +111,7 @@ def _scatter(
     else:
         axes.set_xlim(left=0, right=1.12 * max(costs.values()) / divisor)
     axes.set(xlabel=f"{x_title}{unit}", ylabel=axis.title)
-    drawing.label_points(figure, axes, points, bars)
+    figure_style.label_points(figure, axes, points, bars)
     arms = facts.arms(comparison)
     told = "; ".join(
         f"{facts.label(comparison, n)} {axis.show(facts.mean(arms[n]))} with {show(c)}" for n, c in costs.items()
@@ -123,15 +123,15 @@ def _scatter(
 def _ranks_joined(comparison: Comparison, axes: Any, axis: _Axis, costs: dict[str, float]) -> str:
     """Joins the ranks of one arm, and rings the smallest that is enough; the words for it."""
     told = []
-    for group in rank_words.groups(comparison):
+    for group in rank_sentences.groups(comparison):
         names = [name for name in group["ranks"] if name in costs]
         heights = {name: axis.scale(facts.mean(facts.arms(comparison)[name])) for name in names}
-        axes.plot([costs[name] for name in names], list(heights.values()), "-", color=drawing.GRID, linewidth=2.2,
+        axes.plot([costs[name] for name in names], list(heights.values()), "-", color=figure_style.GRID, linewidth=2.2,
                   zorder=1)  # fmt: skip
         enough = group["enough"]
         if enough in heights:
             axes.plot([costs[enough]], [heights[enough]], "o", markersize=16, markerfacecolor="none",
-                      markeredgecolor=drawing.INK, markeredgewidth=1.3, zorder=4)  # fmt: skip
+                      markeredgecolor=figure_style.INK, markeredgewidth=1.3, zorder=4)  # fmt: skip
             told.append(f"r={group['ranks'][enough]}")
     if not told:
         return ""
@@ -172,16 +172,16 @@ def rank_curve(comparison: Comparison) -> Plot | None:
     groups = facts.rank_groups(comparison)
     if not groups:
         return None
-    arms, styles, axis = facts.arms(comparison), drawing.arm_styles(comparison), _Axis(comparison)
-    figure, axes = drawing.canvas()
+    arms, styles, axis = facts.arms(comparison), figure_style.arm_styles(comparison), _Axis(comparison)
+    figure, axes = figure_style.canvas()
     for group in groups:
-        style = styles[group[-1]] if len(groups) > 1 else drawing.Style(drawing.VERMILLION, "o", "-", "")
+        style = styles[group[-1]] if len(groups) > 1 else figure_style.Style(figure_style.VERMILLION, "o", "-", "")
         ranks, values = [arms[name]["rank"] for name in group], [axis.scale(facts.mean(arms[name])) for name in group]
         errors = [_error(comparison, arms[name]) for name in group]
         bars = None if any(error is None for error in errors) else [axis.scale(error) for error in errors]
         axes.errorbar(ranks, values, yerr=bars, color=style.colour, linestyle=style.line, marker=style.marker,
                       markersize=8,
-                      markeredgecolor=drawing.PAPER, linewidth=1.9, elinewidth=1.6, capsize=3.5)  # fmt: skip
+                      markeredgecolor=figure_style.PAPER, linewidth=1.9, elinewidth=1.6, capsize=3.5)  # fmt: skip
         if len(groups) > 1:
             axes.annotate(facts.shorten(group[-1], 18), (ranks[-1], values[-1]), xytext=(8, 0),
                           textcoords="offset points",
@@ -206,6 +206,6 @@ def _full_line(comparison: Comparison, axes: Any, axis: _Axis) -> str:
     full = facts.mean(facts.arms(comparison).get(against or ""))
     if full is None:
         return ""
-    axes.axhline(axis.scale(full), color=drawing.BLUE, linestyle="--", linewidth=1.6, zorder=1)
-    _line_name(axes, axis.scale(full), "full", drawing.BLUE)
+    axes.axhline(axis.scale(full), color=figure_style.BLUE, linestyle="--", linewidth=1.6, zorder=1)
+    _line_name(axes, axis.scale(full), "full", figure_style.BLUE)
     return f" Dashed line: full fine-tuning, {axis.show(full)}."

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_recipes.reporting import facts, rank_words, words
+from peft_recipes.reporting import facts, rank_sentences, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -74,7 +74,7 @@ def _filled(cell: Cell | None) -> bool:
 def _arm_row(comparison: Comparison, name: str, columns: list[Column]) -> Row:
     arm, label = facts.arms(comparison)[name], facts.label(comparison, name)
     if facts.mean(arm) is None:
-        return Row(name, label, "failed", reason=words.failure(arm))
+        return Row(name, label, "failed", reason=sentences.failure(arm))
     return Row(name, label, "arm", {column.key: column.cell(comparison, name) for column in columns})
 
 
@@ -150,7 +150,7 @@ def _split_column(split: str, name: str) -> Column:
 
 
 def _verdict_meaning(comparison: Comparison) -> str:
-    told = (words.describe_difference(comparison, name) for name in facts.arms(comparison))
+    told = (sentences.describe_difference(comparison, name) for name in facts.arms(comparison))
     margin = next((difference.margin for difference in told if difference), "the margin")
     return (
         f"equivalent: the interval lies within {margin}; better or worse: it lies on one side of zero and not within "
@@ -178,17 +178,17 @@ def _metric(comparison: Comparison, name: str) -> Cell:
 
 
 def _difference(comparison: Comparison, name: str) -> Cell:
-    told = words.describe_difference(comparison, name)
+    told = sentences.describe_difference(comparison, name)
     return Cell(f"{told.estimate}{told.unit}", told.interval) if told else Cell()
 
 
 def _verdict(comparison: Comparison, name: str) -> Cell:
-    told = words.describe_difference(comparison, name)
+    told = sentences.describe_difference(comparison, name)
     return Cell(told.verdict) if told else Cell()
 
 
 def _rank(comparison: Comparison, name: str) -> Cell:
-    found = rank_words.of_arm(comparison, name)
+    found = rank_sentences.of_arm(comparison, name)
     if found is None:
         return Cell()
     group, told = found
@@ -201,7 +201,7 @@ def _rank(comparison: Comparison, name: str) -> Cell:
 def _split(comparison: Comparison, name: str, split: str) -> Cell:
     metric, before = facts.metric(comparison), facts.base_value(comparison, split)
     after = facts.split_value(_arm(comparison, name), split, metric)
-    moved = words.change(after - before, metric) if after is not None and before is not None else ""
+    moved = sentences.change(after - before, metric) if after is not None and before is not None else ""
     moved = moved.removesuffix(" points")
     return Cell(fmt.quality(after, metric), moved)
 
@@ -301,7 +301,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
             **{key: facts.number(arm.get(key)) for key in _FIGURES},
             "latency_ms": facts.number((arm.get("latency_ms") or {}).get("adapter")),
             "latency_merged_ms": facts.number((arm.get("latency_ms") or {}).get("merged")),
-            "error": words.failure(arm) if facts.mean(arm) is None else None,
+            "error": sentences.failure(arm) if facts.mean(arm) is None else None,
         })  # fmt: skip
     keys = list(dict.fromkeys(key for record in reversed(found) for key in record))
     return [{key: record.get(key) for key in keys} for record in found]

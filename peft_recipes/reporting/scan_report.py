@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.reporting import drawing, facts
+from peft_recipes.reporting import facts, figure_style
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.drawing import Plot
+from peft_recipes.reporting.figure_style import Plot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,9 +18,9 @@ ENDED = {"whole": "", "stopped": "stopped early", "out of time": "out of time", 
 
 def write_scan_plots(data: dict[str, Any], folder: Path) -> None:
     """learning-rates.png beside scan.json, where there is a loss to draw."""
-    from peft_recipes.reporting import write_atomically
+    from peft_recipes.reporting.write import write_atomically
 
-    with drawing.look():
+    with figure_style.look():
         plot = loss_by_rate(data)
     if plot is not None:
         write_atomically(folder / PLOT, plot.png())
@@ -32,24 +32,25 @@ def loss_by_rate(data: dict[str, Any]) -> Plot | None:
     points = {name: found for name, found in points.items() if found}
     if not points:
         return None
-    styles = drawing.arm_styles(data)
-    figure, axes = drawing.canvas()
+    styles = figure_style.arm_styles(data)
+    figure, axes = figure_style.canvas()
     top = _top([loss for found in points.values() for _, loss, _ in found])
     for name, found in points.items():
         style, losses = styles[name], [min(loss, top) for _, loss, _ in found]
         axes.plot([rate for rate, _, _ in found], losses, linestyle=style.line, color=style.colour, linewidth=1.7)
         for (rate, loss, whole), height in zip(found, losses, strict=True):
             axes.plot([rate], [height], "^" if loss > top else style.marker, color=style.colour, markersize=8,
-                      markerfacecolor=style.colour if whole else drawing.PAPER, zorder=3, clip_on=False)  # fmt: skip
+                      markerfacecolor=style.colour if whole else figure_style.PAPER, zorder=3,
+                      clip_on=False)  # fmt: skip
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda rate, _: fmt.learning_rate(rate))
     axes.margins(x=0.1, y=0.1)
     best = _best_points(data, top)
     axes.plot([rate for rate, _, _ in best], [loss for _, loss, _ in best], "o", markersize=15,
-              markerfacecolor="none", markeredgecolor=drawing.INK, markeredgewidth=1.3, zorder=4)  # fmt: skip
+              markerfacecolor="none", markeredgecolor=figure_style.INK, markeredgewidth=1.3, zorder=4)  # fmt: skip
     axes.set(xlabel="Learning rate, logarithmic", ylabel="Validation loss")
-    drawing.label_points(figure, axes, best)
+    figure_style.label_points(figure, axes, best)
     caption = (
         f"After {data['steps']} steps. Ringed: each arm's best. Hollow: stopped early, after a quarter or half of the "
         "steps. A triangle at the top: a loss beyond the plot."

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.reporting import drawing, facts
+from peft_recipes.reporting import facts, figure_style
 from peft_recipes.reporting import formats as fmt
-from peft_recipes.reporting.drawing import Plot
+from peft_recipes.reporting.figure_style import Plot
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,9 +19,9 @@ _RANKS = ("1", "2", "4", "8", "16", "32")
 
 def write_spectrum_plot(data: dict[str, Any], folder: Path) -> None:
     """spectrum.png beside spectrum.json."""
-    from peft_recipes.reporting import write_atomically
+    from peft_recipes.reporting.write import write_atomically
 
-    with drawing.look():
+    with figure_style.look():
         plot = held_by_rank(data)
     write_atomically(folder / PLOT, plot.png())
 
@@ -29,13 +29,20 @@ def write_spectrum_plot(data: dict[str, Any], folder: Path) -> None:
 def held_by_rank(data: dict[str, Any]) -> Plot:
     """The share of the squared change that a rank holds, a line a target, those that changed most."""
     shown = [row for row in data["targets"] if row["kind"] != "embedding"][:_SHOWN_TARGETS]
-    figure, axes = drawing.canvas()
-    colours = (drawing.BLUE, drawing.VERMILLION, drawing.GREEN, drawing.PURPLE, drawing.ORANGE, drawing.SKY)
+    figure, axes = figure_style.canvas()
+    colours = (
+        figure_style.BLUE,
+        figure_style.VERMILLION,
+        figure_style.GREEN,
+        figure_style.PURPLE,
+        figure_style.ORANGE,
+        figure_style.SKY,
+    )
     for row, colour, marker in zip(shown, colours, "so^DvP", strict=False):
         ranks = [int(rank) for rank in row["held"]]
         axes.plot(ranks, [100 * share for share in row["held"].values()], "-", marker=marker, color=colour,
                   markersize=6, linewidth=1.7, label=facts.shorten(row["target"], 24))  # fmt: skip
-    axes.axhline(90, color=drawing.MUTED, linestyle=(0, (2, 2)), linewidth=1.2, zorder=1)
+    axes.axhline(90, color=figure_style.MUTED, linestyle=(0, (2, 2)), linewidth=1.2, zorder=1)
     axes.set_xscale("log", base=2)
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -134,7 +141,7 @@ def _tested(data: dict[str, Any]) -> str:
 
 def _against(data: dict[str, Any], row: dict[str, Any]) -> str:
     """The extracted adapter against another run, in the report's own words."""
-    from peft_recipes.reporting.words import describe_difference
+    from peft_recipes.reporting.sentences import describe_difference
 
     if row["extracted_minus_it"] is None:
         return "tested on other examples"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peft_recipes.reporting import advice, details, facts, rank_words, rows, words
+from peft_recipes.reporting import advice, details, facts, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -23,12 +23,12 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     from rich.text import Text
 
     console.print(Padding(_title(comparison), (1, 0, 0, 0)))
-    name = words.headline_arm(comparison)
+    name = sentences.headline_arm(comparison)
     if name is not None:
-        told = words.describe_difference(comparison, name)
+        told = sentences.describe_difference(comparison, name)
         colour = COLOURS[told.verdict] if told else "bright_black"
-        body = Text(words.verdict_headline(comparison, name))
-        for caveat in words.caveats(comparison, name):
+        body = Text(sentences.verdict_headline(comparison, name))
+        for caveat in sentences.caveats(comparison, name):
             body.append(f"\n{caveat}", style="dim")
         console.print(Panel(body, border_style=colour, title=_chip(told), title_align="left", padding=(0, 1)))
     found = rows.table(comparison)
@@ -43,12 +43,12 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     for row in found.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
-    for line in rank_words.rank_lines(comparison):
+    for line in rank_sentences.rank_lines(comparison):
         console.print(Text(line))
     if not any(column.key.startswith("split:") for column in columns):
-        for line in words.forgetting(comparison):
+        for line in sentences.forgetting(comparison):
             console.print(Text(line))
-    if not any(column.key == "latency_ms" for column in columns) and (line := words.latency(comparison)):
+    if not any(column.key == "latency_ms" for column in columns) and (line := sentences.latency(comparison)):
         console.print(Text(line))
     _print_answers(comparison, console)
     _print_steps(advice.next_steps(comparison), console)
@@ -78,7 +78,7 @@ def _title(comparison: Comparison) -> Text:
     return title
 
 
-def _chip(told: words.Difference | None) -> str | None:
+def _chip(told: sentences.Difference | None) -> str | None:
     return f"{rows.SYMBOLS[told.verdict]} {told.verdict}" if told else None
 
 
@@ -158,7 +158,7 @@ def _print_answers(comparison: Comparison, console: Console) -> None:
 def _with_commands(step: str) -> Text:
     from rich.text import Text
 
-    text, pieces = Text(), words.code_spans(step)
+    text, pieces = Text(), sentences.code_spans(step)
     if len(pieces) > 1 and pieces[-2][0] and pieces[-1] == (False, "."):
         pieces.pop()  # a command at the end is copied without its sentence's full stop
     for is_code, piece in pieces:

@@ -1,1 +1,4 @@
-"""Which rate and which rank: scans of short runs, ranks side by side, what full fine-tuning changed."""
+"""Which learning rate and which rank: scans of short runs, and the spectrum of a full fine-tune.
+
+Imports `adapters` and below. Start with scan.py.
+"""

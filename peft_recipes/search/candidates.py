@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_recipes.errors import RecipeError
-from peft_recipes.recipe import Arm, Recipe
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.recipe import Recipe
 
 AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # the rates that are tried where none are named, in shares of the arm's own
 _UNITS = {"s": 1, "m": 60, "h": 3600}

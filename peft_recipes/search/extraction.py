@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
-from peft_recipes.recipe import Arm, Recipe
-from peft_recipes.runs import Run, check_output, clear, locked, make_folder, read_run, write_json
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs.files import check_output, clear, make_folder, write_json
+from peft_recipes.runs.folder import Run, read_run
+from peft_recipes.runs.lock import locked
+from peft_recipes.runs.outputs import store_outputs
 from peft_recipes.search.spectra import FullRun, read_full_run
+from peft_recipes.training.verify import compute_logits
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +53,9 @@ def extract(
     runs of the same rank and seed that lie beside the full run are held against it too. Raises RecipeError: no full run
     there, a rank below 1, a target that hits nothing, an output that is in use.
     """
-    from peft_recipes import adapters, saving
-    from peft_recipes.hardware import choose, environment
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.hardware.environment import environment
+    from peft_recipes.training import save
 
     output = Path(output)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -64,15 +70,15 @@ def extract(
     with locked(output):
         if overwrite:
             clear(output, keep=(".lock", ".lock-holder"))
-        files = saving.save(model, arm, full.recipe, output, full.prepared.processor)
+        files = save.save(model, arm, full.recipe, output, full.prepared.processor)
         inputs = full.task.inputs(full.prepared, 2)
         hardware = choose(full.recipe.training, full.recipe.threads)
-        outputs = saving.outputs(model, inputs, hardware)
+        outputs = compute_logits(model, inputs, hardware)
         last = [logits[:, -1] if logits.dim() == 3 else logits for logits in outputs]
-        adapters.store_outputs(output, inputs, last)
+        store_outputs(output, inputs, last)
         _comes_back(full, arm, output, inputs, outputs, hardware)
         evaluations = _tested(full, model, hardware)
-        from peft_recipes.run_log import write_predictions
+        from peft_recipes.runs.predictions import write_predictions
 
         write_predictions(output, evaluations)
         data = {
@@ -103,7 +109,8 @@ def _config(full: FullRun, rank: int, targets: str | Iterable[str]) -> LoraConfi
     """A plain LoRA of that rank whose scale is 1: the change is in its matrices alone."""
     from peft import LoraConfig
 
-    from peft_recipes.architectures import GROUPS, architecture_of
+    from peft_recipes.models.architecture_table import GROUPS
+    from peft_recipes.models.architectures import architecture_of
 
     row = architecture_of(full.base.config)
     if isinstance(targets, str) and targets == "all":
@@ -125,7 +132,7 @@ def _cut(full: FullRun, arm: Arm) -> tuple[nn.Module, Lost, dict[str, int]]:
     """The base with the adapter on it, what it holds of the change, and its counts."""
     import torch
 
-    from peft_recipes.arms import apply_arm
+    from peft_recipes.arms.apply import apply_arm
 
     change = _changes(full)
     trained = dict(full.trained.named_parameters())
@@ -219,10 +226,11 @@ def _fill(layer: Any, after: torch.Tensor, before: torch.Tensor) -> float:
 
 def _comes_back(full: FullRun, arm: Arm, folder: Path, inputs: Any, outputs: Any, hardware: Any) -> None:
     """Loads what was saved onto the base again. Raises RuntimeError where it answers otherwise."""
-    from peft_recipes import checks, saving
+    from peft_recipes.guards import checks
+    from peft_recipes.training import save
 
-    again = saving.restore(copy.deepcopy(full.base), full.new, arm, full.recipe, folder).eval()
-    for mine, theirs in zip(saving.outputs(again, inputs, hardware), outputs, strict=True):
+    again = save.restore(copy.deepcopy(full.base), full.new, arm, full.recipe, folder).eval()
+    for mine, theirs in zip(compute_logits(again, inputs, hardware), outputs, strict=True):
         checks.same_outputs(mine, theirs, "The adapter loaded again differs from the one that was saved")
 
 
@@ -239,7 +247,7 @@ def _tested(full: FullRun, model: nn.Module, hardware: Any) -> dict[str, Any]:
 
 def _beside(full: FullRun, rank: int, output: Path) -> dict[str, Any]:
     """The full run, and every LoRA of the same rank and seed that was trained beside it, against the extracted one."""
-    from peft_recipes.statistics import margin_for
+    from peft_recipes.statistics.bootstrap import margin_for
 
     recipe, value = full.recipe, full.run.metrics["test"][full.recipe.metric]
     margin = recipe.margin or margin_for(recipe.metric, value)
@@ -272,8 +280,8 @@ def _difference(recipe: Recipe, ours: Run, theirs: Run, margin: float) -> dict[s
     """Extracted minus the other, paired by test example; None where they were tested on other examples."""
     import numpy as np
 
-    from peft_recipes.evidence import scores
-    from peft_recipes.statistics import paired_difference, verdict
+    from peft_recipes.statistics.bootstrap import paired_difference, verdict
+    from peft_recipes.statistics.results import scores
 
     mine, other = scores(ours, recipe), scores(theirs, recipe)
     if not np.array_equal(mine[0], other[0]):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from peft_recipes.arms import apply_arm
-from peft_recipes.hardware import Hardware
-from peft_recipes.measuring import StepMeter
-from peft_recipes.recipe import Arm
+from peft_recipes.arms.apply import apply_arm
+from peft_recipes.hardware.device import Hardware
+from peft_recipes.measuring.steps import StepMeter
+from peft_recipes.recipe.arm import Arm
 
 if TYPE_CHECKING:
-    from peft_recipes.tasks.base import Prepared, Task
+    from peft_recipes.data.prepared import Prepared
+    from peft_recipes.tasks.base import Task
 
 
 @dataclass

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
-from peft_recipes.recipe import Recipe
-from peft_recipes.runs import Run, read_run, write_json
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs.files import write_json
+from peft_recipes.runs.folder import Run, read_run
 
 if TYPE_CHECKING:
     import torch
     import torch.nn as nn
 
-    from peft_recipes.tasks.base import Prepared, Task
+    from peft_recipes.data.prepared import Prepared
+    from peft_recipes.tasks.base import Task
 
 FILE = "spectrum.json"
 _KEPT_VALUES = 64  # of each module in the file; the shares are of all
@@ -73,11 +75,11 @@ def read_full_run(folder: str | Path) -> FullRun:
     """A run's base and its trained model, loaded. Raises RecipeError where the folder holds no such run."""
     import transformers
 
-    from peft_recipes.catalog import resolved_recipe
-    from peft_recipes.hardware import code_version
-    from peft_recipes.models import activations
-    from peft_recipes.saving import restore
-    from peft_recipes.tasks import task_of
+    from peft_recipes.hardware.environment import code_version
+    from peft_recipes.kernels import activations
+    from peft_recipes.runs.folder import resolved_recipe
+    from peft_recipes.tasks.registry import task_of
+    from peft_recipes.training.save import restore
 
     folder = Path(folder)
     run = _checked(folder)

@@ -104,7 +104,7 @@ def marks_of(steps: int) -> list[int]:
 
 def plain_run(made: ShortRun) -> dict[str, Any]:
     """A run as scan.json holds it."""
-    from peft_recipes.runs import finite
+    from peft_recipes.runs.files import finite
 
     return finite({
         "learning_rate": made.learning_rate,

@@ -1,25 +1,5 @@
-"""Tasks, one file each: what a recipe's model learns. `task_of(recipe)` gives the one a recipe names."""
+"""Tasks, one file each, and the trainers that they share.
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from peft_recipes.recipe import Recipe
-    from peft_recipes.tasks.base import Task
-
-# task -> (module, class); a new task is a row here, a name in options.TASKS and a file.
-_TASKS = {
-    "text-classification": ("text_classification", "TextClassification"),
-    "image-classification": ("image_classification", "ImageClassification"),
-    "sft": ("sft", "SupervisedFineTuning"),
-    "language-modeling": ("language_modeling", "LanguageModeling"),
-    "dpo": ("dpo", "Preferences"),
-}
-
-
-def task_of(recipe: Recipe) -> Task:
-    """The task object of a recipe; its module, with the trainer it needs, is imported only now."""
-    module, name = _TASKS[recipe.task]
-    return getattr(importlib.import_module(f"peft_recipes.tasks.{module}"), name)(recipe)
+A task prepares data, builds the real Trainer (or TRL trainer) and evaluates. Imports `runs` and below. Start with
+base.py; a new task is a file here, a row in registry.py and a row in recipe/options.py.
+"""

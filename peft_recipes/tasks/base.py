@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data import columns, sources
+from peft_recipes.data.prepared import Prepared
 from peft_recipes.distributed import processes
 from peft_recipes.distributed.batches import shared_out
 from peft_recipes.errors import RecipeError, within
-from peft_recipes.hardware import Hardware
-from peft_recipes.models import activations, bases, quantisation
-from peft_recipes.recipe import EMBEDDED, Arm, Dataset, Recipe
+from peft_recipes.hardware.device import Hardware
+from peft_recipes.kernels import activations
+from peft_recipes.models import bases, quantisation
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.dataset import EMBEDDED, Dataset
+from peft_recipes.recipe.options import TASKS
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs.predictions import Evaluation
 
 if TYPE_CHECKING:
     import datasets
     import torch
     import torch.nn as nn
-    from transformers import PretrainedConfig, Trainer, TrainingArguments
-
-
-@dataclass
-class Prepared:
-    """A recipe's data as its trainer takes it.
-
-    splits: "train", "validation", "test", the recipe's further evaluation sets, and "pretrain" where there is one.
-    rows: how many examples each has. ids: each example's own, in the order of the split. folder: where a comparison
-    keeps it for all its runs.
-    """
-
-    splits: dict[str, Any]
-    ids: dict[str, list[str]]
-    fingerprint: str
-    processor: Any = None
-    labels: list[str] | None = None
-    notes: list[str] = field(default_factory=list)
-    samples: list[dict[str, str]] | None = None
-    folder: Path | None = None
-
-    @property
-    def rows(self) -> dict[str, int]:
-        return {split: len(ids) for split, ids in self.ids.items() if split != "pretrain"}
-
-
-@dataclass
-class Evaluation:
-    """One split evaluated. scores: what the metric is the mean of, one an example, weighted by `weights` if given."""
-
-    metrics: dict[str, float]
-    predictions: dict[str, list[Any]]
-    per_class: list[dict[str, Any]] | None = None
+    from transformers import Trainer, TrainingArguments
 
 
 class Task(ABC):
     """One recipe's task: all that differs between tasks is behind these methods, and training.py knows none of it."""
 
-    auto_class: str
     sequences = 1  # that the model reads of one example
     reads_test = True  # a scan's task does not: whatever is tested on is dropped before anything looks at it
 
@@ -115,7 +88,7 @@ class Task(ABC):
         folder = self.base_folder(prepared)
         return bases.load_model(
             self.recipe,
-            getattr(transformers, self.auto_class),
+            getattr(transformers, TASKS[self.recipe.task].auto_class),
             folder=folder,
             quantise=quantise,
             **self.base_options(prepared),
@@ -124,24 +97,6 @@ class Task(ABC):
     def base_folder(self, prepared: Prepared) -> Path | None:
         """Where the base lies when it is not what the recipe's `model` says (it was trained first)."""
         return None
-
-    def meta_model(self, config: PretrainedConfig) -> nn.Module:
-        """The base on the meta device: names and shapes without weights."""
-        import torch
-        import transformers
-
-        with torch.device("meta"):
-            model = getattr(transformers, self.auto_class).from_config(
-                config,
-                trust_remote_code=self.recipe.trust_remote_code,
-                **({"attn_implementation": self.recipe.attention} if self.recipe.attention else {}),
-            )
-        activations.fuse(model)
-        return model
-
-    def new_weights_on_meta(self, model: nn.Module) -> list[str]:
-        """The weights that the base will not bring: in classification its head, unless the base is trained here."""
-        return []
 
     def arguments(self, arm: Arm | None, seed: int, hardware: Hardware, folder: Path, quiet: bool) -> TrainingArguments:
         """The training options of one run: the defaults that measuring needs, the recipe's own, then arm and seed."""
@@ -190,9 +145,8 @@ class Task(ABC):
             quantisation.check_available(hardware.device)
 
     def arguments_class(self) -> type[TrainingArguments]:
-        from transformers import TrainingArguments
-
-        return TrainingArguments
+        module, _, name = TASKS[self.recipe.task].arguments.partition(".")
+        return getattr(importlib.import_module(module), name)
 
     def guards(self, name: str) -> bool:
         """Whether a guard of that name is on."""

@@ -11,10 +11,13 @@ import torch
 from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
-from peft_recipes import checks, metrics
 from peft_recipes.data.packing import COUNTS, KEPT, why_padded
+from peft_recipes.data.prepared import Prepared
+from peft_recipes.guards import checks
 from peft_recipes.models import bases
-from peft_recipes.tasks.base import Evaluation, Prepared, Task
+from peft_recipes.runs.predictions import Evaluation
+from peft_recipes.tasks import metrics
+from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import (
     LOGITS_BYTES,
     CausalTrainer,
@@ -34,25 +37,14 @@ _TIMED_TOKENS = 32  # what generation's speed is measured on
 
 def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """loss (mean over labelled tokens), perplexity and token accuracy of sums [examples, 3]."""
-    losses, tokens, correct = np.asarray(prediction.predictions, dtype=np.float64).T
-    perplexity = metrics.compute("perplexity", losses=losses / tokens, tokens=tokens.astype(int))
-    accuracy = metrics.compute("token_accuracy", correct=correct.astype(int), tokens=tokens.astype(int))
-    return {
-        "loss": perplexity["loss"],
-        "perplexity": perplexity["perplexity"],
-        "token_accuracy": accuracy["token_accuracy"],
-    }
+    return metrics.token_metrics(*np.asarray(prediction.predictions, dtype=np.float64).T)
 
 
 class Causal(Task):
     """A causal language model, by trl's SFTTrainer, on rows that are tokenised and labelled here."""
 
-    auto_class = "AutoModelForCausalLM"
     trainer_class: type[SharedRows] = CausalTrainer
     metrics = staticmethod(causal_metrics)
-
-    def arguments_class(self) -> type[SFTConfig]:
-        return SFTConfig
 
     def arguments(self, *args: Any, **kwargs: Any) -> SFTConfig:
         arguments = super().arguments(*args, **kwargs)

@@ -23,17 +23,17 @@ from peft_recipes.data.packing import (
     why_padded,
 )
 from peft_recipes.distributed import processes
-from peft_recipes.models import activations
-from peft_recipes.models.segment_attention import by_segments
-from peft_recipes.tasks.counting import CountingMixin
-from peft_recipes.tasks.token_losses import token_losses
+from peft_recipes.kernels import activations
+from peft_recipes.kernels.segment_attention import by_segments
+from peft_recipes.kernels.token_losses import token_losses
+from peft_recipes.tasks.trainer import CountingMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch.nn as nn
 
-    from peft_recipes.models.segment_attention import Segments
+    from peft_recipes.kernels.segment_attention import Segments
 
 # Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
 # memory that a few hundred labelled positions don't need, and costs a third of a small model's step.

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from peft_recipes import metrics
-from peft_recipes.architectures import head_modules
-from peft_recipes.tasks.base import Evaluation, Prepared, Task
-from peft_recipes.tasks.counting import ClassificationTrainer
-from peft_recipes.tasks.head import HeadTrainer
+from peft_recipes.data.prepared import Prepared
+from peft_recipes.models.architecture_table import head_modules
+from peft_recipes.models.meta import label_options
+from peft_recipes.runs.predictions import Evaluation
+from peft_recipes.tasks import metrics
+from peft_recipes.tasks.base import Task
+from peft_recipes.tasks.head_trainer import HeadTrainer
+from peft_recipes.tasks.trainer import ClassificationTrainer
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -29,8 +32,7 @@ def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     logits, labels = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
     guesses = logits.argmax(axis=1)
     return {
-        **metrics.compute("accuracy", predictions=guesses, references=labels),
-        **metrics.compute("macro_f1", predictions=guesses, references=labels),
+        **metrics.class_metrics(guesses, labels),
         "loss": float(cross_entropies(logits, labels).mean()),
     }
 
@@ -63,20 +65,8 @@ class Classification(Task):
     def collator(self, prepared: Prepared) -> Any:
         """Examples to one batch."""
 
-    def new_weights_on_meta(self, model: nn.Module) -> list[str]:
-        if self.recipe.pretraining is not None:
-            return []
-        return [n for n, _ in model.named_parameters() if any(n.startswith(f"{m}.") for m in head_modules(model))]
-
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
-        labels = (prepared.labels if prepared else None) or self.recipe.dataset.labels
-        if labels is None:
-            return {}
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
+        return label_options((prepared.labels if prepared else None) or self.recipe.dataset.labels)
 
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
         rows, lengths = prepared.splits[split], self.lengths(prepared, split)
@@ -85,7 +75,6 @@ class Classification(Task):
         logits, labels = np.empty_like(output.predictions), np.empty_like(output.label_ids)
         logits[order], labels[order] = output.predictions, output.label_ids
         guesses, losses = logits.argmax(axis=1), cross_entropies(logits.astype(np.float64), labels)
-        report = metrics.compute("per_class", predictions=guesses, references=labels, labels=prepared.labels)
         return Evaluation(
             metrics=classification_metrics(EvalPrediction(predictions=logits, label_ids=labels)),
             predictions={
@@ -94,5 +83,5 @@ class Classification(Task):
                 "prediction": guesses.tolist(),
                 "loss": losses.tolist(),
             },
-            per_class=report["per_class"],
+            per_class=metrics.per_class(guesses, labels, prepared.labels),
         )

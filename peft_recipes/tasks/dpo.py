@@ -21,15 +21,18 @@ import torch
 from transformers import EvalPrediction
 from trl import DPOConfig
 
-from peft_recipes import checks, metrics
 from peft_recipes.data import preferences
 from peft_recipes.data.packing import IGNORED, REFERENCES, PaddedCollator, SharedPrefixCollator
 from peft_recipes.data.preference_packing import CHOSEN, PROMPT, REJECTED
+from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError, unknown
-from peft_recipes.hardware import Hardware, choose
+from peft_recipes.guards import checks
+from peft_recipes.hardware.device import Hardware, choose
 from peft_recipes.models import bases
-from peft_recipes.recipe import Arm
-from peft_recipes.tasks.base import Evaluation, Prepared, Task
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.runs.predictions import Evaluation
+from peft_recipes.tasks import metrics
+from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.preference_trainer import PREDICTED, PreferenceTrainer
 from peft_recipes.tasks.reference import Reference
 from peft_recipes.tasks.sft import SupervisedFineTuning, template, with_end
@@ -50,15 +53,11 @@ def per_pair(predictions: np.ndarray, beta: float) -> dict[str, np.ndarray]:
     grown = (found["chosen"] - found["ref_chosen"]) - (found["rejected"] - found["ref_rejected"])
     a_token = [found[key] / np.maximum(found[f"{key}_tokens"], 1) for key in ("chosen", "rejected")]
     return {
-        "preference_accuracy": _scores(grown, _TIE),
-        "likelihood_accuracy": _scores(a_token[0] - a_token[1], 0.0),
+        "preference_accuracy": metrics.preference_scores(grown, _TIE),
+        "likelihood_accuracy": metrics.preference_scores(a_token[0] - a_token[1], 0.0),
         "margin": beta * grown,
         "loss": found["loss"],
     }
-
-
-def _scores(margins: np.ndarray, tie: float) -> np.ndarray:
-    return np.array(metrics.compute("preference_accuracy", margins=margins.tolist(), tie=tie)["scores"])
 
 
 class Preferences(SupervisedFineTuning):
@@ -68,9 +67,6 @@ class Preferences(SupervisedFineTuning):
     sequences = 2
     reference: Reference | None = None
     _part = 1.0  # of the train split that is there
-
-    def arguments_class(self) -> type[DPOConfig]:
-        return DPOConfig
 
     def arguments(self, *args: Any, **kwargs: Any) -> DPOConfig:
         arguments = Task.arguments(self, *args, **kwargs)

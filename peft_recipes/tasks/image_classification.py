@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from peft_recipes import checks
 from peft_recipes.data import columns, images
+from peft_recipes.data.prepared import Prepared
+from peft_recipes.guards import checks
 from peft_recipes.models import bases
-from peft_recipes.recipe import Dataset
-from peft_recipes.tasks.base import Prepared
+from peft_recipes.recipe.dataset import Dataset
 from peft_recipes.tasks.classification import Classification
+from peft_recipes.tasks.pretraining import trained_base
 
 if TYPE_CHECKING:
     import datasets
@@ -53,8 +54,6 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 class ImageClassification(Classification):
     """Pictures by the model's own image processor, or scaled to 0..1; shifted as the recipe's transform says."""
-
-    auto_class = "AutoModelForImageClassification"
 
     def prepare(self) -> Prepared:
         source = self.recipe.dataset
@@ -102,19 +101,7 @@ class ImageClassification(Classification):
     def base_folder(self, prepared: Prepared) -> Path | None:
         if self.recipe.model != bases.SMALL_CNN:
             return None
-        from peft_recipes.pretraining import trained_base
-
         return trained_base(self, prepared)
-
-    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[Any, list[str]]:
-        import peft_recipes.small_cnn  # noqa: F401  (registers the small CNN with the Auto classes)
-
-        return super().load_base(prepared, quantise)
-
-    def meta_model(self, config: Any) -> Any:
-        import peft_recipes.small_cnn  # noqa: F401
-
-        return super().meta_model(config)
 
     def collator(self, prepared: Prepared) -> Any:
         return collate

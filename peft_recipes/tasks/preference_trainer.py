@@ -12,7 +12,7 @@ from trl import DPOTrainer
 
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, REFERENCES
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
-from peft_recipes.models.segment_attention import by_segments
+from peft_recipes.kernels.segment_attention import by_segments
 from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, SharedRows, labelled_losses, logits_bytes, segments_of
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from peft_recipes.data.packing import COMPLETIONS, EXAMPLES, KEPT, REFERENCES
-from peft_recipes.hardware import Hardware, synchronise
-from peft_recipes.measuring import PeakMemory
-from peft_recipes.runs import write_json
+from peft_recipes.hardware.device import Hardware, synchronise
+from peft_recipes.measuring.memory import PeakMemory
+from peft_recipes.runs.files import write_json
 from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, logits_bytes, on_device, tensors
 from peft_recipes.tasks.preference_trainer import answer_log_probs, token_log_probs
 

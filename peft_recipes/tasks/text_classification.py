@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import DataCollatorWithPadding
 
-from peft_recipes import checks
 from peft_recipes.data import columns
+from peft_recipes.data.prepared import Prepared
+from peft_recipes.guards import checks
 from peft_recipes.models import bases
-from peft_recipes.tasks.base import Prepared
 from peft_recipes.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 class TextClassification(Classification):
     """A new head on a pretrained text model; texts are cut at the recipe's max_length and padded to their batch."""
-
-    auto_class = "AutoModelForSequenceClassification"
 
     def prepare(self) -> Prepared:
         source = self.recipe.dataset

@@ -1,0 +1,1 @@
+"""Console output of the commands; no figure is made here."""

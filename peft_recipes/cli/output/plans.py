@@ -1,0 +1,107 @@
+"""What the command line prints before a run: the recipes, a plan, the methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from peft_recipes.reporting import formats
+
+if TYPE_CHECKING:
+    from peft_recipes.recipe.recipe import Recipe
+
+
+def show_recipes(recipes: list[Recipe]) -> None:
+    """Three lines a recipe."""
+    console = Console(highlight=False)
+    for recipe in recipes:
+        console.print(f"[bold]{recipe.name}[/bold]  {escape(recipe.title)}")
+        console.print(f"    {recipe.task}: {escape(recipe.model)} on {escape(recipe.dataset.path)}", soft_wrap=True)
+        console.print(f"    arms: {', '.join(recipe.arms)}")
+    console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]")
+
+
+def _trial(found: dict[str, Any]) -> str:
+    whole = formats.seconds(found["estimated_seconds"]) if found["estimated_seconds"] else "?"
+    return f"{whole} ({formats.seconds(found['seconds_per_step'])} a step)"
+
+
+def _sent(memory: dict[str, Any]) -> str:
+    sent = memory.get("traffic")
+    return formats.human_bytes(sent["total"]) if sent else "-"
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """A plan as a table, and the modules each arm hits."""
+    console = Console(highlight=False)
+    title = f"{plan['recipe']}: {plan['model']} on {plan['dataset']}"
+    console.print(f"[bold]{escape(title)}[/bold]" + (" (embedded stand-ins)" if plan["embedded"] else ""))
+    has = plan["hardware"]
+    console.print(f"on {has['device']} ({has['device_name']}), {has['precision']}, {has['threads']} threads")
+    total = next(iter(plan["arms"].values()))["total_parameters"]
+    console.print(f"{total:,} parameters in the base with its task head\n")
+    spread = plan.get("processes", 1) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("arm")
+    tried = any("trial" in arm for arm in plan["arms"].values())
+    for name in ("trains", "share", "head", "checkpoint", "steps", "tokens", "peak memory*", "rate"):
+        table.add_column(name, justify="right")
+    if spread:
+        table.add_column("sends a step", justify="right")
+    if tried:
+        table.add_column("training, by a trial", justify="right")
+    for name, arm in plan["arms"].items():
+        table.add_row(
+            name,
+            f"{arm['trainable_parameters']:,}",
+            f"{arm['trainable_parameters'] / arm['total_parameters']:.2%}",
+            f"{arm['head_parameters']:,}" if arm["head_parameters"] else "-",
+            formats.human_bytes(arm["checkpoint_bytes"]),
+            "?" if arm["steps"] is None else f"{arm['steps']:,}",
+            "-" if arm["tokens"] is None else f"{arm['tokens']:,}",
+            formats.human_bytes(arm["memory"]["total"]) + ("" if arm["memory"]["fits"] else " does not fit"),
+            f"{arm['learning_rate']:g}",
+            *([_sent(arm["memory"])] if spread else []),
+            *([_trial(arm["trial"])] if tried else []),
+        )
+    console.print(table)
+    memory = next(iter(plan["arms"].values()))["memory"]
+    has = f" This machine has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
+    what = "of the largest batch: weights, gradients, optimizer, activations, the allocator's freed blocks, libraries"
+    if spread:
+        what = f"of one of {plan['processes']} processes ({plan['distributed']}), its own batch and buffers"
+        has = f" Each has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
+    console.print(f"* estimated, {what}.{has}\n")
+    for name, arm in plan["arms"].items():
+        modules = arm["modules"]
+        console.print(f"{name} learns in {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_few(modules))}")
+    for note in plan["notes"]:
+        console.print(f"Note: {escape(note)}")
+
+
+def _few(modules: list[str], most: int = 4) -> str:
+    shown = ", ".join(modules[:most])
+    return shown if len(modules) <= most else f"{shown}, ... {modules[-1]}"
+
+
+def show_methods(table: dict[str, Any]) -> None:
+    """The table of methods, a few lines a method."""
+    console = Console(highlight=False)
+    for row in table["methods"]:
+        merged = "" if row["merges"] else ", can't be merged"
+        console.print(f"[bold]{row['name']}[/bold]  {escape(row['title'])}: rate {row['learning_rate']:g}{merged}")
+        options = {**row["options"], **row["arm"]}
+        said = ", ".join(f"{key}={value}" for key, value in options.items())
+        console.print(f"    {row['config']}({escape(said)}): {escape(row['defaults'])}", soft_wrap=True)
+        if row["cannot"]:
+            console.print(f"    can't: {escape('; '.join(row['cannot']))}", soft_wrap=True)
+        where = f", arXiv:{row['arxiv']}" if row["arxiv"] else ""
+        console.print(f"    [dim]{escape(row['paper'])}{where}[/dim]", soft_wrap=True)
+    left_out = table["left_out"]
+    for why in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name, reason in left_out.items() if reason == why)
+        console.print(f"not here: {names}: {escape(why)}", soft_wrap=True)
+    console.print("\nOn any recipe: [bold]peft-recipes compare RECIPE --arms full,lora,dora[/bold], or --arms all")

@@ -1,0 +1,107 @@
+"""What the command line prints of runs: one, a comparison, a check, what was sent, what came again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from peft_recipes.reporting import formats
+
+if TYPE_CHECKING:
+    from peft_recipes.adapters.check import Finding
+    from peft_recipes.comparison.comparison import Comparison
+    from peft_recipes.publishing.push import Published
+    from peft_recipes.publishing.reproduce import Reproduction
+    from peft_recipes.runs.folder import Run
+
+
+def show_run(run: Run) -> None:
+    """A run's metrics, costs and folder."""
+    data, console = run.data, Console()
+    console.print(f"[bold]{data['recipe']} · {data['arm']} · seed {data['seed']}[/bold]")
+    for split, metrics in data["metrics"].items():
+        console.print(f"  {split}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    if training := data["training"]:
+        tokens = training["tokens_per_second"]
+        speed = f"{tokens:.1f} tokens/s" if tokens else f"{training['examples_per_second']:.1f} examples/s"
+        console.print(
+            f"  {training['steps']} steps, {formats.seconds(training['seconds'])} of training, {speed}, "
+            f"peak memory {formats.human_bytes(training['peak_memory_bytes'])}, "
+            f"checkpoint {formats.human_bytes(data['checkpoint_bytes'])}"
+        )
+    if data["embedded"]:
+        console.print("  Measured on embedded stand-ins, not on the recipe's own model and data.")
+    console.print(f"  {escape(str(run.folder))}")
+
+
+def show_findings(found: list[Finding]) -> None:
+    """The checks of an adapter, a line each."""
+    console = Console()
+    for finding in found:
+        mark = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[dim]-   [/]"}[finding.ok]
+        console.print(f"{mark} {finding.name:13} {escape(finding.said)}", highlight=False, soft_wrap=True)
+
+
+def show_parcel(made: Published) -> None:
+    """What a push will send, before it does."""
+    console = Console(highlight=False)
+    kind = "private" if made.private else "public"
+    console.print(f"[bold]{made.repo_id}[/bold] ({kind}): {len(made.files)} files, {formats.human_bytes(made.bytes)}")
+    for path, size in made.files.items():
+        console.print(f"  {formats.human_bytes(size):>8}  {escape(path)}", soft_wrap=True)
+    for path in made.removed:
+        console.print(f"   removed  {escape(path)}", soft_wrap=True)
+    for path, why in made.left_out.items():
+        console.print(f"[dim]stays here  {escape(path)}: {escape(why)}[/dim]", soft_wrap=True)
+    for note in made.told:
+        console.print(f"Note: {escape(note)}", soft_wrap=True)
+
+
+def show_published(made: list[Published], dry_run: bool) -> None:
+    """What came of a push."""
+    console = Console(highlight=False)
+    if dry_run:
+        console.print("A dry run: its checks are done, nothing was sent, and the Hub was not asked.")
+    for one in made:
+        if one.commit:
+            console.print(f"Sent to {one.url} (commit {one.commit[:12]})", soft_wrap=True)
+
+
+def show_reproduction(made: Reproduction) -> None:
+    """Each figure beside its evidence, what differs here, and whether it held."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("figure")
+    for name in ("evidence", "here", "has to lie in"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for row in made.rows:
+        between = "-" if row.bounds is None else f"{row.bounds[0]:.6g} to {row.bounds[1]:.6g}"
+        mark = {True: "[green]holds[/]", False: "[bold red]DOES NOT[/]", None: "[dim]not asked[/]"}[row.held]
+        figures = ("-" if value is None else f"{value:.6g}" for value in (row.evidence, row.here))
+        table.add_row(escape(f"{row.split} {row.metric}"), *figures, between, mark)
+    console.print(f"[bold]{escape(made.adapter)}[/bold]: {escape(made.arm)}, seed {made.seed}, trained again here")
+    console.print(table)
+    if made.differs:
+        console.print("Held to the 95 % interval of its own test examples, since the conditions differ:")
+        for line in made.differs:
+            console.print(f"  {escape(line)}", soft_wrap=True)
+    else:
+        console.print("Held to be equal up to float noise: the same kind of machine, versions, threads and data.")
+    for doubt in made.doubts:
+        console.print(f"[bold red]Doubt:[/] {escape(doubt)}", soft_wrap=True)
+    if made.folder is not None:
+        console.print(f"The new run is in {escape(str(made.folder))}", soft_wrap=True)
+    console.print("[bold]Reproduced.[/]" if made.held else "[bold red]Not reproduced.[/]")
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """The table, the verdict, and where the report is."""
+    from peft_recipes.reporting.terminal import render_terminal
+
+    console = Console()
+    render_terminal(comparison.data, console)
+    console.print(f"\nReport: {comparison.folder / 'comparison.html'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,80 @@
+"""Comparison: a finished comparison and its verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.runs.folder import BASE, read_comparison_file
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Comparison:
+    """A finished comparison: `data` is comparison.json, `folder` where it lies."""
+
+    def __init__(self, data: dict[str, Any], folder: Path):
+        self.data, self.folder = data, folder
+
+    @property
+    def failed(self) -> list[str]:
+        """The arms of which at least one run did not finish."""
+        base = [BASE] if self.data["base"]["status"] != "ok" else []
+        return base + [name for name, arm in self.data["arms"].items() if arm["failures"]]
+
+    def verdict(self, arm: str) -> str:
+        """What giving up full fine-tuning for this arm cost, in one sentence with its interval."""
+        if arm not in self.data["arms"]:
+            raise RecipeError(unknown("arm", arm, self.data["arms"], f"the comparison of {self.data['recipe']}"))
+        from peft_recipes.reporting.sentences import verdict_sentence
+
+        return verdict_sentence(self.data, arm)
+
+    def table(self) -> str:
+        """The table as Markdown."""
+        from peft_recipes.reporting.markdown import table_markdown
+
+        return table_markdown(self.data)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row an arm (and the base), plain numbers."""
+        import pandas
+
+        from peft_recipes.reporting.rows import records
+
+        return pandas.DataFrame(records(self.data))
+
+    def show(self) -> None:
+        """The report inside a notebook; in a terminal its table."""
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML, display
+        except ImportError:
+            get_ipython = None
+        if get_ipython is not None and get_ipython() is not None:
+            display(HTML(self._repr_html_()))
+            return
+        from rich.console import Console
+
+        from peft_recipes.reporting.terminal import render_terminal
+
+        render_terminal(self.data, Console())
+
+    def _repr_html_(self) -> str:
+        """The report in a frame of its own, so that its style is not the notebook's."""
+        from html import escape
+
+        from peft_recipes.reporting.html import render_html
+
+        page = escape(render_html(self.data), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.data['recipe']}: {', '.join(self.data['arms'])}; seeds {self.data['seeds']})"
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """The comparison of a folder. Raises RecipeError where there is none or it can't be read."""
+    return Comparison(read_comparison_file(folder), Path(folder))

@@ -1,0 +1,60 @@
+"""The process of one run of a comparison: `python -m peft_recipes.comparison.worker RECIPE ARM SEED OUTPUT [DATA]`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import threading
+from pathlib import Path
+
+from peft_recipes.distributed.processes import Elsewhere
+from peft_recipes.distributed.quiet import quiet_libraries
+from peft_recipes.errors import RecipeError
+from peft_recipes.training.interruption import EXIT_CODES
+
+
+def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = None) -> int:
+    """Trains one run and returns the exit code: 0 done, 1 failed (its run.json says why), 2 a mistake in the recipe.
+
+    data: the folder of the comparison's prepared data; without it the run prepares its own.
+    """
+    _end_with_parent()
+    quiet_libraries()
+    from peft_recipes.runs.files import make_folder, write_json
+    from peft_recipes.runs.folder import RUN_FILE, resolved_recipe, run_folder
+    from peft_recipes.training.run import train
+
+    recipe = resolved_recipe(Path(recipe_file))
+    try:
+        # An interrupted comparison's worker may still be writing its last checkpoint: that is worth the wait.
+        train(recipe, arm, seed=seed, output=output, resume=True, data=data, wait=True)
+        return 0
+    except RecipeError as error:
+        folder = run_folder(Path(output), recipe, arm, seed)
+        make_folder(folder)
+        facts = {"schema": 1, "status": "failed", "error": str(error), "recipe": recipe.name, "arm": arm, "seed": seed}
+        write_json(folder / RUN_FILE, facts)
+        print(error, file=sys.stderr)
+        return 2
+    except Elsewhere:  # said, and written, by the process that failed
+        return 0
+    except tuple(EXIT_CODES) as error:
+        return EXIT_CODES[type(error)]
+
+
+def _end_with_parent() -> None:
+    """Ends this process as SIGTERM does once the one that started it is gone: then its end of stdin is closed."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not sys.stdin's: its lock, held by this thread, would be missed when Python ends
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(work(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:6]))

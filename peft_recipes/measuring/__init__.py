@@ -1,0 +1,4 @@
+"""Measurements of a run: step times, peak memory, latency.
+
+Imports `arms` and below. Start with steps.py.
+"""

@@ -1,0 +1,30 @@
+"""Latency at batch 1."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from peft_recipes.hardware.device import synchronise
+
+
+def median_milliseconds(call: Callable[[Any], Any], inputs: list[Any], device: str, budget: float = 2.0) -> float:
+    """The median time of `call` over `inputs`, one at a time, after a warm-up of two calls.
+
+    At least five inputs are timed, further ones while `budget` seconds last: a large model on a CPU is slow enough to
+    be timed by few.
+    """
+    for given in inputs[:2]:
+        call(given)
+    times: list[float] = []
+    for given in inputs:
+        if len(times) >= 5 and sum(times) > budget:
+            break
+        synchronise(device)
+        start = time.perf_counter()
+        call(given)
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)

@@ -1,0 +1,152 @@
+"""Clocks and memory: what a run cost, by the definitions that the report prints beside its figures."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from peft_recipes.distributed import processes
+from peft_recipes.guards.checks import loss_is_finite
+from peft_recipes.hardware.device import synchronise
+from peft_recipes.measuring.memory import PeakMemory
+
+if TYPE_CHECKING:
+    from peft_recipes.data.packing import Counts
+
+WARMUP_STEPS = 3  # the first steps fill caches and are reported apart
+
+
+class Stopwatch:
+    """Seconds of named phases: `with watch("load"): ...` adds to watch.seconds["load"]."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def __call__(self, name: str) -> Stopwatch._Phase:
+        return Stopwatch._Phase(self, name)
+
+    def total(self) -> float:
+        """Seconds since this stopwatch was made."""
+        return time.perf_counter() - self._start
+
+    class _Phase:
+        def __init__(self, watch: Stopwatch, name: str):
+            self.watch, self.name = watch, name
+
+        def __enter__(self) -> None:
+            self.start = time.perf_counter()
+
+        def __exit__(self, *_: object) -> None:
+            spent = time.perf_counter() - self.start
+            self.watch.seconds[self.name] = self.watch.seconds.get(self.name, 0.0) + spent
+
+
+class StepMeter(TrainerCallback):
+    """Times every optimiser step, the device synchronised at both ends, and watches memory and the loss.
+
+    Evaluations between steps are in neither figure. `on_step(step, of, loss)` is told of every step.
+    """
+
+    def __init__(
+        self, device: str, on_step: Callable[[int, int, float | None], None] | None = None, finite_loss: bool = True
+    ):
+        self.device, self.memory, self.finite_loss = device, PeakMemory(device), finite_loss
+        self.steps: list[float] = []
+        self.losses: list[list[float]] = []
+        self.validation: list[dict[str, float]] = []
+        self._on_step, self._start = on_step, 0.0
+        self._came_from_elsewhere = True  # from loading, later from evaluations
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronise(self.device)
+        if self._came_from_elsewhere:
+            self.memory.release()
+            self._came_from_elsewhere = False
+        self.memory.reset()
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronise(self.device)
+        self.steps.append(time.perf_counter() - self._start)
+        self.memory.read()
+        if self._on_step is not None:
+            self._on_step(state.global_step, state.max_steps, self.losses[-1][1] if self.losses else None)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._came_from_elsewhere = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            if self.finite_loss:
+                loss_is_finite(float(logs["loss"]), state.global_step)
+            self.losses.append([state.global_step, float(logs["loss"])])
+        elif any(key.startswith("eval_") for key in logs):
+            point = {k.removeprefix("eval_"): v for k, v in logs.items() if k.startswith("eval_")}
+            self.validation.append({"step": state.global_step, **point})
+
+    def state(self) -> dict[str, Any]:
+        """What was measured so far, as JSON takes it."""
+        return {"steps": self.steps, "losses": self.losses, "validation": self.validation, "peak": self.memory.peak}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what another process measured up to its checkpoint."""
+        self.steps, self.losses, self.validation = state["steps"], state["losses"], state["validation"]
+        self.memory.peak = state["peak"] if processes.is_main() else 0  # it is the main process's
+
+    def figures(
+        self, counts: list[Counts], first_pass: dict[str, Any] | None = None, tokens_each: list[int] | None = None
+    ) -> dict[str, Any]:
+        """The run's training figures. counts: of each step, in order.
+
+        seconds, tokens_per_second and examples_per_second leave the first 3 steps out (all steps count where there
+        are no more than that); warmup_seconds has them. computed_tokens is below tokens where a shared prefix was
+        computed once; padding_share is padding among the computed positions. Both are None for images.
+        first_pass: seconds and peak_memory_bytes of what was computed once before the first step (a frozen
+        backbone's features, a reference's log-probabilities): it is training, so it counts, in seconds and in rates.
+
+        Of several processes: counts are theirs together; seconds are the slowest one's, and the rates by those;
+        peak_memory_bytes is the largest of one process, peak_memory_bytes_sum that of all together (their peaks need
+        not have come at one moment; pages that CPU processes share count in each); processes has each one's own.
+        """
+        skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
+        before = first_pass or {"seconds": 0.0, "peak_memory_bytes": 0}
+        each = processes.gathered(
+            {
+                "seconds": sum(self.steps[skip:]) + before["seconds"],
+                "peak_memory_bytes": max(self.memory.peak, before["peak_memory_bytes"]),
+            }
+        )
+        for process, own in zip(each, tokens_each or [], strict=False):
+            process["tokens"] = own or None
+        seconds = max(process["seconds"] for process in each)
+        tokens, computed, examples = ([getattr(c, n) for c in counts] for n in ("tokens", "computed", "examples"))
+
+        def rate(each: list[int]) -> float | None:
+            return sum(each[skip:]) / seconds if any(each) and seconds else None
+
+        return {
+            "steps": len(self.steps),
+            "seconds": seconds,
+            "warmup_steps": skip,
+            "warmup_seconds": sum(self.steps[:skip]),
+            "median_step_seconds": statistics.median(self.steps) if self.steps else None,
+            "tokens": sum(tokens) or None,
+            "computed_tokens": sum(computed) or None,
+            "padding_share": sum(c.padding for c in counts) / sum(computed) if any(computed) else None,
+            "examples": sum(examples),
+            "tokens_per_second": rate(tokens),
+            "examples_per_second": rate(examples),
+            "first_pass_seconds": first_pass and first_pass["seconds"],
+            "peak_memory_bytes": max(process["peak_memory_bytes"] for process in each),
+            "peak_memory_bytes_sum": sum(process["peak_memory_bytes"] for process in each),
+            "processes": each,
+            "peak_memory_method": self.memory.method,
+            "losses": self.losses,
+            "validation": self.validation,
+        }

@@ -1,0 +1,48 @@
+"""The base model on the meta device: names and shapes without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.kernels import activations
+from peft_recipes.models.architecture_table import head_modules
+from peft_recipes.recipe.options import TASKS
+from peft_recipes.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch.nn as nn
+    from transformers import PretrainedConfig
+
+
+def label_options(labels: list[str] | None) -> dict[str, Any]:
+    """The configuration options of a classifier for these class names; none where the names are unknown."""
+    if labels is None:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
+    """The recipe's base, with the head of its task, on the meta device."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, TASKS[recipe.task].auto_class).from_config(
+            config,
+            trust_remote_code=recipe.trust_remote_code,
+            **({"attn_implementation": recipe.attention} if recipe.attention else {}),
+        )
+    activations.fuse(model)
+    return model
+
+
+def new_head_weights(recipe: Recipe, model: nn.Module) -> list[str]:
+    """Names of the head weights that the base does not have: those of a classifier, unless the base is trained here."""
+    if recipe.pretraining is not None or not recipe.task.endswith("classification"):
+        return []
+    heads = tuple(f"{module}." for module in head_modules(model))
+    return [name for name, _ in model.named_parameters() if heads and name.startswith(heads)]

@@ -1,0 +1,43 @@
+"""The lock of a run or comparison folder: two processes never write one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from peft_recipes.errors import RecipeError
+
+LOCK_FILES = (".lock", ".lock-holder")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
+    """Two processes never write one folder; a dead one's lock does not count (the system lets go of it).
+
+    wait: until the other is done (True), or for so many seconds. Raises RecipeError, naming the other, where it is not.
+    """
+    from filelock import FileLock, Timeout
+
+    path, holder = (folder / name for name in LOCK_FILES)
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=-1 if wait is True else wait or 0)
+    except Timeout as error:
+        who = ""
+        with contextlib.suppress(OSError):
+            who = holder.read_text(encoding="utf-8").strip()
+        raise RecipeError(
+            f"{folder} is being written by another process{who and f' ({who})'}. Wait for it (--wait does), or name "
+            "another --output."
+        ) from error
+    try:
+        with contextlib.suppress(OSError):  # a full disk: the lock itself holds
+            holder.write_text(f"process {os.getpid()}, since {time.strftime('%H:%M:%S')}\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # before it is let go: whoever waits for it looks whether it still has its name
+        lock.release()

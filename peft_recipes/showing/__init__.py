@@ -1,1 +1,0 @@
-"""What the command line prints; no figure is made here."""

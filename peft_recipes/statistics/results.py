@@ -1,0 +1,298 @@
+"""From run.json files to one comparison: means over seeds, paired differences with intervals, verdicts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from peft_recipes.recipe.arm import rank_of
+from peft_recipes.recipe.options import CAUSAL_TASKS
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs.folder import Run
+from peft_recipes.statistics.bootstrap import Difference, margin_for, paired_difference, verdict
+from peft_recipes.statistics.ranks import rank_verdicts
+
+FULL = "full"
+_CURVE_POINTS = 200  # what a plot can show
+
+
+def comparison_data(
+    recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """comparison.json of the runs of one recipe, keyed by (arm, seed)."""
+    table = {arm: _arm(recipe, arm, {seed: runs[arm, seed] for seed in seeds}) for arm in arms}
+    some = next((run for run in [base, *runs.values()] if run.ok), None)
+    full = table.get(FULL)
+    margin = recipe.margin or margin_for(recipe.metric, full["metric"]["mean"] if full and full["metric"] else 1.0)
+    differences = {}
+    if full is not None and full["status"] == "ok":
+        for arm in arms:
+            if arm != FULL and (found := _difference(recipe, runs, arm, seeds, margin)):
+                differences[arm] = found
+    return {
+        "schema": 1,
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "task": recipe.task,
+        "embedded": recipe.uses_stand_ins,
+        "model": recipe.model,
+        "dataset": recipe.dataset.path,
+        "metric": recipe.metric,
+        "higher_is_better": recipe.higher_is_better,
+        "margin": margin,
+        "rows": some.data["rows"] if some else {},
+        "seeds": list(seeds),
+        "base": _base(base),
+        "arms": table,
+        "differences": differences,
+        "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
+        "forgetting": _forgetting(recipe, runs, base, arms, seeds),
+        "samples": some.data["samples"] if some else None,
+        "environment": some.data["environment"] if some else {},
+        "notes": _notes(recipe, [run for run in (base, *runs.values()) if run.ok]),
+    }
+
+
+def _notes(recipe: Recipe, runs: list[Run]) -> list[str]:
+    said = list(dict.fromkeys(note for run in runs for note in run.data["notes"]))
+    if recipe.task == "text-classification" and not recipe.evaluate_also:
+        said.append(
+            "What was forgotten is not measured: the base has no head for these classes before tuning, so there is "
+            "nothing of its own to be held against. A set on which it has one goes under evaluate_also."
+        )
+    return said
+
+
+def _base(run: Run) -> dict[str, Any]:
+    if not run.ok:
+        return {"status": run.data["status"], "error": run.data["error"], "metrics": {}, "answers": None}
+    return {
+        "status": "ok",
+        "error": None,
+        "metrics": run.metrics,
+        "per_class": run.data["per_class"],
+        "total_parameters": run.data["parameters"]["total"],
+        "parameters_by_component": run.data["parameters"]["by_component"],
+        "answers": run.data["answers"],
+    }
+
+
+def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
+    """One arm's row: what is common to its runs, means of its metrics, medians of its costs."""
+    arm, good = recipe.arms[name], {seed: run for seed, run in runs.items() if run.ok}
+    failures = [{"seed": seed, "status": run.data["status"], "error": run.data["error"]}
+                for seed, run in runs.items() if not run.ok]  # fmt: skip
+    targets = getattr(arm.peft, "target_modules", None)
+    row: dict[str, Any] = {
+        "status": "ok" if good else failures[0]["status"],
+        "error": None if good else failures[0]["error"],
+        "seeds": list(good),
+        "failures": failures,
+        "method": arm.method_name,
+        "rank": rank_of(arm),
+        "quantise": arm.quantise,
+        "target_modules": [targets] if isinstance(targets, str) else sorted(targets) if targets else None,
+        "learning_rate": arm.learning_rate,
+    }
+    return row | (_measured(recipe, list(good.values())) if good else dict.fromkeys(_MEASURED))
+
+
+def _measured(recipe: Recipe, runs: list[Run]) -> dict[str, Any]:
+    first = runs[0].data
+    values = [run.metrics["test"][recipe.metric] for run in runs]
+
+    def median(*path: str) -> float | None:
+        found = [_at(run.data, path) for run in runs]
+        return statistics.median(found) if all(v is not None for v in found) else None
+
+    counts = first["parameters"]
+    return {
+        "trainable_parameters": counts["trainable"],
+        "adapter_parameters": counts["adapter"],
+        "head_parameters": counts["head"],
+        "total_parameters": counts["total"],
+        "checkpoint_bytes": int(median("checkpoint_bytes")),
+        "steps": first["training"]["steps"],
+        "metric": {
+            "mean": statistics.fmean(values),
+            "sd": statistics.stdev(values) if len(values) > 1 else None,
+            "values": values,
+        },
+        "metrics": _means([run.metrics for run in runs]),
+        "training_seconds": median("training", "seconds"),
+        "warmup_seconds": median("training", "warmup_seconds"),
+        "total_seconds": median("seconds", "total"),
+        "tokens_per_second": median("training", "tokens_per_second"),
+        "examples_per_second": median("training", "examples_per_second"),
+        "padding_share": median("training", "padding_share"),
+        "peak_memory_bytes": int(median("training", "peak_memory_bytes")),
+        "latency_ms": {form: median("latency_ms", form) for form in ("base", "adapter", "merged")},
+        "generation_tokens_per_second": first["generation_tokens_per_second"]
+        and {form: median("generation_tokens_per_second", form) for form in ("base", "adapter", "merged")},
+        "curves": [_curve(recipe, run) for run in runs],
+        "per_class": _class_means([run.data["per_class"] for run in runs]) if first["per_class"] else None,
+        "answers": first["answers"],
+        "checks": first["checks"],
+        "folder": f"{first['arm']}/seed-{first['seed']}",
+        "notes": first["notes"],
+    }
+
+
+# What an arm of which no run was finished has no figure for.
+_MEASURED = (
+    "trainable_parameters",
+    "adapter_parameters",
+    "head_parameters",
+    "total_parameters",
+    "checkpoint_bytes",
+    "steps",
+    "metric",
+    "metrics",
+    "training_seconds",
+    "warmup_seconds",
+    "total_seconds",
+    "tokens_per_second",
+    "examples_per_second",
+    "padding_share",
+    "peak_memory_bytes",
+    "latency_ms",
+    "generation_tokens_per_second",
+    "curves",
+    "per_class",
+    "answers",
+    "checks",
+    "folder",
+    "notes",
+)
+
+
+def _at(data: Any, path: Sequence[str]) -> float | None:
+    for key in path:
+        data = None if data is None else data.get(key)
+    return data
+
+
+def _means(metrics: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        split: {name: statistics.fmean(m[split][name] for m in metrics) for name in metrics[0][split]}
+        for split in metrics[0]
+    }
+
+
+def _class_means(reports: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": same[0]["label"],
+            **{k: statistics.fmean(row[k] for row in same) for k in ("precision", "recall", "f1")},
+            "support": same[0]["support"],
+        }
+        for same in zip(*reports, strict=True)
+    ]
+
+
+def _curve(recipe: Recipe, run: Run) -> dict[str, Any]:
+    training = run.data["training"]
+    every = math.ceil(len(training["losses"]) / _CURVE_POINTS) or 1
+    return {
+        "seed": run.data["seed"],
+        # Each point is the mean of its stretch: a single step's loss is mostly the luck of its batch.
+        "loss": [_mean_point(training["losses"][i : i + every]) for i in range(0, len(training["losses"]), every)],
+        "validation": [[p["step"], p[recipe.metric]] for p in training["validation"] if recipe.metric in p],
+    }
+
+
+def _mean_point(points: list[list[float]]) -> list[float]:
+    return [points[-1][0], statistics.fmean(loss for _, loss in points)]
+
+
+def _difference(
+    recipe: Recipe,
+    runs: dict[tuple[str, int], Run],
+    arm: str,
+    seeds: Sequence[int],
+    margin: float,
+    against: str = FULL,
+) -> dict[str, Any] | None:
+    """An arm against another, paired by test example and seed, over the seeds that both finished."""
+    both = [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
+    if not both:
+        return None
+    ours, theirs = ([scores(runs[name, seed], recipe) for seed in both] for name in (arm, against))
+    found = _paired(ours, theirs, f"'{arm}' and '{against}'")
+    return {
+        "against": against,
+        **found.to_dict(),
+        "margin": margin,
+        "verdict": verdict(found, margin, recipe.higher_is_better),
+    }
+
+
+Scores = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def _paired(ours: list[Scores], theirs: list[Scores], who: str) -> Difference:
+    ids = ours[0][0]
+    if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
+        raise RuntimeError(f"The runs of {who} were not tested on the same examples.")
+    return paired_difference(np.stack([s for _, s, _ in ours]), np.stack([s for _, s, _ in theirs]), weights=ours[0][2])
+
+
+def _ranks(
+    recipe: Recipe,
+    runs: dict[tuple[str, int], Run],
+    table: dict[str, dict[str, Any]],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    margin: float,
+) -> list[dict[str, Any]]:
+    """The ranks of one arm side by side, and the smallest that is enough."""
+    validation = {arm: table[arm]["metrics"]["validation"][recipe.metric] for arm in arms
+                  if table[arm]["metrics"] and "validation" in table[arm]["metrics"]}  # fmt: skip
+    against = lambda arm, best: _difference(recipe, runs, arm, seeds, margin, best)  # noqa: E731
+    return rank_verdicts(recipe, arms, validation, against, margin)
+
+
+def _forgetting(
+    recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """What each arm lost or gained on the further evaluation sets: after minus before, with its interval.
+
+    before: the untuned base, the same for every seed. The verdict is that of any difference, the margin 1 point, or 1 %
+    of the base's loss.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for split in recipe.evaluate_also if base.ok else ():
+        if split not in base.metrics:
+            continue
+        before, value = scores(base, recipe, split), base.metrics[split][recipe.metric]
+        margin = margin_for(recipe.metric, value)
+        found[split] = {"before": value, "margin": margin, "arms": {}}
+        for arm in arms:
+            done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
+            if done:
+                told = _paired([scores(run, recipe, split) for run in done], [before] * len(done), f"'{arm}'")
+                found[split]["arms"][arm] = {
+                    "after": statistics.fmean(run.metrics[split][recipe.metric] for run in done),
+                    **told.to_dict(),
+                    "verdict": verdict(told, margin, recipe.higher_is_better),
+                }
+    return found
+
+
+def scores(run: Run, recipe: Recipe, split: str = "test") -> Scores:
+    """ids, the per-example scores whose (weighted) mean is the recipe's metric, and the weights, of a split."""
+    import pandas
+
+    rows = pandas.read_parquet(run.folder / "predictions.parquet")
+    rows = rows[rows["split"] == split]
+    ids = rows["id"].to_numpy()
+    if recipe.metric == "accuracy":
+        return ids, (rows["label"] == rows["prediction"]).to_numpy(dtype=float), None
+    if recipe.task == "dpo":  # a pair has a score of its own by either metric
+        return ids, rows[recipe.metric].to_numpy(dtype=float), None
+    weights = rows["tokens"].to_numpy(dtype=float) if recipe.task in CAUSAL_TASKS else None
+    return ids, rows["loss"].to_numpy(dtype=float), weights

@@ -1,0 +1,56 @@
+"""Metrics of a split, from per-example results: classification by scikit-learn, tokens and preferences by NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+
+def class_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """accuracy and macro_f1 of class ids [examples]; a class that is never predicted has an F1 of 0."""
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
+    }
+
+
+def per_class(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """label, precision, recall, f1 and support of every class, in the order of `labels`; 0 for 0 divided by 0."""
+    columns = precision_recall_fscore_support(references, predictions, labels=range(len(labels)), zero_division=0)
+    return [
+        {"label": label, "precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(count)}
+        for label, precision, recall, f1, count in zip(labels, *columns, strict=True)
+    ]
+
+
+def token_metrics(losses: np.ndarray, tokens: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """Mean loss per labelled token in nats, its perplexity, and the share of tokens that the model ranks first.
+
+    losses: the summed cross-entropy of each example's labelled tokens. tokens, correct: how many each example has, and
+    how many of them are predicted right. The means are over tokens, not over examples. Raises ValueError without a
+    labelled token.
+    """
+    total = int(tokens.sum())
+    if total <= 0:
+        raise ValueError("The loss needs at least one labelled token.")
+    loss = math.fsum(losses) / total
+    return {"loss": loss, "perplexity": _exp(loss), "token_accuracy": int(correct.sum()) / total}
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def preference_scores(margins: np.ndarray, tie: float) -> np.ndarray:
+    """1, 0.5 or 0 for each pair: whether its chosen answer is preferred by more than `tie`, neither is, or the other.
+
+    A model that prefers nothing scores 0.5 on average, as one that guesses does.
+    """
+    return np.where(np.abs(margins) <= tie, 0.5, (margins > 0).astype(float))

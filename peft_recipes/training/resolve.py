@@ -1,0 +1,134 @@
+"""From a recipe to what a run needs: data, targets, schedules, precision and memory, before any weight is loaded.
+
+`resolve` settles everything but memory, once for all arms; `memory_estimates` and `fit_memory` compare the arms with
+the memory of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.arms.apply import fit_targets
+from peft_recipes.data import cache
+from peft_recipes.distributed import processes
+from peft_recipes.errors import RecipeError
+from peft_recipes.hardware.device import Hardware, choose
+from peft_recipes.models import bases
+from peft_recipes.planning import memory as planned
+from peft_recipes.planning.plan import steps
+from peft_recipes.planning.scaling import Spread
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.recipe.serialization import read_yaml
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from peft_recipes.data.prepared import Prepared
+    from peft_recipes.tasks.base import Task
+
+
+@dataclass
+class Resolved:
+    """A recipe as it will run: targets are those of its base, schedules those of its steps, the precision is fixed.
+
+    prepared: its data, with notes on what was changed. config: the configuration of its base.
+    """
+
+    recipe: Recipe
+    task: Task
+    prepared: Prepared
+    config: PretrainedConfig
+    hardware: Hardware
+
+
+def resolve(
+    recipe: Recipe, arms: Collection[str], *, earlier: Path | None = None, data: Path | None = None
+) -> Resolved:
+    """Settle data, targets, schedules and precision of a recipe for some of its arms.
+
+    earlier: the folder of an earlier call, whose precision is kept. data: the folder with the data that a comparison
+    prepared for all its runs; None prepares it here. Raises RecipeError for what is wrong with any of them.
+    """
+    from peft_recipes.tasks.method_mixin import fit_schedules
+    from peft_recipes.tasks.registry import task_of
+
+    recipe = with_precision(recipe, earlier)
+    hardware = choose(recipe.training, recipe.threads)
+    task = task_of(recipe)
+    prepared = cache.read(data, recipe) if data else task.prepare()
+    config = bases.load_config(recipe, **task.base_options(prepared))
+    recipe, of_targets = fit_targets(recipe, config)
+    recipe, of_schedules = fit_schedules(recipe, steps(recipe, prepared.rows))
+    prepared.notes += [note for note in (*of_targets, *of_schedules) if any(f"'{arm}'" in note for arm in arms)]
+    task.recipe = recipe
+    return Resolved(recipe, task, prepared, config, hardware)
+
+
+def memory_estimates(
+    resolved: Resolved, arms: Collection[str], spread_of: Callable[[Arm], Spread | None]
+) -> dict[str, dict[str, Any]]:
+    """The planned memory of each arm. Raises RecipeError with every arm that does not fit or has a refused option.
+
+    spread_of: over how many processes a run of the arm is spread.
+    """
+    recipe, task, hardware = resolved.recipe, resolved.task, resolved.hardware
+    task.check_arguments(None, hardware)
+    problems, estimates = [], {}
+    for name in arms:
+        arm = recipe.arms[name]
+        try:
+            task.check_arguments(arm, hardware)
+            needs = planned.memory(task, resolved.prepared, resolved.config, arm, name, spread_of(arm))
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        estimates[name] = needs
+        if not needs["fits"] and "memory" not in recipe.skip_checks:
+            problems.append(planned.too_large(name, needs, recipe))
+    if problems:
+        raise RecipeError(*problems)
+    return estimates
+
+
+def fit_memory(resolved: Resolved, name: str) -> Recipe:
+    """The recipe of one run, with gradient checkpointing on where a step only fits with it, and a note about it.
+
+    Raises RecipeError for an arm that does not fit at all.
+    """
+    recipe, task, arm = resolved.recipe, resolved.task, resolved.recipe.arms.get(name)
+    if arm is None or planned.surely_fits(task, resolved.config):
+        return recipe
+    needs = planned.memory(task, resolved.prepared, resolved.config, arm, name, _spread(resolved.hardware))
+    if not needs["fits"]:
+        raise RecipeError(planned.too_large(name, needs, recipe))
+    if needs["gradient_checkpointing"] and "gradient_checkpointing" not in recipe.training:
+        resolved.prepared.notes.append(
+            f"arm '{name}': gradient checkpointing is on; without it a step would not fit this machine's memory."
+        )
+        return recipe.with_changes({"training": {"gradient_checkpointing": True}})
+    return recipe
+
+
+def _spread(hardware: Hardware) -> Spread:
+    """How this run is spread. On a CPU all processes of a machine share its memory."""
+    on_one = processes.local_count() if hardware.device == "cpu" else 1
+    return Spread(processes.kind(), processes.count(), on_one=on_one * processes.facts()["jobs"])
+
+
+def with_precision(recipe: Recipe, folder: Path | None) -> Recipe:
+    """The recipe with its precision settled: that of an earlier call in `folder`, else by a trial on this machine.
+
+    Near the trial's threshold two processes might choose differently, and a resumed run would not continue the same.
+    """
+    chosen = recipe.training.get("bf16")
+    if chosen is None and folder is not None and (folder / "recipe.yaml").is_file():
+        with contextlib.suppress(RecipeError, AttributeError, OSError):
+            chosen = (read_yaml(folder / "recipe.yaml").get("training") or {}).get("bf16")
+    if not isinstance(chosen, bool):
+        chosen = choose(recipe.training, recipe.threads).precision == "bf16"
+    return recipe.with_changes({"training": {"bf16": chosen}})

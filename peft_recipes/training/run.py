@@ -1,0 +1,135 @@
+"""One run: one arm trained once with one seed in this process, from resolving the recipe to writing run.json.
+
+`train` is the public entry; `_run` is the sequence of stages, which are in stages.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from peft_recipes.arms.selection import choose_arms
+from peft_recipes.distributed import processes
+from peft_recipes.distributed.batches import check_spreadable, shared_out
+from peft_recipes.errors import RecipeError
+from peft_recipes.guards.runner import Guards
+from peft_recipes.hardware.device import choose
+from peft_recipes.kernels import allocator
+from peft_recipes.measuring.steps import Stopwatch
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs import facts
+from peft_recipes.runs.files import write_json
+from peft_recipes.runs.folder import BASE, RUN_FILE, Run, check_free, finished, run_folder, signature
+from peft_recipes.training import stages
+from peft_recipes.training.interruption import Interruption, interruptible
+from peft_recipes.training.resolve import Resolved, fit_memory, resolve, with_precision
+
+
+def train(
+    recipe: Recipe,
+    arm: str,
+    *,
+    seed: int = 0,
+    output: str | Path = "adapters",
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+    data: str | Path | None = None,
+    wait: bool = False,
+) -> Run:
+    """Train one arm of a recipe with one seed in this process, and return its run.
+
+    arm: a name among the recipe's arms or the table of methods, or "base" for the untrained base (evaluated only).
+    resume: return a finished run of the same recipe, data and code as it is; continue an unfinished one from its last
+    complete checkpoint. overwrite: train again whatever is there. data: the folder with the data that a comparison
+    prepared for all its runs. wait: until no other process writes the folder. Raises RecipeError for a user's mistake
+    (then nothing is written), KeyboardInterrupt or Terminated after SIGINT or SIGTERM (a checkpoint is written before),
+    and whatever stopped the run otherwise (run.json records it).
+
+    Under `accelerate launch` every rank calls it and gets the same run; rank 0 prints, writes and accesses the Hub.
+    Where one rank fails, that one raises what stopped it and the others `processes.Elsewhere`.
+    """
+    if arm not in (BASE, *recipe.arms):
+        recipe = choose_arms(recipe, [arm]).recipe
+        if arm not in recipe.arms:
+            raise RecipeError(f"'{arm}' names many arms; a run is one. `peft-recipes compare --arms {arm}` trains all.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
+    folder = run_folder(Path(output), recipe, arm, seed)
+    sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a linear probe computes its features once
+    with processes.unsharded(not sharded), interruptible() as interruption:
+        try:
+            processes.join(choose(recipe.training, recipe.threads).device)
+            processes.from_main(lambda: check_free(Path(output), folder, resume, overwrite))
+            shared_out(recipe.training, processes.count())
+            check_spreadable(recipe, arm, processes.kind())
+            recipe = processes.from_main(lambda: with_precision(recipe, folder if resume else None))
+            return _run(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait)
+        except Exception as error:
+            raised = processes.failed(error)
+            if raised is error:
+                raise
+            raise raised from error
+
+
+def _run(
+    recipe: Recipe,
+    arm: str,
+    seed: int,
+    folder: Path,
+    resume: bool,
+    quiet: bool,
+    data: Path | None,
+    interruption: Interruption,
+    wait: bool,
+) -> Run:
+    """The stages of a run in their order; each is timed under its own name."""
+    import transformers
+
+    allocator.set_for_training()
+    watch, guard = Stopwatch(), Guards(recipe.skip_checks)
+    with watch("imports"):
+        from peft_recipes.tasks.registry import task_of
+
+        task_of(recipe)  # imports the task's trainer, which is not to be counted with the data
+    with watch("data"):
+        resolved = processes.fetched(lambda: resolve(recipe, [arm], data=data))
+    signed = signature(resolved.recipe, arm, seed, resolved.prepared.fingerprint)
+    if resume and (done := processes.from_main(lambda: finished(folder, signed))):
+        return done
+    resolved.task.check_arguments(resolved.recipe.arms.get(arm), resolved.hardware)
+    with watch("plan"):
+        resolved.recipe = resolved.task.recipe = processes.from_main(lambda: _fitted_to_memory(resolved, arm, guard))
+    setup = stages.Setup(resolved, arm, seed, folder, signed, guard, watch)
+    transformers.set_seed(seed)  # for the head, the adapter and dropout; the order of the data has its own (data_seed)
+    with watch("load"):
+        base, new_weights = stages.load_base(setup)
+    setup.attention = getattr(base.config, "_attn_implementation", None)
+    # Where rank 0 alone reads the base, the other ranks can't know its new weights.
+    model, parameters = stages.apply(setup, base, processes.from_main(lambda: new_weights))
+    with contextlib.ExitStack() as held:
+        checkpoint = processes.from_main(lambda: stages.take_folder(setup, held, resume, wait))
+        try:
+            found = stages.train_and_store(setup, model, parameters, checkpoint, interruption, quiet)
+        except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
+            raise _failed(setup, error, interruption) from (error.__cause__ or error)
+        found = processes.from_main(lambda: stages.finish(setup, found, card=data is None))
+    return Run(folder, found)
+
+
+def _fitted_to_memory(resolved: Resolved, arm: str, guard: Guards) -> Recipe:
+    fitted = [resolved.recipe]  # also where the guard is skipped
+    guard("memory", lambda: fitted.append(fit_memory(resolved, arm)))
+    return fitted[-1]
+
+
+def _failed(setup: stages.Setup, error: Exception, interruption: Interruption) -> Exception:
+    """Record a failed run in run.json, and return what to raise for it."""
+    interruption.shield()  # the signal that ends the other ranks must not end this one
+    raised = processes.failed(error)  # announced before run.json is written, which holds the first rank's words
+    if processes.is_main():
+        with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
+            write_json(setup.folder / RUN_FILE, stages.run_facts(setup) | facts.failure(error))
+    if raised is error and isinstance(error, RecipeError):  # a run that failed midway, not a user's mistake
+        return RuntimeError(str(error))
+    return raised

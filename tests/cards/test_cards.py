@@ -1,0 +1,224 @@
+"""The card of a run: what the Hub reads, what people read, the code in it run as it stands; no path of this machine."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import compared_here
+from huggingface_hub import ModelCard
+
+from peft_recipes import RecipeError, train
+from peft_recipes.cards.content import run_card
+from peft_recipes.cards.loading_code import code_in
+from peft_recipes.cards.metadata import hub_base
+from peft_recipes.cards.write import comparison_of, published_card, write_cards
+from peft_recipes.catalog.recipes import load_recipe
+from peft_recipes.runs.folder import read_run
+
+NASTY = "a|b `x` <script>alert(1)</script> ```\n# no heading [x](http://y)"
+
+
+@pytest.fixture(scope="module")
+def made(request, tmp_path_factory, tiny, reviews):
+    """A comparison of all kinds of arms, two seeds; made once."""
+    from peft import LoraConfig
+
+    from peft_recipes import Arm, Dataset, Recipe, targets
+
+    recipe = Recipe(
+        name="tiny", task="text-classification", model=str(tiny("distilbert")),
+        dataset=Dataset(str(reviews), train=96, validation=24, test=40), max_length=16,
+        training={"num_train_epochs": 2, "per_device_train_batch_size": 16, "use_cpu": True},
+        arms={
+            "full": Arm(learning_rate=5e-3), "head": Arm("head", learning_rate=1e-2),
+            "lora": Arm(LoraConfig(r=4, lora_alpha=8, target_modules=targets("distilbert", "all-linear")), 2e-2),
+        },
+    )  # fmt: skip
+    # In one process: what a card holds does not depend on it.
+    return compared_here(recipe, list(recipe.arms), [0, 1], tmp_path_factory.mktemp("compared"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, made):
+    """The folder of a run that was trained alone."""
+    from peft_recipes.runs.folder import resolved_recipe
+
+    recipe = resolved_recipe(made.folder / "recipe.yaml")
+    return train(recipe, "lora", output=tmp_path_factory.mktemp("alone")).folder
+
+
+def read(folder: Path) -> ModelCard:
+    """Its card, through huggingface_hub's own reading, which refuses what it does not know."""
+    return ModelCard.load(folder / "README.md")
+
+
+def run_in(folder: Path) -> str:
+    """What the code of a folder's card prints, started there as a reader would."""
+    done = subprocess.run(
+        [sys.executable, "-c", code_in(folder / "README.md")], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_run_of_a_comparison_has_a_card_with_the_verdict_and_all_arms(made):
+    for arm in ("full", "head", "lora"):
+        for seed in (0, 1):
+            card = read(made.folder / arm / f"seed-{seed}")
+            assert all(f"| {label} |" in card.text for label in ("Full fine-tuning", "Head only", "LoRA r=4"))
+            assert "95 % interval" in card.text or arm == "full"
+            assert made.verdict(arm).split(" (")[0].split(":")[0] in card.text
+            assert f"seed {seed}" in card.text.splitlines()[1] + card.text.splitlines()[2]
+    base = read(made.folder / "base" / "seed-0")
+    assert "nothing to load" in base.text and base.data.library_name == "transformers"
+
+
+def test_the_front_matter_is_what_the_hub_reads(made):
+    folder = made.folder / "lora" / "seed-1"
+    data, run = read(folder).data, read_run(folder)
+    assert data.library_name == "peft" and data.pipeline_tag == "text-classification"
+    assert {"peft-recipes", "lora", "tiny"} <= set(data.tags) and "embedded-stand-in" not in data.tags
+    assert data.base_model is None  # a folder of this machine, which the Hub does not have
+    found = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
+    assert found["test", "accuracy"] == pytest.approx(run.metrics["test"]["accuracy"])
+    assert found["test", "f1"] == pytest.approx(run.metrics["test"]["macro_f1"], abs=1e-6)
+    assert all(split != "validation" for split, _ in found)
+    assert data.eval_results[0].dataset_name == "reviews.csv" and data.eval_results[0].dataset_type == "csv"
+    assert read(made.folder / "full" / "seed-0").data.library_name == "transformers"
+
+
+def test_a_base_and_data_of_the_hub_are_named(made):
+    run = read_run(made.folder / "lora" / "seed-0")
+    recipe = load_recipe(made.folder / "recipe.yaml").with_changes(
+        {"model": "some/tiny", "dataset": {"path": "other/reviews", "revision": "v2"}}
+    )
+    data = ModelCard(str(run_card(run, recipe, made.data, []))).data
+    assert (data.base_model, data.base_model_relation) == ("some/tiny", "adapter")
+    assert data.datasets == ["other/reviews"] and "base_model:adapter:some/tiny" in data.tags
+    assert data.eval_results[0].dataset_revision == "v2"
+    full = ModelCard(str(run_card(read_run(made.folder / "full" / "seed-0"), recipe, made.data, [])))
+    assert full.data.base_model_relation == "finetune"
+
+
+def test_a_stand_in_says_so_and_names_what_it_is():
+    recipe = load_recipe("smollm2-alpaca", embedded=True)
+    assert hub_base(recipe) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert hub_base(load_recipe("mnist-shift", embedded=True)) is None
+    assert hub_base(load_recipe("mnist-shift")) is None
+    assert hub_base(load_recipe("distilbert-imdb", embedded=True)) is None  # a BERT rewritten, which the Hub has not
+    assert hub_base(load_recipe("distilbert-imdb")) == "distilbert/distilbert-base-uncased"
+
+
+@pytest.mark.parametrize("arm", ["lora", "full", "head"])
+def test_the_code_of_a_card_runs_as_it_stands(made, tiny, tmp_path, arm):
+    """In the run's own folder; a local base is put where the card says."""
+    folder = shutil.copytree(made.folder / arm / "seed-0", tmp_path / "pulled")
+    if arm != "full":
+        (folder / tiny("distilbert").name).symlink_to(tiny("distilbert"))
+    assert run_in(folder) in ("good", "bad")
+
+
+def test_the_code_of_a_causal_card_runs_as_it_stands(instruct, tiny, tmp_path):
+    folder = train(instruct(), "lora", output=tmp_path).folder
+    assert "chat_template" in code_in(folder / "README.md")
+    (folder / tiny("llama").name).symlink_to(tiny("llama"))
+    run_in(folder)
+
+
+def test_a_run_trained_alone_has_a_card_without_a_comparison(alone):
+    card = read(alone)
+    assert "there is no full fine-tune to compare it with" in card.text and "trained alone" in card.text
+    assert "Every arm" not in card.text and "One seed" in card.text
+    assert (alone / "plots" / "loss.png").is_file() and "plots/loss.png" in card.text
+
+
+def test_plots_are_files_that_are_there(made):
+    folder = made.folder / "lora" / "seed-0"
+    shown = {line.partition("](")[2].rstrip(")") for line in read(folder).text.splitlines() if line.startswith("![")}
+    assert {"plots/difference.png", "plots/loss.png"} <= shown
+    assert all((folder / path).is_file() for path in shown)
+
+
+def test_no_card_has_a_path_of_this_machine(made, alone, tiny, reviews):
+    for folder in [*made.folder.glob("*/seed-*"), alone]:
+        text = (folder / "README.md").read_text()
+        for secret in (str(tiny("distilbert").parent), str(reviews.parent), str(made.folder), str(Path.home()),
+                       f"/{getpass.getuser()}/", "/tmp/"):  # fmt: skip
+            assert secret not in text, (folder, secret)
+        assert f"`./{tiny('distilbert').name}`" in text or folder.parent.name in ("full", "base")
+        assert "./reviews.csv" in text
+
+
+def test_text_from_recipe_and_data_is_no_markup_and_no_code(made):
+    run = read_run(made.folder / "lora" / "seed-0")
+    run.data["per_class"] = [{"label": NASTY + '"); import os  # ', "f1": 1.0}, {"label": "x\u202e", "f1": 1.0}]
+    run.data["notes"] = [NASTY]
+    recipe = load_recipe(made.folder / "recipe.yaml").with_changes({"title": NASTY, "description": NASTY})
+    card = ModelCard(str(run_card(run, recipe, {**made.data, "title": NASTY, "notes": [NASTY]}, [])))
+    outside, fenced = [], ""
+    for line in card.text.splitlines():  # what stands in a fence is shown as it is
+        marks = line[: len(line) - len(line.lstrip("`"))]
+        if len(marks) >= 3 and (not fenced or (marks == fenced and line == marks)):
+            fenced = "" if fenced else marks
+        elif not fenced:
+            outside.append(line)
+    assert not fenced
+    shown = "\n".join(outside)
+    assert "<script>" not in shown and "\n# no heading" not in shown
+    assert not re.search(r"(?<!\\)\]\(http", shown)  # no link
+    code = code_in(str(card))
+    compile(code, "card", "exec")
+    assert "\u202e" not in code and "import os" not in code.replace("\\n", "\n").splitlines()
+
+
+def test_numbers_that_are_none_leave_the_card_valid(made):
+    run = read_run(made.folder / "lora" / "seed-0")
+    run.data["metrics"]["test"]["loss"] = None
+    card = ModelCard(str(run_card(run, load_recipe(made.folder / "recipe.yaml"), made.data, [])))
+    assert {r.metric_type for r in card.data.eval_results} == {"accuracy", "f1"}
+
+
+def test_cards_are_written_again_with_the_report(made, tmp_path):
+    """Of what lies there: a run that is gone has none, a stale figure goes."""
+    folder = shutil.copytree(made.folder, tmp_path / "tiny")
+    shutil.rmtree(folder / "head")
+    (folder / "lora" / "seed-0" / "plots" / "rank.png").write_bytes(b"old")
+    written = write_cards(made.data, folder)
+    assert sorted(path.parent.relative_to(folder).as_posix() for path in written) == [
+        "base/seed-0", "full/seed-0", "full/seed-1", "lora/seed-0", "lora/seed-1"]  # fmt: skip
+    assert not (folder / "lora" / "seed-0" / "plots" / "rank.png").exists()
+
+
+def test_a_run_is_shown_with_its_own_comparison_only(made, alone, tmp_path):
+    """What lies above a folder may be another comparison than the one that it came from."""
+    assert comparison_of(read_run(made.folder / "lora" / "seed-0")) is not None
+    stray = tmp_path / "tiny" / "lora" / "seed-0"
+    shutil.copytree(alone, stray)
+    data = json.loads((made.folder / "comparison.json").read_text())
+    data["arms"]["lora"]["metric"]["values"] = [0.123, 0.456]
+    (tmp_path / "tiny" / "comparison.json").write_text(json.dumps(data))
+    assert comparison_of(read_run(stray)) is None
+
+
+def test_the_card_that_is_published_is_the_one_that_lies_there(made, tmp_path):
+    folder = shutil.copytree(made.folder / "lora" / "seed-0", tmp_path / "moved")
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace("## Use it", "My own words.\n\n## Use it"))
+    text = published_card(folder, "me/mine", "mit")
+    card = ModelCard(text)
+    assert "My own words." in text and "Every arm of the comparison" in text
+    assert card.data.license == "mit" and card.data.model_name == "mine"
+    assert 'adapter = "me/mine"' in code_in(text) and "peft-recipes reproduce me/mine" in text
+    assert "THIS_FOLDER" not in text
+    path.unlink()  # of a run from before there were cards
+    assert "## Use it" in published_card(folder, "me/mine")
+    path.write_text("---\na: [\n---\n")
+    with pytest.raises(RecipeError, match=r"README.md: "):
+        published_card(folder, "me/mine")

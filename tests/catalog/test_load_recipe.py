@@ -1,0 +1,81 @@
+"""Recipes are found by name and by path; every shipped one is sound, as it is and embedded."""
+
+from __future__ import annotations
+
+import pytest
+
+from peft_recipes import Recipe, RecipeError, load_recipe
+from peft_recipes.catalog.recipes import recipe_files
+
+SHIPPED = ["distilbert-imdb", "gpt2-code", "gpt2-sms-spam", "mnist-shift", "smollm2-alpaca", "smollm2-dpo"]
+
+
+def test_the_recipes_are_there():
+    assert set(SHIPPED) <= set(recipe_files())
+
+
+@pytest.mark.parametrize("name", sorted(recipe_files()))
+def test_a_shipped_recipe_is_named_as_its_file_and_survives_yaml(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert not recipe.uses_stand_ins
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize("name", sorted(recipe_files()))
+def test_a_shipped_recipe_has_a_stand_in_and_full_beside_its_adapters(name):
+    recipe = load_recipe(name, embedded=True)
+    assert recipe.uses_stand_ins
+    assert recipe.arms["full"].method == "full"
+    assert any(arm.peft is not None for arm in recipe.arms.values())
+    # One rate for all arms is the commonest way to make one of them look bad.
+    assert recipe.arms["full"].learning_rate < recipe.arms["lora"].learning_rate
+
+
+def test_the_arms_of_the_write_ups_are_there():
+    lora = load_recipe("smollm2-alpaca").arms["lora"].peft
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 16, 0)
+    assert lora.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    dpo = load_recipe("smollm2-dpo").arms["lora"].peft
+    assert (dpo.r, dpo.target_modules) == (16, {"q_proj", "k_proj", "v_proj", "o_proj"})
+    code = load_recipe("gpt2-code").arms
+    assert (code["lora"].peft.r, code["lora"].peft.lora_alpha, code["lora"].peft.lora_dropout) == (8, 16, 0.1)
+    shift = load_recipe("mnist-shift").arms
+    assert (shift["lora"].peft.r, shift["lora"].peft.lora_alpha) == (8, 16)
+    assert set(shift) == {
+        "full", "head", "lora", "lora-conv", "lora-r2", "lora-r4", "lora-r16"
+    }  # fmt: skip
+
+
+def test_a_typo_in_a_name_names_the_nearest_recipe():
+    with pytest.raises(RecipeError, match="Did you mean 'mnist-shift'"):
+        load_recipe("mnist-shfit")
+
+
+def test_a_recipe_of_the_users_own_is_a_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(load_recipe("gpt2-sms-spam").to_yaml())
+    assert load_recipe(path) == load_recipe("gpt2-sms-spam")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n", "no `recipe = Recipe"),
+        ("x = 1\ny = = 2\n", "line 2"),
+        ("x = 1\nimport nothing_of_this_name\n", "line 2"),
+        ("from peft_recipes import *\nrecipe = Recipe('a', 'sfft', 'm', Dataset('d'), {'x': Arm()})\n",
+         "Did you mean 'sft'"),
+    ],
+)  # fmt: skip
+def test_a_recipe_file_that_does_not_work_says_where(tmp_path, text, said):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert said in str(raised.value) and "mine.py" in str(raised.value)
+
+
+def test_a_path_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe file"):
+        load_recipe(tmp_path / "none.yaml")

@@ -1,0 +1,178 @@
+"""The command line: exit codes, one clear message, nothing written for a user's mistake, JSON alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from peft_recipes.cli.app import app
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """call("plan", ...) -> the command's result, run in an empty folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def yaml(classify, tmp_path):
+    """A function that writes a recipe to a file and returns its path."""
+
+    def write(recipe=None):
+        path = tmp_path / "mine.yaml"
+        (recipe or classify()).to_yaml(path)
+        return path
+
+    return write
+
+
+def said(result) -> str:
+    return " ".join(result.stderr.split())
+
+
+def test_help_brings_in_nothing_heavy():
+    heavy = "torch transformers peft trl datasets accelerate evaluate pandas numpy matplotlib rich.table"
+    code = f"import sys, peft_recipes, peft_recipes.cli.app; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(json.loads(found.stdout.replace("'", '"'))) <= {"rich.table"}  # typer's own help is made with rich
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "mnist-shfit"], "Did you mean 'mnist-shift'"),
+        (["compare", "mnist-shift", "--set", "trainng.max_steps=3"], "Did you mean 'training'"),
+        (["compare", "mnist-shift", "--set", "training.max_step=3"], "Did you mean 'max_steps'"),
+        (["compare", "mnist-shift", "--set", "max_length"], "expected KEY=VALUE"),
+        (["compare", "MINE", "--arms", "lroa"], "Did you mean 'lora'"),
+        (["compare", "MINE", "--seeds", "0,x"], "expected whole numbers"),
+        (["train", "MINE", "--arm", "lroa"], "Did you mean 'lora'"),
+        (["plan", "MINE", "--arms", "lroa"], "Did you mean 'lora'"),
+        (["compare", "MINE", "--set", "arms.lora.peft.r=0"], "whole number of 1 or more, got 0"),
+        (["compare", "MINE", "--set", "arms.lora.peft.target_modules=[q_lni]"], "Nearest: q_lin"),
+        (["compare", "MINE", "--set", "dataset.path=./none.csv"], "is not there"),
+        (["compare", "MINE", "--set", "dataset.text=txet"], "Did you mean 'text'"),
+        (["compare", "MINE", "--set", "dataset.label=lable"], "Did you mean 'label'"),
+        (["compare", "MINE", "--set", "model=./none"], "no config.json there"),
+        (["compare", "MINE", "--embedded"], "no embedded stand-ins"),
+        (["compare", "MINE", "--output", "/dev/null/x"], "is a file"),
+        (["compare", "MINE", "--output", "/proc/x"], "can't be made"),
+        (["report", "."], "no comparison.json"),
+        (["train", "MINE", "--arm", "lora", "--resume", "--overwrite"], "choose one"),
+    ],
+)
+def test_a_mistake_is_one_message_exit_2_no_traceback_and_nothing_written(call, yaml, words, message, tmp_path):
+    path = str(yaml())
+    result = call(*[path if word == "MINE" else word for word in words])
+    assert result.exit_code == 2, said(result)
+    assert message in said(result)
+    assert "Traceback" not in result.output + result.stderr
+    assert result.stdout == ""
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("text,label\n", "is empty"),
+        ("text,label\na,good\nb,bad,extra\n", "line 3"),
+        ("text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(200)), "a label is a whole number or text"),
+    ],
+)
+def test_bad_data_is_named_before_anything_is_written(call, yaml, classify, text, message, tmp_path):
+    data = tmp_path / "bad.csv"
+    data.write_text(text)
+    result = call("compare", yaml(classify()), "--set", f"dataset.path={data}")
+    assert (result.exit_code, message in said(result)) == (2, True), said(result)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["compare"], ["train", "--arm", "lora"], ["plan"]])
+def test_without_a_hub_the_embedded_flag_is_named(call, command, tmp_path):
+    # HF_HUB_OFFLINE is set for all tests, which is what a machine without a network amounts to.
+    result = call(command[0], "gpt2-sms-spam", *command[1:])
+    assert result.exit_code == 2
+    assert "--embedded" in said(result) and "can't be reached" in said(result)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_plan_says_what_each_arm_hits(call, yaml):
+    result = call("plan", yaml(), "--json")
+    plan = json.loads(result.stdout)
+    assert plan["recipe"] == "tiny" and list(plan["arms"]) == ["full", "head", "lora"]
+    lora = plan["arms"]["lora"]
+    assert lora["steps"] == 12 and len(lora["modules"]) == 12 and "transformer.layer.0.attention.q_lin" in str(lora)
+    assert lora["trainable_parameters"] == lora["adapter_parameters"] + lora["head_parameters"]
+    assert lora["checkpoint_bytes"] == 4 * lora["trainable_parameters"]
+    parts = lora["memory"]
+    assert parts["total"] == sum(
+        parts[k] for k in ("weights", "gradients", "optimizer", "activations", "freed", "libraries")
+    )
+    assert parts["fits"] and parts["gradients"] == 4 * lora["trainable_parameters"]
+    shown = call("plan", yaml())
+    assert "lora" in shown.stdout and "q_lin" in shown.stdout
+
+
+def test_train_prints_one_json_document_and_the_run_lies_where_it_should(call, yaml, tmp_path):
+    result = call("train", yaml(), "--arm", "lora", "--seed", "7", "--output", "out", "--json")
+    assert result.exit_code == 0, said(result)
+    assert json.loads(result.stdout)["seed"] == 7
+    folder = tmp_path / "work/out/tiny/lora/seed-7"
+    assert {"run.json", "recipe.yaml", "log.jsonl", "predictions.parquet", "adapter_config.json",
+            "adapter_model.safetensors"} <= {p.name for p in folder.iterdir()}  # fmt: skip
+    again = call("train", yaml(), "--arm", "lora", "--seed", "7", "--output", "out")
+    assert again.exit_code == 2 and "--overwrite" in said(again)
+    kept = call("train", yaml(), "--arm", "lora", "--seed", "7", "--output", "out", "--resume")
+    assert kept.exit_code == 0 and "seed 7" in kept.stdout
+
+
+def test_compare_shows_a_table_a_verdict_where_the_report_is_and_what_failed(call, yaml):
+    words = ("--arms", "full,lora,head", "--set", "arms.head.learning_rate=1e30", "--output", "out")
+    result = call("compare", yaml(), *words)
+    assert result.exit_code == 1, said(result)
+    assert "95 %" in result.stdout and "comparison.html" in result.stdout and "Failed: head" in said(result)
+    arms = json.loads(call("report", "out/tiny", "--json").stdout)["arms"]
+    assert {name: arm["status"] for name, arm in arms.items()} == {"full": "ok", "lora": "ok", "head": "failed"}
+    assert call("report", "out/tiny").exit_code == 0
+
+
+def test_a_recipe_module_runs_by_itself_with_the_flags_of_train(classify, tmp_path):
+    recipe = classify()
+    module = tmp_path / "mine.py"
+    module.write_text(
+        "from peft import LoraConfig\nfrom peft_recipes import Arm, Dataset, Recipe, main, targets\n"
+        f"recipe = Recipe('mine', 'text-classification', {recipe.model!r}, Dataset({recipe.dataset.path!r}),\n"
+        "    {'lora': Arm(LoraConfig(target_modules=targets('distilbert', 'attention')), learning_rate=1e-3)},\n"
+        "    training={'max_steps': 2, 'use_cpu': True})\n"
+        "if __name__ == '__main__':\n    main(recipe)\n"
+    )
+    run = [sys.executable, str(module), "--arm", "lora", "--json"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["training"]["steps"] == 2
+    typo = subprocess.run([*run[:2], "--arm", "lroa"], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert typo.returncode == 2 and "Did you mean 'lora'" in typo.stderr and "Traceback" not in typo.stderr
+
+
+def test_list_is_also_json(call):
+    rows = json.loads(call("list", "--json").stdout)
+    assert {"mnist-shift", "smollm2-alpaca"} <= {row["name"] for row in rows}
+    assert all(row["embedded"] for row in rows)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """`peft-recipes list | head -1`: the pipe is closed before the command has written all."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "peft_recipes", "list", "--json"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr

@@ -1,0 +1,200 @@
+"""A comparison: real processes, finished runs kept, failures as rows, intervals from the predictions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import psutil
+import pytest
+
+from peft_recipes import Arm, RecipeError, compare, read_comparison
+from peft_recipes.statistics.bootstrap import paired_difference
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture
+def comparison(classify, finished):
+    """Full and lora with two seeds; the second test that asks finds it finished."""
+    return compare(classify(), ["full", "lora"], [0, 1], output=finished)
+
+
+def test_every_arm_is_a_row_with_its_evidence(comparison):
+    data = json.loads((comparison.folder / "comparison.json").read_text())
+    assert data["schema"] == 1 and list(data["arms"]) == ["full", "lora"] and data["seeds"] == [0, 1]
+    for arm in data["arms"].values():
+        assert arm["status"] == "ok" and arm["seeds"] == [0, 1] and len(arm["metric"]["values"]) == 2
+        assert arm["metric"]["mean"] == pytest.approx(np.mean(arm["metric"]["values"]))
+        assert arm["metric"]["sd"] == pytest.approx(np.std(arm["metric"]["values"], ddof=1))
+        assert arm["peak_memory_bytes"] > 0 and arm["training_seconds"] > 0 and arm["latency_ms"]["base"] > 0
+    assert data["base"]["metrics"]["test"]["accuracy"] <= 1
+    assert data["arms"]["lora"]["checkpoint_bytes"] < data["arms"]["full"]["checkpoint_bytes"]
+
+
+def test_the_difference_is_paired_by_the_examples_of_the_predictions(comparison):
+    def correct(arm):
+        tables = [pandas.read_parquet(comparison.folder / arm / f"seed-{s}" / "predictions.parquet") for s in (0, 1)]
+        assert list(tables[0]["id"]) == list(tables[1]["id"])
+        return np.stack([(t["label"] == t["prediction"]).to_numpy(float) for t in tables])
+
+    said = comparison.data["differences"]["lora"]
+    expected = paired_difference(correct("lora"), correct("full"))
+    assert said["estimate"] == pytest.approx(expected.estimate)
+    assert said["ci95"] == pytest.approx(list(expected.ci95))
+    assert said["verdict"] in ("equivalent", "better", "worse", "not shown") and said["margin"] == 0.01
+
+
+def test_it_is_told_in_words_in_a_table_and_to_pandas(comparison):
+    assert "95 %" in comparison.verdict("lora") and "stand-in" not in comparison.verdict("lora")
+    assert comparison.table().count("\n| ") >= 3 and "LoRA" in comparison.table()
+    frame = comparison.to_pandas().set_index("arm")
+    assert frame.loc["lora", "trainable_parameters"] == comparison.data["arms"]["lora"]["trainable_parameters"]
+    shown = comparison._repr_html_()
+    assert shown.startswith("<iframe srcdoc=") and "&lt;html" in shown  # its style stays out of the notebook
+    with pytest.raises(RecipeError, match="Did you mean 'lora'"):
+        comparison.verdict("loar")
+
+
+def test_the_report_is_written_and_read_again(comparison):
+    assert {"comparison.json", "comparison.md", "comparison.html"} <= {p.name for p in comparison.folder.iterdir()}
+    assert read_comparison(comparison.folder).data == json.loads((comparison.folder / "comparison.json").read_text())
+
+
+def test_finished_runs_are_kept_and_new_ones_added(comparison, classify, finished):
+    stamps = {p: p.stat().st_mtime_ns for p in comparison.folder.rglob("run.json")}
+    states = []
+    more = compare(
+        classify(), ["full", "lora", "head"], [0, 1], output=finished, on_progress=lambda n: states.append(n)
+    )
+    ended = {news.job: news.state for news in states if news.state != "running"}
+    assert ended == {("base", 0): "kept", ("full", 0): "kept", ("lora", 0): "kept", ("head", 0): "ok",
+                     ("full", 1): "kept", ("lora", 1): "kept", ("head", 1): "ok"}  # fmt: skip
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert list(more.data["arms"]) == ["full", "lora", "head"]
+
+
+def test_a_changed_rate_trains_that_arm_anew_and_no_other(comparison, classify, finished, tmp_path):
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    arms = {**classify().arms, "lora": Arm(classify().arms["lora"].method, learning_rate=1e-3)}
+    ended = {}
+    compare(
+        classify(arms=arms),
+        ["full", "lora"],
+        [0],
+        output=tmp_path,
+        on_progress=lambda n: ended.update({n.job: n.state}),
+    )
+    assert ended == {("base", 0): "kept", ("full", 0): "kept", ("lora", 0): "ok"}
+
+
+def test_an_arm_that_fails_is_a_row_and_the_others_are_kept(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder, tmp_path / "tiny")  # base and lora are there already
+    arms = {"full": Arm(learning_rate=1e30), "lora": classify().arms["lora"]}
+    ended = {}
+    made = compare(classify(arms=arms), output=tmp_path, on_progress=lambda n: ended.update({n.job: n.state}))
+    assert made.failed == ["full"] and ended == {("base", 0): "kept", ("full", 0): "failed", ("lora", 0): "kept"}
+    assert made.data["arms"]["full"]["status"] == "failed"
+    assert "The loss is" in made.data["arms"]["full"]["error"]
+    assert made.data["arms"]["lora"]["status"] == "ok" and made.data["differences"] == {}
+
+
+def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_call(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "full")
+    recipe = classify(arms={name: classify().arms[name] for name in ("full", "lora")})
+    states = []
+
+    def kill(news):
+        states.append((*news.job, news.state))
+        if news.job[0] == "full" and news.state == "running" and news.step:
+            for child in psutil.Process().children():
+                child.send_signal(signal.SIGKILL)
+
+    made = compare(recipe, output=tmp_path, on_progress=kill)
+    assert ("lora", 0, "kept") in states and ("full", 0, "running") in states
+    assert made.data["arms"]["full"]["status"] == "out-of-memory"
+    assert "signal 9" in made.data["arms"]["full"]["error"]
+    assert made.data["arms"]["lora"]["status"] == "ok"
+    again = compare(recipe, output=tmp_path)
+    assert again.failed == [] and again.data["differences"]["lora"]["against"] == "full"
+
+
+def test_an_arm_beyond_a_limit_on_memory_is_out_of_memory_and_the_others_go_on(comparison, classify, tmp_path):
+    """The limit is the system's own, set by the shell that starts the comparison (and so its workers)."""
+    shutil.copytree(comparison.folder / "base", tmp_path / "tiny" / "base")
+    arms = {"huge": copy.deepcopy(classify().arms["lora"]), "lora": classify().arms["lora"]}
+    arms["huge"].method.r = 40_000_000  # its first matrix alone takes 5 GB
+    classify(arms=arms, skip_checks=["memory"]).to_yaml(tmp_path / "mine.yaml")
+    call = f"ulimit -d 4000000 && exec {sys.executable} -m peft_recipes compare mine.yaml --output . --json"
+    ended = subprocess.run(["bash", "-c", call], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    states = {name: arm["status"] for name, arm in json.loads(ended.stdout)["arms"].items()}
+    assert states == {"huge": "out-of-memory", "lora": "ok"}
+
+
+def test_an_adapter_that_does_not_come_back_in_another_process_is_a_failed_run(comparison, classify, tmp_path):
+    from malformed import change_tensors
+
+    from peft_recipes.comparison.compare import _check_adapters, collect
+
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    assert comparison.data["arms"]["lora"]["checks"]["fresh-process"] is True
+    folder = tmp_path / "tiny" / "lora" / "seed-1"
+    change_tensors(folder, "other")
+    run = json.loads((folder / "run.json").read_text())
+    del run["checks"]["fresh-process"]
+    (folder / "run.json").write_text(json.dumps(run))
+    _check_adapters(tmp_path, classify(), [("base", 0), ("full", 0), ("lora", 0), ("lora", 1)])
+    made = collect(classify(), ["full", "lora"], [0, 1], tmp_path)
+    assert made.failed == ["lora"] and made.data["arms"]["lora"]["seeds"] == [0]
+    assert "reload: stored and loaded" in made.data["arms"]["lora"]["failures"][0]["error"]
+
+
+def test_an_interrupted_comparison_leaves_no_worker_and_goes_on(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder / "base", tmp_path / "tiny" / "base")
+    recipe = classify(arms={"full": classify().arms["full"]})
+
+    def interrupt(news):
+        if news.job[0] == "full" and news.state == "running" and news.step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(recipe, output=tmp_path, on_progress=interrupt)
+    assert psutil.Process().children() == []
+    ended = {}
+    compare(recipe, output=tmp_path, on_progress=lambda n: ended.update({n.job: n.state}))
+    assert ended == {("base", 0): "kept", ("full", 0): "ok"}
+
+
+@pytest.mark.parametrize(
+    ("arms", "seeds", "said"),
+    [(["loar"], [0], "Did you mean 'lora'"), ([], [0], "No arm"), (["lora"], [], "seeds"), (["lora"], [-1], "seeds")],
+)
+def test_a_wrong_arm_or_seed_writes_nothing(classify, tmp_path, arms, seeds, said):
+    with pytest.raises(RecipeError) as raised:
+        compare(classify(), arms, seeds, output=tmp_path / "o")
+    assert said in str(raised.value) and not (tmp_path / "o").exists()
+
+
+def test_a_folder_without_a_comparison_says_so(tmp_path):
+    with pytest.raises(RecipeError, match=r"no comparison\.json"):
+        read_comparison(tmp_path)
+
+
+def test_two_comparisons_never_write_one_folder(classify, tmp_path):
+    from peft_recipes.runs.lock import locked
+
+    (tmp_path / "tiny").mkdir()
+    with locked(tmp_path / "tiny"), pytest.raises(RecipeError, match="being written by another process"):
+        compare(classify(), ["lora"], output=tmp_path)
+    assert list((tmp_path / "tiny").iterdir()) == []

@@ -1,0 +1,229 @@
+"""reproduce: trained again and held against its evidence: equal here, within an interval elsewhere, or exit 1."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas
+import pytest
+from transformers import AutoModelForImageClassification
+from typer.testing import CliRunner
+
+from peft_recipes import base_folder, reproduce, train
+from peft_recipes.cli.app import app
+from peft_recipes.publishing.tolerance import NOISE, differing, rows, scores
+from peft_recipes.tasks.metrics import per_class
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def own(classify, runs, tmp_path):
+    """A copy of a run's folder; trained once."""
+    folder = runs / "tiny" / "lora" / "seed-0"
+    if not folder.exists():
+        train(classify(), "lora", output=runs)
+    return shutil.copytree(folder, tmp_path / "pulled")
+
+
+def edit(folder, change) -> None:
+    """Changes its run.json."""
+    data = json.loads((folder / "run.json").read_text())
+    change(data)
+    (folder / "run.json").write_text(json.dumps(data))
+
+
+def call(*words):
+    return CliRunner().invoke(app, ["reproduce", *map(str, words)])
+
+
+def test_here_it_comes_out_equal(own, tmp_path):
+    done = call(own, "--output", tmp_path / "again", "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["held"] and said["same_conditions"] and said["differs"] == []
+    found = {(row["split"], row["metric"]): row for row in said["rows"]}
+    evidence = json.loads((own / "run.json").read_text())
+    assert found["test", "accuracy"]["here"] == evidence["metrics"]["test"]["accuracy"]
+    assert found["test", "loss"]["here"] == pytest.approx(evidence["metrics"]["test"]["loss"], rel=NOISE)
+    assert found["training", "steps"]["held"] and ("validation", "loss") in found
+    assert (tmp_path / "again" / "tiny" / "lora" / "seed-0" / "adapter_model.safetensors").is_file()
+    again = call(own, "--output", tmp_path / "again")
+    assert again.exit_code == 2 and "holds a run already" in again.stderr
+
+
+def test_evidence_that_does_not_come_out_is_exit_1_and_a_table(own):
+    edit(own, lambda data: data["metrics"]["test"].update(loss=data["metrics"]["test"]["loss"] * 1.1))
+    done = call(own)
+    assert done.exit_code == 1, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("test loss"))
+    assert "DOES NOT" in line and "Not reproduced." in done.stdout
+    line = next(line for line in done.stdout.splitlines() if line.startswith("test accuracy"))
+    assert "holds" in line
+
+
+def test_on_another_machine_its_interval_holds(own):
+    def elsewhere(data):
+        data["environment"]["versions"]["torch"] = "1.0"
+        data["environment"]["device_name"] = "another"
+
+    edit(own, elsewhere)
+    found = reproduce(own)
+    assert found.held and found.folder is None
+    assert any(line.startswith("torch: 1.0, here ") for line in found.differs)
+    row = {(row.split, row.metric): row for row in found.rows}
+    low, high = row["test", "accuracy"].bounds
+    assert low < row["test", "accuracy"].evidence < high
+    assert row["validation", "accuracy"].held is None  # its examples are not stored
+    edit(own, lambda data: data["metrics"]["test"].update(accuracy=0.1))
+    made = reproduce(own)
+    assert not made.held and "its own predictions.parquet gives" in made.doubts[0]
+
+
+def test_elsewhere_and_without_predictions_nothing_can_be_said(own):
+    edit(own, lambda data: data["environment"].update(python="3.0"))
+    (own / "predictions.parquet").unlink()
+    found = reproduce(own)
+    assert not found.held and "how near is near" in found.doubts[0]
+
+
+def test_a_full_run_too(classify, tmp_path):
+    run = train(classify(), "full", output=tmp_path / "first")
+    assert reproduce(run.folder).held
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A recipe on a folder of pictures, bright above or bright below, whose base is trained first."""
+    from peft import LoraConfig
+    from PIL import Image
+
+    from peft_recipes import Arm, Dataset, Pretraining, Recipe
+
+    draw = np.random.default_rng(0)
+    for i in range(96):
+        pixels = draw.integers(0, 120, size=(28, 28))
+        pixels[(slice(0, 14), slice(14, 28))[i % 2]] += 100
+        path = tmp_path / "pictures" / ("above", "below")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return Recipe(
+        name="pictures", task="image-classification", model="small-cnn",
+        pretraining=Pretraining(num_train_epochs=1, batch_size=16),
+        dataset=Dataset(str(tmp_path / "pictures"), pretrain=32, train=32, validation=12, test=20),
+        training={"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True},
+        arms={"lora": Arm(LoraConfig(r=2, target_modules=["fc1", "classifier"]), learning_rate=1e-3)},
+    )  # fmt: skip
+
+
+def test_a_base_that_is_trained_first_makes_no_difference_when_it_is_there_already(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFT_RECIPES_CACHE", str(tmp_path / "cache"))
+    run = train(pictures, "lora", output=tmp_path / "first")  # trains its base
+    for cache in ("cache", "another"):  # finds it made; trains it again
+        monkeypatch.setenv("PEFT_RECIPES_CACHE", str(tmp_path / cache))
+        found = reproduce(run.folder)
+        assert found.held and not found.differs
+        assert all(row.here == pytest.approx(row.evidence, rel=1e-6) for row in found.rows), cache
+    assert AutoModelForImageClassification.from_pretrained(base_folder(run.folder)).config.num_labels == 2
+
+
+def test_what_can_not_be_reproduced_is_one_line(own, runs, tmp_path, monkeypatch):
+    def refused(said, *words):
+        done = call(*words)
+        assert done.exit_code == 2 and said in " ".join(done.stderr.split()), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+    refused("is no folder here and can't be a repository", tmp_path / "nowhere")
+    refused("is no folder here and can't be a repository", "some name/x")
+    refused("has no run.json", tmp_path)
+    refused("Unknown key 'trainng'", own, "--set", "trainng.max_steps=1")
+    refused("is a file", own, "--output", own / "run.json")
+    refused("the evidence itself lies there", runs / "tiny" / "lora" / "seed-0", "--output", runs)
+    (tmp_path / "comparison.json").write_text("{}")
+    refused("is a comparison", tmp_path)
+    edit(own, lambda data: data.update(arm="lroa"))
+    refused("Did you mean 'lora'", own)
+    edit(own, lambda data: data.update(status="failed"))
+    refused("not a finished one", own)
+    (own / "run.json").write_text("{")
+    refused("can't be read", own)
+
+
+def test_the_word_of_a_downloaded_recipe_on_remote_code_is_not_the_users(own):
+    from peft_recipes.publishing.reproduce import _evidence, _recipe
+
+    path = own / "recipe.yaml"
+    path.write_text(path.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    assert _recipe(own, _evidence(own), [], False).trust_remote_code is False
+    assert _recipe(own, _evidence(own), [], True).trust_remote_code is True
+
+
+# --- how near is near -------------------------------------------------------------------------------------------------
+
+
+def predictions(count=400, seed=0):
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(3, size=count)
+    guesses = np.where(draw.random(count) < 0.8, labels, draw.integers(3, size=count))
+    losses = draw.exponential(0.5, size=count)
+    return pandas.DataFrame({"split": "test", "label": labels, "prediction": guesses, "loss": losses})
+
+
+def evidence(table):
+    report = {"per_class": per_class(table["prediction"], table["label"], ["a", "b", "c"])}
+    accuracy = float((table["label"] == table["prediction"]).mean())
+    f1 = float(np.mean([row["f1"] for row in report["per_class"]]))
+    return {"test": {"accuracy": accuracy, "macro_f1": f1, "loss": float(table["loss"].mean())}}
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """Other draws of test examples from the same world fall into them 19 times in 20, or a little less often."""
+    truth, inside = evidence(predictions(40_000, seed=99)), {"accuracy": 0, "macro_f1": 0, "loss": 0}
+    for seed in range(30):
+        table = predictions(seed=seed)
+        for row in rows(evidence(table), truth, table, "text-classification", same=False):
+            inside[row.metric] += bool(row.held)
+    assert all(26 <= times <= 30 for times in inside.values()), inside
+
+
+def test_equal_is_up_to_float_noise_and_one_example():
+    table = predictions()
+    said = evidence(table)
+    value = said["test"]
+
+    def held(**changes):
+        found = rows(said, {"test": {**value, **changes}}, table, "text-classification", same=True)
+        return all(row.held for row in found)
+
+    assert held() and held(loss=value["loss"] * (1 + NOISE / 2)) and held(accuracy=value["accuracy"] + 1 / 400)
+    assert not held(loss=value["loss"] * (1 + 2 * NOISE)) and not held(accuracy=value["accuracy"] - 2 / 400)
+    assert not held(accuracy=None)
+
+
+def test_no_error_at_all_leaves_room_for_a_few():
+    table = predictions().assign(prediction=lambda t: t["label"])
+    found = rows({"test": {"accuracy": 1.0}}, {"test": {"accuracy": 0.995}}, table, "text-classification", same=False)
+    assert found[0].held and found[0].bounds[0] == pytest.approx(1 - 3 / 400)
+
+
+def test_of_causal_models_the_loss_is_weighted_by_tokens():
+    table = pandas.DataFrame({"split": "test", "loss": [1.0, 3.0], "tokens": [3, 1], "correct_tokens": [3, 0]})
+    values, weights = scores(table, "loss", "sft")
+    assert (values * weights).sum() / weights.sum() == 1.5
+    values, weights = scores(table, "token_accuracy", "sft")
+    assert (values * weights).sum() / weights.sum() == 0.75
+    found = rows({"test": {"loss": 1.5, "perplexity": np.exp(1.5)}}, {"test": {"loss": 1.6, "perplexity": 5.0}},
+                 table, "sft", same=False)  # fmt: skip
+    assert found[1].bounds == pytest.approx(np.exp(found[0].bounds))
+
+
+def test_what_differs_is_named():
+    here = {"device": "cpu", "threads": 2, "versions": {"torch": "2.13.0", "peft": "0.21.2"}}
+    assert differing(here, here) == []
+    was = {**here, "threads": 4, "versions": {"torch": "2.12.0", "peft": "0.21.2"}, "dataset_fingerprint": "x"}
+    assert differing(was, here) == ["threads: 4, here 2", "torch: 2.12.0, here 2.13.0", "data: x, here None"]

@@ -1,0 +1,282 @@
+"""Preferences: every format read as trl reads it, held against the untrained base, learnt by every arm."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import tiny_config, tokenizer
+from datasets import Dataset as Rows
+from peft import LoraConfig
+from trl import DPOConfig, DPOTrainer
+from typer.testing import CliRunner
+
+from peft_recipes import Arm, Dataset, RecipeError, compare, train
+from peft_recipes.cli.app import app
+from peft_recipes.data.preferences import EMPTY, IDENTICAL, NO_PROMPT, preference_rows
+from peft_recipes.planning.plan import plan
+from peft_recipes.tasks import dpo
+from peft_recipes.tasks.preference_trainer import PREDICTED
+from peft_recipes.tasks.registry import task_of
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+ASKED, GOOD, BAD = "say good", "warm film", "cold film"
+FORMATS = {
+    "text": {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
+    "messages": {"prompt": [user(ASKED)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
+    "messages without a prompt": {"chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)]},
+    "messages that repeat a prompt of text": {
+        "prompt": ASKED, "chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)],
+    },
+    "messages that repeat the prompt": {
+        "prompt": [user(ASKED)], "chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)],
+    },
+    "text after messages": {"prompt": [user(ASKED)], "chosen": GOOD, "rejected": BAD},
+    "messages after text": {"prompt": ASKED, "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
+}  # fmt: skip
+
+
+def made(*rows, chat=True, **columns):
+    data = Rows.from_list([{"id": f"train-{i}", **row} for i, row in enumerate(rows)])
+    kept, left_out = preference_rows(data, Dataset("d.jsonl", **columns), chat)
+    return [{k: v for k, v in row.items() if k != "id"} for row in kept], left_out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_the_same(name):
+    rows, left_out = made(FORMATS[name])
+    assert rows == [FORMATS["messages"]] and not left_out
+    (plain,), _ = made(FORMATS[name], chat=False)
+    assert plain == {"prompt": f"### Instruction:\n{ASKED}\n\n### Response:\n", "chosen": GOOD, "rejected": BAD}
+
+
+def test_text_without_a_prompt_begins_alike_up_to_where_it_parts():
+    row = {"chosen": "Human: say good Assistant: warm film", "rejected": "Human: say good Assistant: cold film"}
+    for chat in (True, False):
+        assert made(row, chat=chat)[0] == [
+            {"prompt": "Human: say good Assistant:", "chosen": " warm film", "rejected": " cold film"}
+        ]
+    assert made({"chosen": "warm ", "rejected": "cold "})[0] == [{"prompt": "", "chosen": "warm ", "rejected": "cold "}]
+
+
+def test_pairs_of_no_use_are_counted_by_why():
+    rows = [FORMATS["text"], {**FORMATS["text"], "rejected": GOOD}, {**FORMATS["text"], "chosen": "  "},
+            {**FORMATS["text"], "chosen": None}, {**FORMATS["text"], "prompt": None}]  # fmt: skip
+    kept, left_out = made(*rows)
+    assert len(kept) == 1 and left_out == {IDENTICAL: 1, EMPTY: 2, NO_PROMPT: 1}
+    assert made(FORMATS["text"], {**FORMATS["text"], "prompt": ""})[1] == {NO_PROMPT: 1}
+    empty = {**FORMATS["messages without a prompt"], "prompt": []}
+    assert made(empty)[0] == [FORMATS["messages"]]
+    bare = {"chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]}
+    assert made(FORMATS["messages without a prompt"], bare)[1] == {NO_PROMPT: 1}
+    assert made(FORMATS["messages without a prompt"], {"chosen": [], "rejected": []})[1] == {EMPTY: 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        ({"chosn": GOOD, "rejected": BAD}, {}, "no column 'chosen'. Did you mean 'chosn'?"),
+        ({"chosen": GOOD, "worse": BAD}, {}, "no column 'rejected'.* It has: chosen, worse.*dataset.rejected=COLUMN"),
+        ({"a": GOOD, "b": BAD}, {"chosen": "a", "rejected": "c"}, "no column 'c'"),
+        (FORMATS["text"], {"prompt": "promt"}, "no column 'promt'. Did you mean 'prompt'?"),
+        ({**FORMATS["text"], "chosen": 7, "rejected": 8}, {}, "row train-0, column 'chosen': expected text or a list"),
+        ({"chosen": [{"role": "user"}], "rejected": [user(ASKED)]}, {}, "row train-0, column 'chosen'.*'content'"),
+        ({"prompt": ASKED, "chosen": GOOD, "rejected": GOOD}, {}, "no row is a pair to learn from .1 with the same"),
+    ],
+)
+def test_malformed_pairs_say_where_and_what(row, columns, said):
+    with pytest.raises(RecipeError, match=said):
+        made(row, **columns)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_pairs_are_tokenised_as_trl_does_it(prefer, kind, tmp_path):
+    task = task_of(prefer(kind, arms={"full": Arm()}))
+    ours = task.prepare()
+    raw, _ = preference_rows(task.raw_splits()["train"], task.recipe.dataset, chat=kind == "llama")
+    by_id = {row["id"]: {k: row[k] for k in ("prompt", "chosen", "rejected")} for row in raw}
+    if kind == "gpt2":  # trl writes the end as text, which a tokenizer of words reads apart from it
+        by_id = {i: {**row, **{k: row[k] + " <eos>" for k in ("chosen", "rejected")}} for i, row in by_id.items()}
+    config = DPOConfig(output_dir=str(tmp_path), max_length=40, use_cpu=True, bf16=False, report_to="none",
+                       precompute_ref_log_probs=True)  # fmt: skip
+    model, _ = task.load_base(ours)
+    theirs = DPOTrainer(model=model, args=config, train_dataset=Rows.from_list([by_id[i] for i in ours.ids["train"]]),
+                        processing_class=ours.processor).train_dataset  # fmt: skip
+    for mine, other in zip(ours.splits["train"], theirs, strict=True):
+        for key in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            assert mine[key] == other[key]
+        for key in ("ref_chosen_logps", "ref_rejected_logps"):  # the reference's, by both
+            assert mine[key] == pytest.approx(other[key], rel=1e-5)
+
+
+def test_answers_are_cut_at_max_length_and_what_is_then_alike_is_left_out(prefer, tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [{"prompt": "say good", "chosen": f"warm {word} " + "film " * 9, "rejected": f"cold {word} " + "film " * 9}
+            for word in ("day", "was", "it", "we", "so", "saw", "very", "and")]  # fmt: skip
+    rows += [{"prompt": "say good", "chosen": "film " * 9 + word, "rejected": "film " * 9} for word in ("day", "we")]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    recipe = prefer(dataset=Dataset(str(path), train=6, validation=2, test=2), max_length=10)
+    prepared = task_of(recipe).prepare()
+    notes = " ".join(prepared.notes)
+    assert "training pairs were cut at 10 tokens" in notes and "the same answer twice after the cut" in notes
+    for split, pairs in prepared.splits.items():
+        assert len(pairs) == len(prepared.ids[split])
+        for pair in pairs:
+            sizes = [len(pair["prompt_ids"]) + len(pair[key]) for key in ("chosen_ids", "rejected_ids")]
+            assert max(sizes) <= 10 and pair["length"] == sum(sizes) and pair["chosen_ids"] != pair["rejected_ids"]
+    with pytest.raises(RecipeError, match="--set max_length=8"):
+        task_of(prefer(max_length=4)).prepare()
+
+
+def test_a_pair_of_the_test_split_is_taken_out_of_train(prefer, preferences, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text(preferences.read_text() * 2)
+    recipe = prefer(dataset=Dataset(str(path), train=64, validation=16, test=32))
+    prepared = task_of(recipe).prepare()
+    assert any("stand in a later split too" in note for note in prepared.notes)
+
+    def answers(split):
+        return {(tuple(pair["prompt_ids"]), tuple(pair["chosen_ids"])) for pair in prepared.splits[split]}
+
+    assert not answers("train") & answers("test") and not answers("validation") & answers("test")
+
+
+def test_a_tie_counts_half_and_the_figures_are_the_definitions():
+    rows = dict.fromkeys(PREDICTED, np.zeros(4))
+    rows |= {"chosen": np.array([-5.0, -9.0, -7.0, -6.0]), "rejected": np.array([-6.0, -4.0, -7.0, -9.0]),
+             "ref_chosen": np.array([-5.0, -8, -9, -6 + 1e-5]), "ref_rejected": np.array([-5.0, -4, -8, -9]),
+             "chosen_tokens": np.array([5.0, 3, 7, 2]), "rejected_tokens": np.array([3.0, 2, 7, 2])}  # fmt: skip
+    found = dpo.per_pair(np.stack([rows[name] for name in PREDICTED], axis=1), beta=0.5)
+    assert found["preference_accuracy"].tolist() == [1.0, 0.0, 1.0, 0.5]
+    assert found["likelihood_accuracy"].tolist() == [1.0, 0.0, 0.5, 1.0]
+    assert found["margin"] == pytest.approx([0.5, -0.5, 0.5, 0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["full", "lora"])
+def test_an_arm_learns_what_was_preferred_and_saves_itself_alone(prefer, tmp_path, arm):
+    run, base = (train(prefer(), name, output=tmp_path) for name in (arm, "base"))
+    assert base.metrics["test"]["preference_accuracy"] == 0.5 and abs(base.metrics["test"]["margin"]) < 1e-5
+    assert run.metrics["test"]["preference_accuracy"] > 0.9 and run.metrics["test"]["margin"] > 0
+    assert run.metrics["test"]["loss"] < base.metrics["test"]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert run.metrics["test"].keys() == {"preference_accuracy", "likelihood_accuracy", "margin", "loss"}
+    training = run.data["training"]
+    assert training["batches"] == "shared-prefix" and training["computed_tokens"] < 0.8 * training["tokens"]
+    assert training["first_pass_seconds"] > 0 and training["examples"] == 64
+    assert run.data["checks"]["reload"] < 1e-6 and run.data["answers"][0]["prompt"] == "say good in a film"
+    assert (run.folder / "adapter_model.safetensors").exists() == (arm == "lora")
+    assert (run.folder / "model.safetensors").exists() == (arm == "full")
+    rows = pandas.read_parquet(run.folder / "predictions.parquet")
+    assert len(rows) == 16 and rows["margin"].mean() == pytest.approx(run.metrics["test"]["margin"])
+
+
+def test_the_log_probabilities_are_those_of_a_plain_forward(prefer, tmp_path):
+    run = train(prefer(), "base", output=tmp_path)
+    task = task_of(prefer())
+    prepared = task.prepare()
+    model, _ = task.load_base(prepared)
+    rows = pandas.read_parquet(run.folder / "predictions.parquet")
+    for pair, found in zip(prepared.splits["test"], rows.itertuples(), strict=True):
+        for key in ("chosen", "rejected"):
+            ids = torch.tensor([pair["prompt_ids"] + pair[f"{key}_ids"]])
+            with torch.no_grad():
+                said = model.eval()(input_ids=ids).logits.log_softmax(-1)[0, :-1]
+            own = said.gather(-1, ids[0, 1:, None])[len(pair["prompt_ids"]) - 1 :].sum().item()
+            assert getattr(found, f"{key}_log_probability") == pytest.approx(own, rel=1e-5)
+            assert getattr(found, f"ref_{key}_log_probability") == pytest.approx(own, rel=1e-5)
+
+
+def test_an_adapter_that_changes_its_base_is_held_against_the_untouched_one(prefer, tmp_path):
+    pissa = LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj", "v_proj"])
+    recipe = prefer(arms={"pissa": Arm(pissa, learning_rate=1e-9)}, skip_checks=["merge"])
+    run = train(recipe, "pissa", output=tmp_path)
+    assert run.data["training"]["losses"][0][1] == pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_a_comparison_computes_the_reference_once_and_pairs_the_arms(prefer, tmp_path):
+    recipe = prefer()
+    found = compare(recipe, output=tmp_path)
+    assert {arm["status"] for arm in found.data["arms"].values()} == {"ok"}
+    first = {json.loads((tmp_path / recipe.name / arm / "seed-0" / "run.json").read_text())["training"][
+        "first_pass_seconds"] for arm in ("full", "lora")}  # fmt: skip
+    assert len(first) == 1
+    difference = found.data["differences"]["lora"]
+    assert difference["margin"] == 0.01 and len(difference["ci95"]) == 2
+    assert found.data["metric"] == "preference_accuracy" and found.data["higher_is_better"]
+    assert found.data["base"]["metrics"]["test"]["preference_accuracy"] == 0.5
+    text = (tmp_path / recipe.name / "comparison.md").read_text()
+    assert "Test preference accuracy" in text and "50.0 %" in text and "half" in text
+    assert not (tmp_path / recipe.name / ".data").exists()
+
+
+def test_a_plan_and_a_trial_take_pairs(prefer):
+    made_plan = plan(prefer(), trial=True)
+    for name, arm in made_plan["arms"].items():
+        assert arm["steps"] == 8 and arm["memory"]["played"] and arm["memory"]["total"] > 0, name
+        assert arm["trial"]["seconds_per_step"] > 0
+    one = plan(prefer(training={"per_device_train_batch_size": 1}))["arms"]["full"]["memory"]
+    assert one["activations"] < made_plan["arms"]["full"]["memory"]["activations"]
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"loss_type": ["sigmid"]}, "Did you mean 'sigmoid'"),
+        ({"bta": 0.1}, "Did you mean 'beta'"),
+        ({"precompute_ref_log_probs": False}, "computed once, before training"),
+        ({"sync_ref_model": True}, "stays the untrained base"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_written(prefer, tmp_path, training, said):
+    with pytest.raises(RecipeError, match=said):
+        train(prefer(training={"use_cpu": True, **training}), "lora", output=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_head_arm_is_refused_and_an_unknown_metric_names_those_there_are(prefer):
+    with pytest.raises(RecipeError, match="'head' needs a task head"):
+        prefer(arms={"head": Arm("head")})
+    with pytest.raises(RecipeError, match="Valid: loss, preference_accuracy"):
+        prefer(metric="accuracy")
+
+
+def test_a_saved_adapter_passes_its_check(prefer, tmp_path):
+    run = train(prefer(), "lora", output=tmp_path)
+    shown = CliRunner().invoke(app, ["check", str(run.folder)])
+    assert shown.exit_code == 0, shown.output
+
+
+def test_every_loss_that_is_offered_is_one_of_trls():
+    import inspect
+
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    assert all(f'loss_type == "{kind}"' in source for kind in dpo.LOSSES)
+    assert Counter(source.split()).get("elif", 0) >= len(dpo.LOSSES) - 1
+
+
+def test_the_reference_is_computed_anew_where_the_rows_differ(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.tasks.preference_trainer import PreferenceTrainer
+    from peft_recipes.tasks.reference import Reference
+
+    model = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer())))
+    rows = {"train": Rows.from_list([{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9], "length": 7}])}
+    makes = Reference(PreferenceTrainer.padded_collator(0), choose({"use_cpu": True}), 8, None)
+    first = makes.add(model, rows, tmp_path, {"model": "a"})["train"][0]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    kept, anew = (makes.add(model, rows, tmp_path, {"model": name})["train"][0] for name in ("a", "b"))
+    assert kept == first and anew["ref_chosen_logps"] != first["ref_chosen_logps"]
