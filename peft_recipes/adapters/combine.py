@@ -194,17 +194,17 @@ def _store(kept: AdapterSet, combined: Any, made: dict[str, Any], output: Path) 
     """The folder, once its copy on a fresh base has answered the same."""
     from peft import PeftModel
 
-    from peft_recipes.training.verify import outputs
+    from peft_recipes.training.verify import compute_logits
 
     first = next(iter(kept.served.values()))
     inputs = first.task.inputs(first.prepared, 4) if first.is_run else simple_inputs(first, combined.get_base_model())
-    wanted = outputs(combined, inputs, first.hardware())
+    wanted = compute_logits(combined, inputs, first.hardware())
     combined.peft_config[_NAME].base_model_name_or_path = first.saved.config.base_model_name_or_path
     with written_beside(output) as folder:
         combined.save_pretrained(folder, selected_adapters=[_NAME], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
         again = PeftModel.from_pretrained(first.load_base(), folder).eval()
-        share = largest_difference(wanted, outputs(again, inputs, first.hardware()))["share_of_outputs"]
+        share = largest_difference(wanted, compute_logits(again, inputs, first.hardware()))["share_of_outputs"]
         if not share <= 1e-3:
             raise Refused(f"The combination, loaded again, answers otherwise ({share:.2g} of the outputs' size).")
         if first.is_run:  # what the base is, and what `merge` and `predict` need to know of the task

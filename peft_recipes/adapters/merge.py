@@ -50,20 +50,20 @@ def merge_adapter(
     output = Path(output)
     check_free(output)
     served = open_adapter(adapter, base, trust_remote_code=trust_remote_code)
-    from peft_recipes.training.verify import outputs
+    from peft_recipes.training.verify import compute_logits
 
     inputs, source, notes = _inputs(served)
     base_model, hardware = served.load_base(), served.hardware()
     inputs = inputs or simple_inputs(served, base_model)
     model = served.on(base_model)
-    before, metrics_before = outputs(model, inputs, hardware), _metrics(served, model, source)
+    before, metrics_before = compute_logits(model, inputs, hardware), _metrics(served, model, source)
     dequantised = None
     if served.quantise:  # merging goes into the weights that the quantised ones stand for
         model = served.on(served.load_base(whole=True))
-        quantised, before = before, outputs(model, inputs, hardware)
+        quantised, before = before, compute_logits(model, inputs, hardware)
         dequantised = {"from": served.quantise, **largest_difference(quantised, before)}
     whole = _merged(model, served)
-    after, metrics_after = outputs(whole, inputs, hardware), _metrics(served, whole, source)
+    after, metrics_after = compute_logits(whole, inputs, hardware), _metrics(served, whole, source)
     found = {
         "schema": 1,
         "adapter": short_names([served.folder])[0],
@@ -189,11 +189,11 @@ def _reloaded(served: Served, folder: Path, inputs: list[dict[str, torch.Tensor]
     import torch
     import transformers
 
-    from peft_recipes.training.verify import outputs
+    from peft_recipes.training.verify import compute_logits
 
     auto = getattr(transformers, TASKS[served.recipe.task].auto_class)
     again = auto.from_pretrained(folder, dtype=torch.float32).to(served.hardware().device).eval()
-    share = largest_difference(wanted, outputs(again, inputs, served.hardware()))["share_of_outputs"]
+    share = largest_difference(wanted, compute_logits(again, inputs, served.hardware()))["share_of_outputs"]
     if not share <= TOLERANCE:
         raise Refused(f"{served.folder}: the merged folder, loaded again, answers otherwise ({share:.2g} of the "
                       "outputs' size). Nothing was written.")  # fmt: skip
