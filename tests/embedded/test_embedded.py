@@ -302,7 +302,7 @@ def test_no_name_and_no_text_is_documented_twice(libraries):
 
 def test_rows_do_not_depend_on_the_order_of_a_set(libraries):
     code = """
-from peft_recipes.embedded import data, documentation
+from peft_recipes.embedded import datasets as data, documentation
 print([row.name for row in documentation._documented_by("networkx")], data.docstring_topics()["train"][:50])
 """
     assert python(code, PYTHONHASHSEED="1") == python(code, PYTHONHASHSEED="2")

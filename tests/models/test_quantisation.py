@@ -69,8 +69,9 @@ def test_linear_layers_are_quantised_and_nothing_else(classify, kind, quantise):
     count = sum(dict(plain.named_parameters())[name].numel() for name in small)
     task = task_of(classify(kind))
     from peft_recipes.models import bases as loader
+    from peft_recipes.models.meta import meta_model
 
-    assert quantised_weights(task.meta_model(loader.load_config(task.recipe, num_labels=2))) == count
+    assert quantised_weights(meta_model(task.recipe, loader.load_config(task.recipe, num_labels=2))) == count
     stored = sum(p.numel() for p in small.values())
     assert stored == count // (2 if quantise == "nf4" else 1)
 

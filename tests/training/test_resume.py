@@ -242,7 +242,7 @@ def test_a_worker_ends_with_the_process_that_started_it(recipes, tmp_path):
     assert len(list((log.parent / checkpoints.FOLDER).glob("checkpoint-*"))) == 1
 
 
-HOLD = "import sys, pathlib\nfrom peft_recipes.runs.folder import locked\n" \
+HOLD = "import sys, pathlib\nfrom peft_recipes.runs.lock import locked\n" \
        "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.readline()\n"  # fmt: skip
 
 
