@@ -10,8 +10,10 @@ import threading
 from pathlib import Path
 
 from peft_recipes.distributed.processes import Elsewhere
-from peft_recipes.distributed.quiet import quiet_libraries
+from peft_recipes.distributed.quiet import quiet_libraries, skip_bitsandbytes
 from peft_recipes.errors import RecipeError
+from peft_recipes.models.quantisation import OPTIMIZERS
+from peft_recipes.recipe.serialization import read_yaml
 from peft_recipes.training.interruption import EXIT_CODES
 
 
@@ -22,6 +24,8 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
     """
     _end_with_parent()
     quiet_libraries()
+    if not _needs_bitsandbytes(Path(recipe_file), arm):
+        skip_bitsandbytes()
     from peft_recipes.runs.files import make_folder, write_json
     from peft_recipes.runs.folder import RUN_FILE, resolved_recipe, run_folder
     from peft_recipes.training.run import train
@@ -42,6 +46,14 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
         return 0
     except tuple(EXIT_CODES) as error:
         return EXIT_CODES[type(error)]
+
+
+def _needs_bitsandbytes(recipe_file: Path, arm: str) -> bool:
+    """Whether the run has a quantised base or an 8-bit optimizer; read from plain YAML, since a Recipe imports PEFT."""
+    recipe = read_yaml(recipe_file) or {}
+    options = (recipe.get("arms") or {}).get(arm) or {}
+    optim = str(options.get("optim") or (recipe.get("training") or {}).get("optim") or "")
+    return bool(options.get("quantise")) or any(mark in optim for mark in OPTIMIZERS)
 
 
 def _end_with_parent() -> None:

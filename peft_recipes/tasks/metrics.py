@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 
 def class_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     """accuracy and macro_f1 of class ids [examples]; a class that is never predicted has an F1 of 0."""
+    from sklearn.metrics import accuracy_score, f1_score
+
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
@@ -20,6 +21,8 @@ def class_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, 
 
 def per_class(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """label, precision, recall, f1 and support of every class, in the order of `labels`; 0 for 0 divided by 0."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     columns = precision_recall_fscore_support(references, predictions, labels=range(len(labels)), zero_division=0)
     return [
         {"label": label, "precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(count)}

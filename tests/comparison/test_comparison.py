@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas
@@ -114,11 +115,15 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_cal
     recipe = classify(arms={name: classify().arms[name] for name in ("full", "lora")})
     states = []
 
+    def kill_the_worker():
+        while not (workers := psutil.Process().children()):
+            threading.Event().wait(0.01)
+        workers[0].send_signal(signal.SIGKILL)
+
     def kill(news):
+        if news.job[0] == "full" and not states:  # its first word, before its process is started
+            threading.Thread(target=kill_the_worker).start()
         states.append((*news.job, news.state))
-        if news.job[0] == "full" and news.state == "running" and news.step:
-            for child in psutil.Process().children():
-                child.send_signal(signal.SIGKILL)
 
     made = compare(recipe, output=tmp_path, on_progress=kill)
     assert ("lora", 0, "kept") in states and ("full", 0, "running") in states
