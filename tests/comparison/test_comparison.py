@@ -116,7 +116,8 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_cal
     states = []
 
     def kill_the_worker():
-        while not (workers := psutil.Process().children()):
+        module = "peft_recipes.comparison.worker"
+        while not (workers := [child for child in psutil.Process().children() if module in child.cmdline()]):
             threading.Event().wait(0.01)
         workers[0].send_signal(signal.SIGKILL)
 
