@@ -122,9 +122,10 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_cal
         workers[0].send_signal(signal.SIGKILL)
 
     def kill(news):
-        if news.job[0] == "full" and not states:  # its first word, before its process is started
+        state = (*news.job, news.state)
+        if state == ("full", 0, "running") and state not in states:  # announced before its process is started
             threading.Thread(target=kill_the_worker).start()
-        states.append((*news.job, news.state))
+        states.append(state)
 
     made = compare(recipe, output=tmp_path, on_progress=kill)
     assert ("lora", 0, "kept") in states and ("full", 0, "running") in states
