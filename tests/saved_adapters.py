@@ -1,4 +1,4 @@
-"""Adapters that plain PEFT makes and saves, random but not zero: what a user gets from elsewhere."""
+"""Adapters made and saved by plain PEFT, with random weights: like those a user downloads."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 
 def lora(**options: Any) -> LoraConfig:
-    """A LoRA of rank 2 on the attention of a Llama, not zero at its start."""
-    given = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False}
-    return LoraConfig(**{**given, **options})
+    """A LoRA of rank 2 on the attention layers of a Llama, with lora_B not initialised to zeros."""
+    defaults = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False}
+    return LoraConfig(**{**defaults, **options})
 
 
 def saved(base: Path, folder: Path, config: PeftConfig | None = None, seed: int = 0, labels: int = 0) -> Path:
-    """An adapter of a base, drawn from a seed, saved in a folder; with labels: of a classifier of as many classes."""
+    """Save an adapter with random weights. labels: a classifier's number of classes; 0: a causal language model."""
     torch.manual_seed(seed)
     if labels:
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, pad_token_id=0)
     else:
         model = AutoModelForCausalLM.from_pretrained(base)
-    made = get_peft_model(model, config or lora())
+    adapted = get_peft_model(model, config or lora())
     with torch.no_grad():
-        for name, weight in made.named_parameters():
+        for name, weight in adapted.named_parameters():
             if "lora_" in name and "magnitude" not in name:
-                weight.normal_(std=0.3)  # so that an adapter's answers are told from another's
-    made.save_pretrained(folder)
+                weight.normal_(std=0.3)  # large, so that adapters differ clearly in their outputs
+    adapted.save_pretrained(folder)
     return folder

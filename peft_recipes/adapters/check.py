@@ -1,41 +1,43 @@
-"""The guards that apply to a saved adapter: its files, its fit to a base, what it answers, merging."""
+"""Check an adapter on disk, trained here or elsewhere: what `peft-recipes check` and `push` run.
+
+The files alone: "adapter-only", "finite", "learning". The base's configuration too: "fits". The base's weights too:
+"reload", "merge". Two other packages check earlier: `recipe` validates a recipe as it is read, and `guards` checks a
+training run before, during and after training. The comparisons of tensors and names are shared with `guards/checks.py`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import functools
-import json
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peft_recipes.adapters.saved import CONFIG, SavedAdapter, read_adapter
+import torch
+from torch import nn
+
+from peft_recipes.adapters.infer_task import base_config, base_quantisation, class_names, infer_task
+from peft_recipes.adapters.saved import SavedAdapter, read_adapter
 from peft_recipes.arms.apply import REFUSALS
 from peft_recipes.arms.merge import merged
+from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
+from peft_recipes.guards.checks import folder_is_adapter_only, same_outputs, targets_hit_modules
 from peft_recipes.models.meta import meta_model
 from peft_recipes.models.quantisation import dequantised
 from peft_recipes.runs.outputs import OUTPUTS, answers, stored_outputs
-
-if TYPE_CHECKING:
-    import torch
-    import torch.nn as nn
-
-    from peft_recipes.recipe.recipe import Recipe
-    from peft_recipes.tasks.base import Task
-
-# Names of the weights whose rows are the classes.
-_HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+from peft_recipes.tasks.base import Task
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of an adapter: ok is None where it could not be made, and `said` why."""
+    """The result of one check: ok is None if the check could not be made, and `message` says why."""
 
     name: str
     ok: bool | None
-    said: str = ""
+    message: str = ""
 
 
 def check_adapter(
@@ -46,99 +48,22 @@ def check_adapter(
     merge: bool = True,
     trust_remote_code: bool = False,
 ) -> list[Finding]:
-    """The guards that apply to a saved adapter, its own run's or made elsewhere.
+    """Check a saved adapter: its files, its fit to the base, its outputs, and merging.
 
-    base: held against this model instead of the one that the adapter names. weights: False leaves out what needs the
-    base's weights (its outputs, and merging); merge: False only the merging. Raises RecipeError where there is no
-    readable adapter or no such base.
+    base: check with this base, not the one that the adapter names. weights: False leaves out the checks that load the
+    base's weights (outputs and merging); merge: False only merging. Raises RecipeError if there is no readable adapter
+    or no such base.
     """
     saved = read_adapter(folder)
-    task = adapter_task(saved, base, trust_remote_code)
-    found = [_adapter_only(saved), _finite(saved), _learnt(saved)]
-    config = base_config(saved, task)
-    found.append(fit(saved, task, config))
-    if weights and all(finding.ok is not False for finding in found):
-        found += _outputs_and_merge(saved, task, merge)
-    return found
+    task = infer_task(saved, base, trust_remote_code)
+    findings = [_check_files(saved), _check_finite(saved), _check_trained(saved)]
+    findings.append(check_fit(saved, task, base_config(saved, task)))
+    if weights and all(finding.ok is not False for finding in findings):
+        findings += _check_outputs_and_merge(saved, task, merge)
+    return findings
 
 
-def adapter_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Task:
-    """The task whose base the adapter sits on: of its own recipe.yaml, or of its PEFT task type."""
-    from peft_recipes.recipe.arm import Arm
-    from peft_recipes.recipe.dataset import Dataset
-    from peft_recipes.recipe.recipe import Recipe
-    from peft_recipes.runs.folder import resolved_recipe
-    from peft_recipes.tasks.registry import task_of
-
-    model = base or saved.config.base_model_name_or_path
-    if (saved.folder / "recipe.yaml").is_file():
-        recipe = resolved_recipe(saved.folder / "recipe.yaml")
-        model = base or recipe.model
-    else:
-        task = _kind(saved)
-        recipe = Recipe(name="adapter", task=task, model=model or "unknown",
-                        dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
-    if not model:
-        raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
-    # What a downloaded recipe says of remote code is not the user's word.
-    return task_of(dataclasses.replace(recipe, model=model, trust_remote_code=trust_remote_code))
-
-
-# How the classes end that the Auto classes give, and the task that a model of such a class is for.
-_CLASSES = {
-    "ForSequenceClassification": "text-classification",
-    "ForImageClassification": "image-classification",
-    "ForCausalLM": "language-modeling",
-    "LMHeadModel": "language-modeling",
-}
-
-
-def _kind(saved: SavedAdapter) -> str:
-    """The task of an adapter that was made elsewhere: by PEFT's task type, or the class of the model it sat on."""
-    kinds = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification"}
-    sat_on = str((saved.config.auto_mapping or {}).get("base_model_class"))
-    found = kinds.get(saved.config.task_type) or next((t for end, t in _CLASSES.items() if sat_on.endswith(end)), None)
-    if found is None:
-        raise RecipeError(
-            f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
-            f"base is; known are {', '.join(kinds)}."
-        )
-    return found
-
-
-def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
-    """The class names that its own run tested, else the base's own where they are as many as the saved head has rows,
-    else numbers; None where it brings no head (the base's is used)."""
-    try:
-        run = json.loads((saved.folder / "run.json").read_text(encoding="utf-8"))
-        if run.get("per_class"):
-            return [row["label"] for row in run["per_class"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    if recipe.dataset.labels:
-        return list(recipe.dataset.labels)
-    rows = [t.shape[0] for name, t in saved.tensors.items() if name.endswith(_HEADS)]
-    if not rows:
-        return None
-    from peft_recipes.models import bases
-
-    own = list((bases.load_config(recipe).id2label or {}).values())
-    named = len(own) == rows[-1] and not all(str(name).startswith("LABEL_") for name in own)
-    return [str(name) for name in own] if named else [str(i) for i in range(rows[-1])]
-
-
-def base_config(saved: SavedAdapter, task: Task) -> Any:
-    """The configuration of the adapter's base, with as many classes as the adapter has."""
-    from peft_recipes.data.prepared import Prepared
-    from peft_recipes.models import bases
-
-    prepared = Prepared({}, {}, "", labels=class_names(saved, task.recipe))
-    return bases.load_config(task.recipe, **task.base_options(prepared))
-
-
-def _adapter_only(saved: SavedAdapter) -> Finding:
-    from peft_recipes.guards.checks import folder_is_adapter_only
-
+def _check_files(saved: SavedAdapter) -> Finding:
     try:
         folder_is_adapter_only(path.name for path in saved.folder.iterdir())
     except RuntimeError as error:
@@ -146,153 +71,131 @@ def _adapter_only(saved: SavedAdapter) -> Finding:
     return Finding("adapter-only", True, "the base is not in it")
 
 
-def _finite(saved: SavedAdapter) -> Finding:
-    wrong = [name for name, t in saved.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-    if not _rank_pattern(saved):  # AdaLoRA may leave a layer without any rank
-        wrong += [name for name, t in saved.tensors.items() if t.numel() == 0]
-    if wrong:
-        return Finding("finite", False, f"{len(wrong)} tensors are empty or hold NaN or infinity, first {wrong[0]}")
+def _check_finite(saved: SavedAdapter) -> Finding:
+    bad = [name for name, t in saved.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if not _has_rank_pattern(saved):  # AdaLoRA may leave a layer with rank 0
+        bad += [name for name, t in saved.tensors.items() if t.numel() == 0]
+    if bad:
+        return Finding("finite", False, f"{len(bad)} tensors are empty or hold NaN or infinity, first {bad[0]}")
     return Finding("finite", True, f"{len(saved.tensors)} tensors")
 
 
-def _rank_pattern(saved: SavedAdapter) -> bool:
-    """Whether its layers have ranks of their own, by AdaLoRA's budget."""
+def _has_rank_pattern(saved: SavedAdapter) -> bool:
     return saved.config.peft_type == "ADALORA" and bool(saved.config.rank_pattern)
 
 
-def _learnt(saved: SavedAdapter) -> Finding:
-    """LoRA's B begins as zeros: where all of them still are, nothing was learnt."""
-    begins_at_zero = [t for name, t in saved.tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
-    if not begins_at_zero:
-        return Finding("learning", None, "can't be told of this type")
-    learnt = sum(bool(t.any()) for t in begins_at_zero)
-    if not learnt:
+def _check_trained(saved: SavedAdapter) -> Finding:
+    """LoRA's B is initialised to zeros: if all of them still are, the adapter was not trained."""
+    lora_b = [t for name, t in saved.tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
+    if not lora_b:
+        return Finding("learning", None, "not known for this method")
+    trained = sum(bool(t.any()) for t in lora_b)
+    if not trained:
         return Finding("learning", False, "every lora_B is zero: the adapter changes nothing")
-    return Finding("learning", True, f"{learnt} of {len(begins_at_zero)} lora_B are no longer zero")
+    return Finding("learning", True, f"{trained} of {len(lora_b)} lora_B are no longer zero")
 
 
-def _why(error: Exception) -> str:
-    """What does not fit, in one line: the first of several problems alike, and how many more there are."""
+def check_fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
+    """Check, without weights, that the tensors have the names and shapes that PEFT gives them on this base."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    bases = f"made for '{saved.config.base_model_name_or_path}', checked on '{task.recipe.model}'"
+    settings = copy.deepcopy(saved.config)
+    settings.inference_mode = False
+    if isinstance(getattr(settings, "init_lora_weights", None), str):
+        settings.init_lora_weights = True  # PiSSA and OLoRA decompose weights, and there are none here
+    any_rank = _has_rank_pattern(saved)
+    if any_rank:
+        settings.rank_pattern = None  # PEFT would cut weights by it, and there are none here
+    model = meta_model(task.recipe, config)
+    try:
+        targets_hit_modules(model, settings, "adapter")
+        adapted = get_peft_model(model, settings)
+    except (RecipeError, *REFUSALS) as error:  # whatever PEFT says of such a configuration is why it does not fit
+        return Finding("fits", False, f"{bases}: {_one_line(error)}")
+    if settings.is_prompt_learning:  # its encoder's output is stored, which needs weights to compute
+        present = "prompt_embeddings" in saved.tensors
+        return Finding("fits", present, "" if present else f"{bases}: there are no prompt_embeddings")
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing, unexpected = sorted(set(expected) - set(saved.tensors)), sorted(set(saved.tensors) - set(expected))
+    both = [] if any_rank else sorted(set(expected) & set(saved.tensors))
+    mismatched = [name for name in both if expected[name].shape != saved.tensors[name].shape]
+    if missing or unexpected or mismatched:
+        return Finding("fits", False,
+                       f"{bases}: {len(missing)} tensors missing, {len(unexpected)} not of this model, "
+                       f"{len(mismatched)} of another shape; the first is {[*missing, *unexpected, *mismatched][0]}",
+                       )  # fmt: skip
+    return Finding("fits", True, f"{len(expected)} tensors, on {task.recipe.model}")
+
+
+def _one_line(error: Exception) -> str:
+    """The first problem, and how many more there are."""
     if not isinstance(error, RecipeError):
         return textwrap.shorten(str(error), 300, placeholder=" ...")
     first, *more = error.problems
     return first.removeprefix("arm 'adapter': ") + (f" ({len(more)} more targets like it)" if more else "")
 
 
-def fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
-    """Its tensors are those that its configuration makes on this base, by name and shape, without any weights."""
-    import copy
-
-    from peft import get_peft_model, get_peft_model_state_dict
-
-    from peft_recipes.guards.checks import targets_hit_modules
-
-    made_for = saved.config.base_model_name_or_path
-    between = f"made for '{made_for}', held against '{task.recipe.model}'"
-    model = meta_model(task.recipe, config)
-    settings = copy.deepcopy(saved.config)
-    settings.inference_mode = False
-    if isinstance(getattr(settings, "init_lora_weights", None), str):
-        settings.init_lora_weights = True  # PiSSA and OLoRA decompose weights, and there are none here
-    if patterned := _rank_pattern(saved):
-        settings.rank_pattern = None  # PEFT would cut weights by it, and there are none here
-    try:
-        targets_hit_modules(model, settings, "adapter")
-        adapted = get_peft_model(model, settings)
-    except (RecipeError, *REFUSALS) as error:
-        # Whatever PEFT says of a configuration made elsewhere is why it does not fit.
-        return Finding("fits", False, f"{between}: {_why(error)}")
-    if settings.is_prompt_learning:  # stored as what its encoder computes, which there are no weights for yet
-        there = "prompt_embeddings" in saved.tensors
-        return Finding("fits", there, "" if there else f"{between}: there are no prompt_embeddings")
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    missing, stray = sorted(set(wanted) - set(saved.tensors)), sorted(set(saved.tensors) - set(wanted))
-    shapes = [n for n in sorted(set(wanted) & set(saved.tensors)) if wanted[n].shape != saved.tensors[n].shape]
-    shapes = [] if patterned else shapes
-    if missing or stray or shapes:
-        first = (missing or stray or shapes)[0]
-        return Finding(
-            "fits", False,
-            f"{between}: {len(missing)} tensors missing, {len(stray)} not of this model, {len(shapes)} of another "
-            f"shape; the first is {first}",
-        )  # fmt: skip
-    return Finding("fits", True, f"{len(wanted)} tensors, on {task.recipe.model}")
-
-
-def _outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Finding]:
-    """The stored outputs come back in this process, and merging changes nothing."""
-    import torch
+def _check_outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> list[Finding]:
+    """Compare the adapter's outputs with the stored ones, and the merged model's with the adapter's."""
     from peft import PeftModel
 
-    from peft_recipes.data.prepared import Prepared
-
+    quantise = base_quantisation(saved, task.recipe)
     labels = class_names(saved, task.recipe)
     prepared = task.prepare() if task.recipe.pretraining else Prepared({}, {}, "", labels=labels)
-    torch.manual_seed(0)
-    quantise = quantisation_of(saved, task.recipe)
-    load = task.load_base if prepared.processor is not None else functools.partial(_loaded, task)
-    model = PeftModel.from_pretrained(load(prepared, quantise)[0].eval(), saved.folder).eval()
-    base = model.get_base_model()
+
+    def load_base() -> nn.Module:
+        torch.manual_seed(0)
+        load = task.load_base if prepared.processor is not None else functools.partial(_without_tokenizer, task)
+        return load(prepared, quantise)[0]
+
+    def outputs(model: nn.Module) -> list[torch.Tensor]:
+        return [answers(model, batch) for batch in inputs]
+
+    model = PeftModel.from_pretrained(load_base().eval(), saved.folder).eval()
     stored = stored_outputs(saved.folder)
     if stored is None:
-        found = [Finding("reload", None, f"there is no {OUTPUTS} to hold its outputs against")]
-        inputs = some_inputs(task, prepared, base)
+        inputs, expected = sample_inputs(task, prepared, model.get_base_model()), None
+        findings = [Finding("reload", None, f"there is no {OUTPUTS} to compare its outputs with")]
         if not inputs:
-            return [*found, Finding("merge", None, "there are no inputs to try it on")]
-        before = [answers(model, given) for given in inputs]
+            return [*findings, Finding("merge", None, "there are no inputs to compare outputs on")]
     else:
-        inputs, before = stored
-        found = [_same("reload", before, [answers(model, given) for given in inputs])]
+        inputs, expected = stored
+        findings = [_compare("reload", expected, outputs(model))]
     if not merge:
-        return found
-    if quantise:  # merging goes into the weights that the quantised ones stand for
-        torch.manual_seed(0)
-        whole = dequantised(load(prepared, quantise)[0]).eval()
-        model = PeftModel.from_pretrained(whole, saved.folder).eval()
-        before = [answers(model, given) for given in inputs]
+        return findings
+    if quantise:  # an adapter is merged into the dequantised weights
+        model = PeftModel.from_pretrained(dequantised(load_base()).eval(), saved.folder).eval()
+    if quantise or expected is None:
+        expected = outputs(model)
     try:
-        whole = merged(model)
+        merged_model = merged(model)
     except RuntimeError as error:
-        return [*found, Finding("merge", False, str(error))]
-    if whole is None:
-        return [*found, Finding("merge", None, f"{saved.config.peft_type.value} can't be merged")]
-    return [*found, _same("merge", before, [answers(whole, given) for given in inputs])]
+        return [*findings, Finding("merge", False, str(error))]
+    if merged_model is None:
+        return [*findings, Finding("merge", None, f"{saved.method} can't be merged")]
+    return [*findings, _compare("merge", expected, outputs(merged_model))]
 
 
-def quantisation_of(saved: SavedAdapter, recipe: Recipe) -> str | None:
-    """How the base was quantised that the adapter learnt on, by its own run; None where that is not known."""
-    try:
-        run = json.loads((saved.folder / "run.json").read_text(encoding="utf-8"))
-        return recipe.arms[run["arm"]].quantise
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def some_inputs(task: Task, prepared: Any, base: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """Test examples where the data is at hand, else a few tokens; none for images without data."""
-    import torch
-
+def sample_inputs(task: Task, prepared: Prepared, base: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Return two test examples if the data is loaded, else 16 token ids; nothing for images without data."""
     if prepared.splits:
         return task.inputs(prepared, 2)
-    words = getattr(base.config.get_text_config(), "vocab_size", None)
-    return [{"input_ids": torch.arange(3, 19)[None] % words}] if words else []
+    vocab_size = getattr(base.config.get_text_config(), "vocab_size", None)
+    return [{"input_ids": torch.arange(3, 19)[None] % vocab_size}] if vocab_size else []
 
 
-def _loaded(task: Task, prepared: Any, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
-    """The base without its tokenizer: its padding token is the configuration's own, or the end-of-text token."""
-    from peft_recipes.tasks.base import Task as Plain
-
-    base, new = Plain.load_base(task, prepared, quantise)
+def _without_tokenizer(task: Task, prepared: Prepared, quantise: str | None) -> tuple[nn.Module, list[str]]:
+    """Load the base of an adapter that may come without a tokenizer, with a padding token of the model's own."""
+    base, new_weights = Task.load_base(task, prepared, quantise)
     if getattr(base.config, "pad_token_id", None) is None:
         base.config.pad_token_id = getattr(base.config, "eos_token_id", None)
-    return base, new
+    return base, new_weights
 
 
-def _same(name: str, first: list[torch.Tensor], second: list[torch.Tensor]) -> Finding:
-    from peft_recipes.guards.checks import same_outputs
-
+def _compare(name: str, expected: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]) -> Finding:
     try:
-        gap = max(same_outputs(a, b, "stored and loaded") for a, b in zip(first, second, strict=True))
+        gap = max(same_outputs(a, b, "stored and loaded") for a, b in zip(expected, outputs, strict=True))
     except RuntimeError as error:
         return Finding(name, False, str(error))
     return Finding(name, True, f"largest difference {gap:.1e} of the outputs' size")

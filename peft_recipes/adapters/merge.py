@@ -1,4 +1,4 @@
-"""An adapter merged into its base: held against the two apart on real inputs, then a plain transformers folder."""
+"""Merge an adapter into its base, compare outputs before and after, and write a plain transformers folder."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peft_recipes.adapters.open import Served, evaluate, open_adapter, short_names
+import torch
+from torch import nn
+
+from peft_recipes.adapters.check import sample_inputs
+from peft_recipes.adapters.open import OpenedAdapter, evaluate, open_adapter, short_names
 from peft_recipes.arms.merge import merged
+from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
+from peft_recipes.hardware.device import Hardware
+from peft_recipes.models import bases
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.runs.files import check_output, write_json
 from peft_recipes.runs.outputs import OUTPUTS, stored_outputs
+from peft_recipes.training.verify import compute_logits
 
-if TYPE_CHECKING:
-    import torch
-    import torch.nn as nn
-
-TOLERANCE = 1e-3  # of the outputs' size; fp32 leaves 1e-6, a merge that lost something tenths
+TOLERANCE = 1e-3  # of the outputs' size; a correct merge in fp32 differs by 1e-6, a wrong one by 0.1 or more
 EVIDENCE = "merge.json"
 _INPUTS = 20
+TEST_SPLIT = "the run's test split"
 
 
-class Refused(RuntimeError):
-    """A merge or a combination that does not answer as it must; nothing was written."""
+class VerificationError(RuntimeError):
+    """A merged or combined model does not give the outputs that it must; nothing was written."""
 
 
 def merge_adapter(
@@ -37,85 +42,93 @@ def merge_adapter(
     tolerance: float = TOLERANCE,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Merges a saved adapter into its base, and writes a folder that transformers loads by itself, tokenizer included.
+    """Merge a saved adapter into its base and write a folder that transformers loads by itself, tokenizer included.
 
-    tolerance: how far the merged model's logits may lie from those of base and adapter apart, as a share of their size.
-    A base that the adapter learnt on quantised is dequantised first; how far that moves the logits is told apart.
-    Returns what merge.json holds: the largest differences on a run's own test inputs (elsewhere on the inputs stored
-    with the adapter, or simple ones), and the metrics of the test split before and after. Raises RecipeError for a
-    mistake in what was given, Refused where the merged model answers otherwise; then nothing is left behind.
+    tolerance: how far the merged model's logits may be from those of base and adapter, as a share of their size. A base
+    that was quantised in training is dequantised first, and how far that moves the logits is reported separately.
+    Returns the content of merge.json: the largest differences on a run's own test inputs (else on the inputs stored
+    with the adapter, else on token ids), and the metrics of the test split before and after. Raises RecipeError for a
+    user's mistake, VerificationError if the merged model's outputs differ; then nothing is written.
     """
+    import transformers
+
     if not 0 < tolerance < float("inf"):
         raise RecipeError(f"--tolerance {tolerance}: expected a number above 0.")
     output = Path(output)
-    check_free(output)
-    served = open_adapter(adapter, base, trust_remote_code=trust_remote_code)
-    from peft_recipes.training.verify import compute_logits
+    check_new_folder(output)
+    opened = open_adapter(adapter, base, trust_remote_code=trust_remote_code)
+    base_model, hardware = opened.load_base(), opened.hardware()
+    inputs, source, notes = real_inputs(opened, base_model, _INPUTS)
 
-    inputs, source, notes = _inputs(served)
-    base_model, hardware = served.load_base(), served.hardware()
-    inputs = inputs or simple_inputs(served, base_model)
-    model = served.on(base_model)
-    before, metrics_before = compute_logits(model, inputs, hardware), _metrics(served, model, source)
+    def measure(model: nn.Module) -> tuple[list[torch.Tensor], dict[str, float] | None]:
+        logits = compute_logits(model, inputs, hardware)
+        return logits, evaluate(opened, model).metrics if source == TEST_SPLIT else None
+
+    model = opened.attach(base_model)
+    before, metrics_before = measure(model)
     dequantised = None
-    if served.quantise:  # merging goes into the weights that the quantised ones stand for
-        model = served.on(served.load_base(whole=True))
+    if opened.quantise:  # an adapter is merged into the dequantised weights
+        model = opened.attach(opened.load_base(dequantise=True))
         quantised, before = before, compute_logits(model, inputs, hardware)
-        dequantised = {"from": served.quantise, **largest_difference(quantised, before)}
-    whole = _merged(model, served)
-    after, metrics_after = compute_logits(whole, inputs, hardware), _metrics(served, whole, source)
-    found = {
+        dequantised = {"from": opened.quantise, **largest_difference(quantised, before)}
+    model = _merge(model, opened)
+    after, metrics_after = measure(model)
+    auto_class = getattr(transformers, TASKS[opened.recipe.task].auto_class)
+    small_cnn = ", peft_recipes.models.small_cnn" if opened.base_name == bases.SMALL_CNN else ""
+    evidence = {
         "schema": 1,
-        "adapter": short_names([served.folder])[0],
-        "method": served.saved.config.peft_type.value,
-        "base": public_name(served.model),
+        "adapter": short_names([opened.folder])[0],
+        "method": opened.saved.method,
+        "base": public_name(opened.base_name),
         "tolerance": tolerance,
         "dequantised": dequantised,
         **largest_difference(before, after),
         "inputs": {"count": len(inputs), "source": source},
-        "metric": served.recipe.metric if metrics_before else None,
+        "metric": opened.recipe.metric if metrics_before else None,
         "before": metrics_before,
         "after": metrics_after,
-        "loaded_by": loaded_by(served),
+        "loaded_by": f"import transformers{small_cnn}; transformers.{auto_class.__name__}.from_pretrained",
         "notes": notes,
     }
-    if not found["share_of_outputs"] <= tolerance:  # also true for NaN
-        raise Refused(
-            f"{served.folder}: the merged model's logits differ by {found['largest_logit_difference']:.3g} "
-            f"({found['share_of_outputs']:.2g} of their size, more than {tolerance:g}). Nothing was written."
+    if not evidence["share_of_outputs"] <= tolerance:  # also true for NaN
+        raise VerificationError(
+            f"{opened.folder}: the merged model's logits differ by {evidence['largest_logit_difference']:.3g} "
+            f"({evidence['share_of_outputs']:.2g} of their size, more than {tolerance:g}). Nothing was written."
         )
-    with written_beside(output) as folder:
-        _store(whole, served, folder)
-        found["reloaded_share_of_outputs"] = _reloaded(served, folder, inputs, after)
-        write_json(folder / EVIDENCE, found)
-    return found
+    with atomic_folder(output) as folder:
+        model.save_pretrained(folder)
+        if opened.processor is not None:
+            opened.processor.save_pretrained(folder)
+        reloaded = auto_class.from_pretrained(folder, dtype=torch.float32).to(hardware.device)
+        evidence["reloaded_share_of_outputs"] = check_reloaded(reloaded, inputs, after, hardware)
+        write_json(folder / EVIDENCE, evidence)
+    return evidence
 
 
-def _merged(model: nn.Module, served: Served) -> nn.Module:
+def _merge(model: nn.Module, adapter: OpenedAdapter) -> nn.Module:
     try:
-        whole = merged(model)
+        merged_model = merged(model)
     except RuntimeError as error:
-        raise Refused(f"{served.folder}: {error} Nothing was written.") from error
-    if whole is None:
-        kind = served.saved.config.peft_type.value
-        raise RecipeError(f"{served.folder} is {kind}, which has no merged form: keep it beside its base.")
-    return whole.eval()
+        raise VerificationError(f"{adapter.folder}: {error} Nothing was written.") from error
+    if merged_model is None:
+        raise RecipeError(f"{adapter.folder} is {adapter.saved.method}, which can't be merged: keep it with its base.")
+    return merged_model.eval()
 
 
-def check_free(output: Path) -> None:
-    """Raises RecipeError where something lies at `output` already, or nothing can be written there."""
+def check_new_folder(output: Path) -> None:
+    """Raise RecipeError if there is something at `output` already, or nothing can be written there."""
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise RecipeError(f"--output {output}: something is there already. Name another folder.")
     check_output(output)
 
 
 @contextlib.contextmanager
-def written_beside(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that becomes it at the end; where anything fails it is taken away."""
+def atomic_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `output` that is renamed to it at the end, or removed if anything fails."""
+    path = output.absolute()
+    folder = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        folder = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}")
-        folder.mkdir()
+        folder.mkdir(parents=True)
     except OSError as error:
         raise RecipeError(f"--output {output} can't be made: {error.strerror}.") from error
     try:
@@ -125,76 +138,51 @@ def written_beside(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _inputs(served: Served) -> tuple[list[dict[str, torch.Tensor]], str, list[str]]:
-    """The inputs that before and after are held on, where they come from, and why they are not the run's own."""
+def real_inputs(
+    adapter: OpenedAdapter, base: nn.Module, count: int
+) -> tuple[list[dict[str, torch.Tensor]], str, list[str]]:
+    """Return inputs to compare outputs on, their source, and notes: the run's test examples if its data is available,
+    else the inputs stored with the adapter, else token ids. Raises RecipeError for an image model without any.
+    """
     notes = []
-    if served.is_run:
+    if adapter.saved.is_run:
         try:
-            return served.task.inputs(served.prepared, _INPUTS), "the run's test split", notes
+            return adapter.task.inputs(adapter.prepared, count), TEST_SPLIT, notes
         except RecipeError as error:  # a run from another machine, whose data is not here
-            notes.append(f"The run's own data can't be had: {error}")
-    if stored := stored_outputs(served.folder):
+            notes.append(f"The run's own data is not available: {error}")
+    if stored := stored_outputs(adapter.folder):
         return stored[0], "stored with the adapter", notes
-    return [], "simple", notes
-
-
-def simple_inputs(served: Served, base: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """A few tokens, for an adapter that comes without any input. Raises RecipeError for images: there are none."""
-    from peft_recipes.adapters.check import some_inputs
-    from peft_recipes.data.prepared import Prepared
-
-    found = some_inputs(served.task, Prepared({}, {}, ""), base)
-    if not found:
-        raise RecipeError(f"{served.folder} comes without a run's data and without {OUTPUTS}: there is no "
-                          "real image to hold the merged model's answers on.")  # fmt: skip
-    return found
-
-
-def _metrics(served: Served, model: nn.Module, source: str) -> dict[str, float] | None:
-    return evaluate(served, model).metrics if source == "the run's test split" else None
+    inputs = sample_inputs(adapter.task, Prepared({}, {}, ""), base)
+    if not inputs:
+        raise RecipeError(f"{adapter.folder} comes without a run's data and without {OUTPUTS}: there is no "
+                          "real image to compare outputs on.")  # fmt: skip
+    return inputs, "simple", notes
 
 
 def largest_difference(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[str, float]:
-    """Of two models' logits for the same inputs: absolute, and as a share of the outputs' size (at least 1)."""
+    """Return the largest difference of two models' logits: absolute, and as a share of their size (at least 1)."""
     gaps = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
-    sizes = [max(1.0, float(a.abs().max())) for a in before]
-    shares = [gap / size for gap, size in zip(gaps, sizes, strict=True)]
-    worst = max(shares, key=lambda share: (share != share, share))  # NaN is the worst
-    return {"largest_logit_difference": max(gaps, key=lambda gap: (gap != gap, gap)), "share_of_outputs": worst}
+    shares = [gap / max(1.0, float(a.abs().max())) for gap, a in zip(gaps, before, strict=True)]
+
+    def largest(values: list[float]) -> float:
+        return max(values, key=lambda value: (value != value, value))  # NaN counts as the largest
+
+    return {"largest_logit_difference": largest(gaps), "share_of_outputs": largest(shares)}
 
 
 def public_name(model: str) -> str:
-    """A base's name for a file that may travel: of a folder of this machine its own name alone."""
-    from peft_recipes.models import bases
-
+    """Return a base's name for a file that may leave this machine: of a local path its last part only."""
     return Path(model).expanduser().resolve().name if bases.is_local(model) else model
 
 
-def loaded_by(served: Served) -> str:
-    """The Python that loads the merged folder, of which it names the class alone."""
-    from peft_recipes.models import bases
-
-    also = ", peft_recipes.models.small_cnn" if served.recipe.model == bases.SMALL_CNN else ""
-    return f"import transformers{also}; transformers.{TASKS[served.recipe.task].auto_class}.from_pretrained"
-
-
-def _store(whole: nn.Module, served: Served, folder: Path) -> None:
-    whole.save_pretrained(folder)
-    if served.processor is not None:
-        served.processor.save_pretrained(folder)
-
-
-def _reloaded(served: Served, folder: Path, inputs: list[dict[str, torch.Tensor]], wanted: list[torch.Tensor]) -> float:
-    """Loads the folder as any user would, and holds its answers against those of the model that was written."""
-    import torch
-    import transformers
-
-    from peft_recipes.training.verify import compute_logits
-
-    auto = getattr(transformers, TASKS[served.recipe.task].auto_class)
-    again = auto.from_pretrained(folder, dtype=torch.float32).to(served.hardware().device).eval()
-    share = largest_difference(wanted, compute_logits(again, inputs, served.hardware()))["share_of_outputs"]
-    if not share <= TOLERANCE:
-        raise Refused(f"{served.folder}: the merged folder, loaded again, answers otherwise ({share:.2g} of the "
-                      "outputs' size). Nothing was written.")  # fmt: skip
+def check_reloaded(
+    model: nn.Module, inputs: list[dict[str, torch.Tensor]], expected: list[torch.Tensor], hardware: Hardware
+) -> float:
+    """Compare the logits of a model that was saved and loaded with those before, and return the largest difference as
+    a share of their size. Raises VerificationError if it is above `TOLERANCE`.
+    """
+    share = largest_difference(expected, compute_logits(model, inputs, hardware))["share_of_outputs"]
+    if not share <= TOLERANCE:  # also true for NaN
+        raise VerificationError(f"What was saved gives other outputs when it is loaded ({share:.2g} of their size). "
+                                "Nothing was written.")  # fmt: skip
     return share

@@ -1,14 +1,16 @@
-"""A saved adapter, ours or anyone's: read without running anything that is in it; and what it answered when saved."""
+"""Read the files of a saved adapter without running any code that is in them."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.runs.folder import RUN_FILE
 from peft_recipes.runs.outputs import read_tensors
 
 if TYPE_CHECKING:
@@ -17,19 +19,39 @@ if TYPE_CHECKING:
 
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass
 class SavedAdapter:
-    """An adapter's folder, its PeftConfig and its tensors by name, on the CPU."""
+    """An adapter's folder, its PeftConfig, and its tensors by name, on the CPU."""
 
     folder: Path
     config: PeftConfig
     tensors: dict[str, torch.Tensor]
 
+    @property
+    def method(self) -> str:
+        """PEFT's name of its method: "LORA", "IA3", ..."""
+        return self.config.peft_type.value
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run of peft-recipes, whose recipe names the data that it was tested on."""
+        return (self.folder / RECIPE_FILE).is_file()
+
+    @functools.cached_property
+    def run(self) -> dict[str, Any]:
+        """Its run.json; empty if there is none, or if it is broken."""
+        try:
+            data = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
 
 def read_adapter(folder: str | Path) -> SavedAdapter:
-    """An adapter's files. Raises RecipeError, naming the file, where the folder is no adapter or a file is broken."""
+    """Read an adapter's files. Raises RecipeError, naming the file, if the folder is no adapter or a file is broken."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise RecipeError(_no_adapter(folder))
@@ -37,8 +59,8 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     if not (folder / WEIGHTS).is_file():
         if (folder / PICKLE).is_file():
             raise RecipeError(
-                f"{folder / PICKLE} is a pickle, which runs code when it is opened, so it is not. Where you trust it: "
-                f"load it with torch.load(..., weights_only=True) and write it with safetensors.torch.save_file to "
+                f"{folder / PICKLE} is a pickle, which runs code when it is opened, so it is not opened. If you trust "
+                f"it: load it with torch.load(..., weights_only=True) and write it with safetensors.torch.save_file to "
                 f"{WEIGHTS}."
             )
         raise RecipeError(f"{folder} has no {WEIGHTS}: the adapter's weights are missing.")
@@ -59,17 +81,17 @@ def _read_config(path: Path) -> PeftConfig:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise RecipeError(f"{path} can't be read: {error}.") from error
-    if not isinstance(said, dict) or not isinstance(said.get("peft_type"), str):
+    if not isinstance(data, dict) or not isinstance(data.get("peft_type"), str):
         raise RecipeError(f"{path} names no peft_type, so it is no adapter's configuration.")
-    if said["peft_type"] not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        known = [kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
-        raise RecipeError(unknown("peft_type", said["peft_type"], known, str(path)))
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[said["peft_type"]]
-    known = {field.name for field in dataclasses.fields(kind)}  # a newer PEFT's further options are left out
+    if data["peft_type"] not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = [peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING]
+        raise RecipeError(unknown("peft_type", data["peft_type"], known, str(path)))
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[data["peft_type"]]
+    known = {field.name for field in dataclasses.fields(config_class)}  # options of a newer PEFT are left out
     try:
-        return kind(**{key: value for key, value in said.items() if key in known and key != "peft_type"})
+        return config_class(**{key: value for key, value in data.items() if key in known and key != "peft_type"})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecipeError(f"{path}: PEFT refuses it: {' '.join(str(error).split())}") from error

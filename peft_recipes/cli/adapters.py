@@ -31,7 +31,7 @@ def check(
 
     found = check_adapter(adapter, base or None, weights=not quick, trust_remote_code=trust_remote_code)
     if as_json:
-        print(json.dumps([vars(finding) for finding in found], indent=1))
+        print(json.dumps([{"name": f.name, "ok": f.ok, "said": f.message} for f in found], indent=1))
     else:
         show_findings(found)
     if any(finding.ok is False for finding in found):

@@ -39,6 +39,8 @@ def predict(
 ) -> None:
     """Classify texts or images with a saved adapter: label and probability."""
     _quiet()
+    import datasets
+
     from peft_recipes.cli.output.answers import show_predictions
     from peft_recipes.inference import inputs, predict
 
@@ -53,7 +55,8 @@ def predict(
         names = text or [str(path) for path in files]
         found = made.texts(text) if text else made.images(files)
         if output is not None:
-            predict.write_predictions(names, found, "text" if text else "image", output)
+            rows = datasets.Dataset.from_dict({"text" if text else "image": names})
+            predict.write_results(rows, found, output)
     if as_json:
         key = "image" if image else "text"
         _print([{key: name, **result} for name, result in zip(names, found, strict=True)])
@@ -216,10 +219,10 @@ def _numbers(listed: str) -> list[float] | None:
 
 def _refusable(make: Any, *args: Any, **options: Any) -> Any:
     """What was made; where it does not answer as it must, why, and exit code 1."""
-    from peft_recipes.adapters.merge import Refused
+    from peft_recipes.adapters.merge import VerificationError
 
     try:
         return make(*args, **options)
-    except Refused as error:
+    except VerificationError as error:
         say(f"Refused: {error}")
         raise typer.Exit(1) from None

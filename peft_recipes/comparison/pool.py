@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.adapters.check_process import TRUSTED
+from peft_recipes.adapters.check_subprocess import TRUSTED
 from peft_recipes.distributed.launch import Launch
 from peft_recipes.errors import Terminated, says_out_of_memory
 from peft_recipes.recipe.recipe import Recipe
@@ -165,7 +165,7 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     """
     if not runs:
         return
-    command = [sys.executable, "-m", "peft_recipes.adapters.check_process", *(str(run.folder) for run in runs)]
+    command = [sys.executable, "-m", "peft_recipes.adapters.check_subprocess", *(str(run.folder) for run in runs)]
     command += [TRUSTED] if trust_remote_code else []
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True

@@ -1,4 +1,4 @@
-"""Saved adapters in use: generate, chat, predict, and a local web page; side by side with their base.
+"""Use saved adapters: generate, chat, predict, and a local web page, each with the base for comparison.
 
-Imports `adapters` and below. Start with variants.py.
+Imports `adapters` and below. Start with variants.py, which has the models; generate.py and predict.py run them.
 """

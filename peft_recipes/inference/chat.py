@@ -1,49 +1,56 @@
-"""A chat in the terminal with a base and its adapters: history, streaming, a switch in the middle."""
+"""Chat in the terminal with a base and its adapters: history, streaming, switching between adapters."""
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from peft_recipes.adapters.open import Served
+from peft_recipes.adapters.open import OpenedAdapter
 from peft_recipes.errors import RecipeError, nearest
-from peft_recipes.inference.generate import Sampling, check_generates, pace, prompt_tokens, room, write
-from peft_recipes.inference.variants import BASE, Forms
+from peft_recipes.inference.generate import (
+    Sampling,
+    check_generates,
+    generate_answer,
+    length_and_speed,
+    max_answer_tokens,
+    prompt_tokens,
+)
+from peft_recipes.inference.variants import BASE, Variants
 from peft_recipes.reporting.facts import plain
 
 COMMANDS = {
-    "/adapter": "/adapter NAME   the answers come from this adapter (without NAME: which there are)",
-    "/base": "/base           the answers come from the base alone",
-    "/reset": "/reset          forget what was said",
+    "/adapter": "/adapter NAME   answer with this adapter (without NAME: list them)",
+    "/base": "/base           answer with the base alone",
+    "/reset": "/reset          forget the conversation",
     "/help": "/help           these lines",
     "/quit": "/quit           end (so does Ctrl-D)",
 }
 
 
 class Chat:
-    """A conversation: what was said so far, and who answers next. `say` writes to the terminal, piece by piece."""
+    """A conversation: its messages, and the variant that answers next. write: prints text, piece by piece."""
 
     def __init__(
         self,
-        opened: dict[str, Served],
+        adapters: dict[str, OpenedAdapter],
         sampling: Sampling,
         merged: bool = False,
-        say: Callable[[str], None] | None = None,
+        write: Callable[[str], None] | None = None,
     ):
-        check_generates(opened)
-        self.forms = Forms(opened, merged)
+        check_generates(adapters)
+        self.variants = Variants(adapters, merged)
         self.sampling = sampling
-        self.speaker = next(iter(opened))
+        self.active = next(iter(adapters))
         self.messages: list[dict[str, str]] = []
-        self._say = say or _to_stdout
+        self._write = write or functools.partial(print, end="", flush=True)
 
     def run(self, read: Callable[[str], str] = input) -> None:
-        """Reads lines until /quit or the end of the input. Ctrl-C ends an answer, not the conversation."""
-        self._line(f"{', '.join(self.forms.opened)} on {self.forms.first.model}. /help tells the commands.")
+        """Read lines until /quit or the end of the input. Ctrl-C ends an answer, not the conversation."""
+        self._line(f"{', '.join(self.variants.adapters)} on {self.variants.first.base_name}. /help lists the commands.")
         while True:
             try:
-                line = read(f"you > {self.speaker}: ").strip()
+                line = read(f"you > {self.active}: ").strip()
             except EOFError:
                 self._line("")
                 return
@@ -53,86 +60,73 @@ class Chat:
             if line == "/quit":
                 return
             try:
-                self.hear(line)
+                self.handle(line)
             except RecipeError as error:
                 self._line(str(error))
 
-    def hear(self, line: str) -> None:
-        """One line of the user's: a command, or something to answer. Raises RecipeError for a wrong name."""
-        if line.startswith("/"):
-            self._command(line)
-        elif line:
-            self._answer(line)
-
-    def _command(self, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        if word == "/adapter" and rest.strip():
-            self._switch(rest.strip())
-        elif word == "/adapter":
-            self._line(
-                ", ".join(name + (" (answers now)" if name == self.speaker else "") for name in self.forms.names)
-            )
-        elif word == "/base":
-            self._switch(BASE)
-        elif word == "/reset":
+    def handle(self, line: str) -> None:
+        """Run one line of input: a command, or a message to answer. Raises RecipeError for an unknown adapter."""
+        command, _, name = line.partition(" ")
+        if not line.startswith("/"):
+            if line:
+                self._answer(line)
+        elif command == "/adapter" and not name.strip():
+            marks = {self.active: " (answers now)"}
+            self._line(", ".join(name + marks.get(name, "") for name in self.variants.names))
+        elif command in ("/adapter", "/base"):
+            name = BASE if command == "/base" else name.strip()
+            self.variants.model(name)  # raises for a wrong name, or one that can't be merged, before anything changes
+            self.active = name
+            self._line(f"({name} answers from here on)")
+        elif command == "/reset":
             self.messages.clear()
             self._line("(forgotten)")
-        elif word == "/help":
+        elif command == "/help":
             self._line("\n".join(COMMANDS.values()))
         else:
-            self._line(f"There is no command {word}.{nearest(word, COMMANDS)} /help tells those that there are.")
+            self._line(f"There is no command {command}.{nearest(command, COMMANDS)} /help lists them.")
 
-    def _switch(self, name: str) -> None:
-        self.forms.model(name)  # a wrong name, or one that can't be merged, before anything changes
-        self.speaker = name
-        self._line(f"({name} answers from here on)")
-
-    def _answer(self, said: str) -> None:
-        served, model = self.forms.served(self.speaker), self.forms.model(self.speaker)
-        self.messages.append({"role": "user", "content": said})
+    def _answer(self, message: str) -> None:
+        adapter, model = self.variants.adapter(self.active), self.variants.model(self.active)
+        self.messages.append({"role": "user", "content": message})
         try:
-            tokens = self._fitting(served, model)
-            streamer = _streamer(served.processor, self._say)
+            tokens = self._tokens_that_fit(adapter, model)
+            streamer = _streamer(adapter.processor, self._write)
             try:
-                made = write(model, served, tokens, self.sampling, streamer)
+                answer = generate_answer(model, adapter, tokens, self.sampling, streamer)
             except KeyboardInterrupt:
-                self._line(f"{streamer.ended()}\n(stopped)")
-                made = {"text": streamer.text.strip(), "tokens": 0}
+                self._line(f"{streamer.flush_cache()}\n(stopped)")
+                answer = {"text": streamer.text.strip(), "tokens": 0}
         except BaseException:
             self.messages.pop()
             raise
-        self.messages.append({"role": "assistant", "content": made["text"]})
-        if made["tokens"]:
-            self._line(f"({self.speaker}: {pace(made)})")
+        self.messages.append({"role": "assistant", "content": answer["text"]})
+        if answer["tokens"]:
+            self._line(f"({self.active}: {length_and_speed(answer)})")
 
-    def _fitting(self, served: Served, model: Any) -> Any:
-        """The conversation's tokens; its oldest turns are left out where the model has no room for an answer."""
-        left_out = 0
+    def _tokens_that_fit(self, adapter: OpenedAdapter, model: Any) -> Any:
+        """Tokenise the conversation; drop its oldest turns until there is room for an answer."""
+        dropped = 0
         while True:
-            tokens = prompt_tokens(served, self.messages)
+            tokens = prompt_tokens(adapter, self.messages)
             try:
-                room(model, tokens, 1, "What you said")
+                max_answer_tokens(model, tokens, 1, "Your message")
             except RecipeError:
                 if len(self.messages) < 3:
                     raise
                 del self.messages[:2]
-                left_out += 1
+                dropped += 1
                 continue
-            if left_out:
-                self._line(f"(the oldest {left_out} turns are forgotten: the model has no more room)")
+            if dropped:
+                self._line(f"(the oldest {dropped} turns are dropped: the model has no more room)")
             return tokens
 
     def _line(self, text: str) -> None:
-        self._say(f"{text}\n")
+        self._write(f"{text}\n")
 
 
-def _to_stdout(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _streamer(tokenizer: Any, say: Callable[[str], None]) -> Any:
-    """transformers' TextStreamer, which writes by `say`, without control sequences that a model may write."""
+def _streamer(tokenizer: Any, write: Callable[[str], None]) -> Any:
+    """Make a transformers TextStreamer that prints with `write`, without a model's terminal control sequences."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -140,13 +134,13 @@ def _streamer(tokenizer: Any, say: Callable[[str], None]) -> Any:
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             self.text += text
-            say(plain(text) + ("\n" if stream_end else ""))
+            write(plain(text) + ("\n" if stream_end else ""))
 
-        def ended(self) -> str:
-            """What was written and not yet shown."""
-            rest = (
-                tokenizer.decode(self.token_cache, **self.decode_kwargs)[self.print_len :] if self.token_cache else ""
-            )
+        def flush_cache(self) -> str:
+            """Return the text that is generated but not printed yet."""
+            if not self.token_cache:
+                return ""
+            rest = tokenizer.decode(self.token_cache, **self.decode_kwargs)[self.print_len :]
             self.text += rest
             return rest
 

@@ -1,4 +1,4 @@
-"""Text from a base and its adapters side by side, with the speed of each."""
+"""Generate text with a base and its adapters, and measure the speed of each."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peft_recipes.adapters.open import Served
+import torch
+from torch import nn
+
+from peft_recipes.adapters.open import OpenedAdapter
 from peft_recipes.data import columns
 from peft_recipes.errors import RecipeError
-from peft_recipes.inference.variants import Forms
-
-if TYPE_CHECKING:
-    import torch
-    import torch.nn as nn
-
-SYSTEM = "system"
+from peft_recipes.hardware.device import synchronise
+from peft_recipes.inference.variants import Variants
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is drawn, by transformers' own names. do_sample None: greedy, unless a sampling option is given."""
+    """Generation options, by transformers' names. do_sample None: greedy, unless a sampling option is given."""
 
     max_new_tokens: int = 128
     do_sample: bool | None = None
@@ -33,7 +31,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if problems := self.problems():
+        problems = []
+        for name in ("max_new_tokens", "top_k"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                problems.append(f"--{name.replace('_', '-')} {value}: expected 1 or more.")
+        for name in ("temperature", "repetition_penalty"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                problems.append(f"--{name.replace('_', '-')} {value:g}: expected a number above 0.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            problems.append(f"--top-p {self.top_p:g}: expected a number above 0 up to 1.")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}.")
+        if problems:
             raise RecipeError(*problems)
 
     @property
@@ -41,43 +50,23 @@ class Sampling:
         given = any(value is not None for value in (self.temperature, self.top_p, self.top_k))
         return given if self.do_sample is None else self.do_sample
 
-    def problems(self) -> list[str]:
-        """One line for each value that can't be."""
-        found = []
-        if self.max_new_tokens < 1:
-            found.append(f"--max-new-tokens {self.max_new_tokens}: expected 1 or more.")
-        for name in ("temperature", "repetition_penalty"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                found.append(f"--{name.replace('_', '-')} {value:g}: expected a number above 0.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            found.append(f"--top-p {self.top_p:g}: expected a number above 0 up to 1.")
-        if self.top_k is not None and self.top_k < 1:
-            found.append(f"--top-k {self.top_k}: expected 1 or more.")
-        if not 0 <= self.seed < 2**32:
-            found.append(f"--seed {self.seed}: expected a whole number from 0 to {2**32 - 1}.")
-        return found
-
     def options(self) -> dict[str, Any]:
-        """What `generate` takes; what greedy generation has no use for is None, or transformers would warn."""
-        sampled = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k")}
-        if self.samples:
-            sampled = {key: value for key, value in sampled.items() if value is not None}
-        else:
-            sampled = dict.fromkeys(sampled)
-        penalty = {} if self.repetition_penalty is None else {"repetition_penalty": self.repetition_penalty}
-        return {"do_sample": self.samples, **sampled, **penalty}
+        """Return the options of transformers' `generate`. Greedy: sampling options are None, or it would warn."""
+        sampling = ("temperature", "top_p", "top_k")
+        given = {key: getattr(self, key) for key in (*sampling, "repetition_penalty")}
+        given = {key: value for key, value in given.items() if value is not None}
+        return {"do_sample": self.samples, **given, **({} if self.samples else dict.fromkeys(sampling))}
 
 
-def check_generates(opened: dict[str, Served]) -> None:
-    """Raises RecipeError for an adapter that writes no text."""
-    for served in opened.values():
-        if not served.generates:
-            raise RecipeError(f"{served.folder} is for {served.recipe.task}, it writes no text: use `predict`.")
+def check_generates(adapters: dict[str, OpenedAdapter]) -> None:
+    """Raise RecipeError for an adapter that does not generate text."""
+    for adapter in adapters.values():
+        if not adapter.generates:
+            raise RecipeError(f"{adapter.folder} is for {adapter.recipe.task}, it writes no text: use `predict`.")
 
 
 def generate(
-    opened: dict[str, Served],
+    adapters: dict[str, OpenedAdapter],
     prompts: Sequence[str],
     sampling: Sampling,
     *,
@@ -85,41 +74,39 @@ def generate(
     raw: bool = False,
     on_answer: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """The answers of the base, each adapter (and each merged) to each prompt, each form from the same seed.
+    """Answer each prompt with the base and each adapter (merged: with each merged model too), all from the same seed.
 
-    raw: the prompt as it is, without the chat template. Returns one row a prompt: {"prompt", "answers": {form: {"text",
-    "tokens", "tokens_per_second", "cut_off"}}}; tokens_per_second is of the new tokens, after a warm-up of its own.
-    on_answer is told how many of how many are done. Raises RecipeError: an adapter that writes no text, a prompt too
-    long or empty.
+    raw: use the prompt as it is, without the chat template. on_answer(done, total) is called after each answer. Returns
+    one row per prompt: {"prompt", "answers": {variant: {"text", "tokens", "tokens_per_second", "cut_off"}}}; the speed
+    is that of the new tokens, after a warm-up. Raises RecipeError: an adapter that generates no text, a prompt that is
+    empty or too long.
     """
-    check_generates(opened)
+    check_generates(adapters)
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise RecipeError(f"Prompt {number} is empty.")
-    first = next(iter(opened.values()))
-    asked = [prompt_tokens(first, [{"role": "user", "content": prompt}], raw) for prompt in prompts]
-    forms = Forms(opened, merged)
-    for number, tokens in enumerate(asked, 1):
-        room(forms.base, tokens, sampling.max_new_tokens, f"Prompt {number}")
+    first = next(iter(adapters.values()))
+    tokens = [prompt_tokens(first, [{"role": "user", "content": prompt}], raw) for prompt in prompts]
+    variants = Variants(adapters, merged)
+    for number, ids in enumerate(tokens, 1):
+        max_answer_tokens(variants.base, ids, sampling.max_new_tokens, f"Prompt {number}")
     rows: list[dict[str, Any]] = [{"prompt": prompt, "answers": {}} for prompt in prompts]
     done = 0
-    for form in forms.names:  # a merged one is made once, and not kept beside the next
-        model = forms.model(form)
-        write(model, first, asked[0], Sampling(max_new_tokens=2))
-        for row, tokens in zip(rows, asked, strict=True):
-            row["answers"][form] = write(model, first, tokens, sampling)
+    for name in variants.names:  # the outer loop: a merged model is made once
+        model = variants.model(name)
+        generate_answer(model, first, tokens[0], Sampling(max_new_tokens=2))  # warm-up
+        for row, ids in zip(rows, tokens, strict=True):
+            row["answers"][name] = generate_answer(model, first, ids, sampling)
             done += 1
             if on_answer is not None:
-                on_answer(done, len(forms.names) * len(rows))
+                on_answer(done, len(variants.names) * len(rows))
     return rows
 
 
-def prompt_tokens(served: Served, messages: list[dict[str, str]], raw: bool = False) -> torch.Tensor:
-    """[1, tokens] of a conversation, as the task showed it in training: by the chat template where there is one."""
-    import torch
-
-    tokenizer = served.processor
-    if raw or served.recipe.task == "language-modeling":
+def prompt_tokens(adapter: OpenedAdapter, messages: list[dict[str, str]], raw: bool = False) -> torch.Tensor:
+    """Tokenise a conversation as in training, with the chat template if there is one. Returns [1, tokens]."""
+    tokenizer = adapter.processor
+    if raw or adapter.recipe.task == "language-modeling":
         ids = tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
     elif tokenizer.chat_template is not None:
         ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
@@ -129,54 +116,56 @@ def prompt_tokens(served: Served, messages: list[dict[str, str]], raw: bool = Fa
     return torch.tensor([list(ids)])
 
 
-def room(model: nn.Module, tokens: torch.Tensor, wanted: int, what: str) -> int:
-    """How many new tokens there is room for, up to those wanted. Raises RecipeError where there is none."""
-    config = model.config.get_text_config()
-    places = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+def position_limit(config: Any) -> int | None:
+    """Return how many positions a model of this configuration has; None if it sets no limit."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def max_answer_tokens(model: nn.Module, tokens: torch.Tensor, max_new_tokens: int, what: str) -> int:
+    """Return how many new tokens fit the model's positions, at most max_new_tokens. Raises RecipeError if none does."""
+    limit = position_limit(model.config.get_text_config())
     if not tokens.shape[1]:
         raise RecipeError(f"{what} has no token that the model knows.")
-    if places is not None and tokens.shape[1] >= places:
-        raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {places}, its answer included.")
-    return wanted if places is None else min(wanted, places - tokens.shape[1])
+    if limit is not None and tokens.shape[1] >= limit:
+        raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {limit}, its answer included.")
+    return max_new_tokens if limit is None else min(max_new_tokens, limit - tokens.shape[1])
 
 
-def write(
-    model: nn.Module, served: Served, tokens: torch.Tensor, sampling: Sampling, streamer: Any = None
+def generate_answer(
+    model: nn.Module, adapter: OpenedAdapter, tokens: torch.Tensor, sampling: Sampling, streamer: Any = None
 ) -> dict[str, Any]:
-    """One answer: its text, how many tokens, how many a second, whether it was cut off before it ended by itself.
-    streamer: told of each token (TextStreamer)."""
-    import torch
+    """Generate one answer. streamer: a transformers TextStreamer.
 
-    from peft_recipes.hardware.device import synchronise
-
+    Returns its text, its number of tokens, tokens per second, and whether max_new_tokens cut it off.
+    """
     device = next(model.parameters()).device
     ids = tokens.to(device)
     torch.manual_seed(sampling.seed)
     synchronise(device.type)
-    most = room(model, tokens, sampling.max_new_tokens, "The prompt")
+    max_new_tokens = max_answer_tokens(model, tokens, sampling.max_new_tokens, "The prompt")
     start = time.perf_counter()
     with torch.no_grad():
-        made = model.generate(
+        output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=most,
-            pad_token_id=served.processor.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=adapter.processor.pad_token_id,
             use_cache=True,
             streamer=streamer,
             **sampling.options(),
         )
     synchronise(device.type)
     seconds = time.perf_counter() - start
-    new = made[0, ids.shape[1] :]
-    text = served.processor.decode(new, skip_special_tokens=True).strip()
-    ends = model.generation_config.eos_token_id
-    ended = int(new[-1]) in (ends if isinstance(ends, list) else [ends])
-    cut_off = len(new) == most and not ended
+    new = output[0, ids.shape[1] :]
+    text = adapter.processor.decode(new, skip_special_tokens=True).strip()
+    eos = model.generation_config.eos_token_id
+    ended = int(new[-1]) in (eos if isinstance(eos, list) else [eos])
+    cut_off = len(new) == max_new_tokens and not ended
     return {"text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds, "cut_off": cut_off}
 
 
-def pace(made: dict[str, Any]) -> str:
-    """How long an answer became, and how fast: "96 tokens, cut off there, 18.2 tokens/s"."""
-    cut = ", cut off there" if made["cut_off"] else ""
-    count = f"{made['tokens']} token{'' if made['tokens'] == 1 else 's'}"
-    return f"{count}{cut}, {made['tokens_per_second']:.1f} tokens/s"
+def length_and_speed(answer: dict[str, Any]) -> str:
+    """Describe an answer: "96 tokens, cut off there, 18.2 tokens/s"."""
+    cut_off = ", cut off there" if answer["cut_off"] else ""
+    count = f"{answer['tokens']} token{'' if answer['tokens'] == 1 else 's'}"
+    return f"{count}{cut_off}, {answer['tokens_per_second']:.1f} tokens/s"

@@ -1,4 +1,4 @@
-"""What a user asks a saved adapter: texts from a file and results back into one, images from files and folders."""
+"""Read the inputs of a saved adapter (texts from a file, images from files and folders) and write results to a file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ if TYPE_CHECKING:
     import datasets
     from PIL.Image import Image
 
-_WRITERS = {".csv": "to_csv", ".tsv": "to_csv", ".jsonl": "to_json", ".json": "to_json", ".parquet": "to_parquet"}
-# What a column of texts is often called; the recipe's own name for it comes first.
-_USUAL = ("text", "prompt", "instruction", "question", "sentence", "content", "review", "message", "body")
+_WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("to_csv", {"index": False}),
+    ".tsv": ("to_csv", {"index": False, "sep": "\t"}),
+    ".jsonl": ("to_json", {"force_ascii": False, "lines": True}),
+    ".json": ("to_json", {"force_ascii": False, "lines": False}),
+    ".parquet": ("to_parquet", {}),
+}
+# Usual names of a column of texts; the recipe's own name for it is tried first.
+_TEXT_COLUMNS = ("text", "prompt", "instruction", "question", "sentence", "content", "review", "message", "body")
 
 
 def read_texts(path: str | Path, column: str | None = None, usual: Sequence[str] = ()) -> tuple[datasets.Dataset, str]:
-    """The rows of a file and the name of the column that holds the texts; of a txt file its lines that are not empty.
+    """Read the rows of a file (of a .txt file its non-empty lines); return them with the name of the column of texts.
 
-    column: its name; found by the usual names where it is None (`usual` first), or as the only column of text.
-    Raises RecipeError: no such file, kind or column, a value that is no text, with its row.
+    column: its name. None: the first of the usual names (`usual` before the others), or the only column of strings.
+    Raises RecipeError: no such file, format or column; a value that is not a string, with its row.
     """
     import datasets
 
@@ -35,11 +41,11 @@ def read_texts(path: str | Path, column: str | None = None, usual: Sequence[str]
         rows = next(iter(read_file(path).values()))
     else:
         raise RecipeError(f"--file {path}: expected {', '.join(['.txt', *READERS])}.")
-    found = _column(rows, column, usual, path)
-    for number, value in enumerate(rows[found], 1):
+    column = _text_column(rows, column, usual, path)
+    for number, value in enumerate(rows[column], 1):
         if not isinstance(value, str):
-            raise RecipeError(f"{path}, row {number}, column '{found}': expected text, got {value!r}.")
-    return rows, found
+            raise RecipeError(f"{path}, row {number}, column '{column}': expected text, got {value!r}.")
+    return rows, column
 
 
 def _lines(path: Path) -> list[str]:
@@ -54,21 +60,20 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _column(rows: datasets.Dataset, column: str | None, usual: Sequence[str], path: Path) -> str:
-    there = rows.column_names
-    if column is not None and column not in there:
-        raise RecipeError(f"{path} has no column '{column}'.{nearest(column, there)} It has: {', '.join(there)}.")
-    texts = [name for name in there if str(getattr(rows.features[name], "dtype", "")) in ("string", "large_string")]
-    found = column or next((name for name in (*usual, *_USUAL) if name in texts), None)
-    if found is None and len(texts) == 1:
-        found = texts[0]
-    if found is None:
-        raise RecipeError(f"{path}: which column holds the texts? Name it: --column NAME. It has: {', '.join(there)}.")
-    return found
+def _text_column(rows: datasets.Dataset, column: str | None, usual: Sequence[str], path: Path) -> str:
+    columns = rows.column_names
+    if column is not None and column not in columns:
+        raise RecipeError(f"{path} has no column '{column}'.{nearest(column, columns)} It has: {', '.join(columns)}.")
+    texts = [name for name in columns if str(getattr(rows.features[name], "dtype", "")) in ("string", "large_string")]
+    only = texts[0] if len(texts) == 1 else None
+    column = column or next((name for name in (*usual, *_TEXT_COLUMNS) if name in texts), only)
+    if column is None:
+        raise RecipeError(f"{path}: which column has the texts? Name it: --column NAME. It has: {', '.join(columns)}.")
+    return column
 
 
 def check_writable(path: Path) -> None:
-    """Raises RecipeError, before any work, where `write_rows` could not write there."""
+    """Raise RecipeError, before any work, if `write_rows` could not write there."""
     if path.suffix not in _WRITERS:
         raise RecipeError(f"--output {path}: expected {', '.join(_WRITERS)}.")
     if path.is_dir():
@@ -79,39 +84,36 @@ def check_writable(path: Path) -> None:
 
 
 def write_rows(rows: datasets.Dataset, path: Path) -> None:
-    """The rows as csv, tsv, jsonl or parquet, by the file's suffix; beside and renamed."""
-    options: dict[str, Any] = {".csv": {"index": False}, ".tsv": {"index": False, "sep": "\t"}}.get(path.suffix, {})
-    if path.suffix in (".jsonl", ".json"):
-        options = {"force_ascii": False, "lines": path.suffix == ".jsonl"}
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    """Write rows in the format of the file's suffix (csv, tsv, json, jsonl, parquet), atomically."""
+    method, options = _WRITERS[path.suffix]
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        getattr(rows, _WRITERS[path.suffix])(str(beside), **options)
-        os.replace(beside, path)
+        getattr(rows, method)(str(temporary), **options)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def image_files(places: Sequence[str | Path]) -> list[Path]:
-    """The images among files and folders (a folder's in the order of their names). Raises RecipeError: none there."""
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """List the images among files and folders (a folder's by name). Raises RecipeError for a path without any."""
     from PIL import Image
 
-    kinds, found = set(Image.registered_extensions()), []
-    for given in places:
-        place = Path(given).expanduser()
-        if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in kinds and path.is_file())
+    suffixes, files = set(Image.registered_extensions()), []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
             if not inside:
-                raise RecipeError(f"{place} holds no images.")
-            found += inside
-        elif place.is_file():
-            found.append(place)
+                raise RecipeError(f"{path} holds no images.")
+            files += inside
+        elif path.is_file():
+            files.append(path)
         else:
-            raise RecipeError(f"There is no image {place}.")
-    return found
+            raise RecipeError(f"There is no image {path}.")
+    return files
 
 
 def read_image(path: Path) -> Image:
-    """An image, decoded. Raises RecipeError where the file is none."""
+    """Read and decode an image. Raises RecipeError if the file is not an image."""
     from PIL import Image, UnidentifiedImageError
 
     try:

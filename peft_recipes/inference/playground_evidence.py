@@ -1,88 +1,89 @@
-"""What is known of some adapters, beside their answers: from each one's run.json and the comparison above it."""
+"""The playground's evidence: each adapter's measured figures, from its run.json and the comparison it belongs to."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from peft_recipes.adapters.open import OpenedAdapter
+from peft_recipes.errors import RecipeError
 from peft_recipes.reporting import facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.markdown import escape
+from peft_recipes.runs.folder import read_comparison_file
 
-if TYPE_CHECKING:
-    from peft_recipes.adapters.open import Served
+Figure = Callable[[dict[str, Any], dict[str, Any]], str]  # of a run.json and a comparison.json (may be empty)
 
 
-def evidence_markdown(opened: dict[str, Served]) -> str:
-    """A table with a column an adapter and a row a figure, then each one's verdict and what the figures do not show."""
-    found = {name: served.evidence() for name, served in opened.items()}
-    above = {name: _comparison(served) for name, served in opened.items()}
-    lines = ["| | " + " | ".join(escape(name) for name in opened) + " |", "|:--|" + "--:|" * len(opened)]
-    for title, value in _ROWS.items():
-        cells = [value(found[name], above[name]) if found[name] else fmt.NOTHING for name in opened]
+def evidence_markdown(adapters: dict[str, OpenedAdapter]) -> str:
+    """Return a table with a column per adapter and a row per figure, then each adapter's verdict."""
+    runs = {name: adapter.saved.run for name, adapter in adapters.items()}
+    comparisons = {name: _comparison(adapter) for name, adapter in adapters.items()}
+    lines = ["| | " + " | ".join(escape(name) for name in adapters) + " |", "|:--|" + "--:|" * len(adapters)]
+    for title, figure in _FIGURES.items():
+        cells = [figure(runs[name], comparisons[name]) if runs[name] else fmt.NOTHING for name in adapters]
         if any(cell != fmt.NOTHING for cell in cells):
             lines.append(f"| {title} | " + " | ".join(escape(cell) for cell in cells) + " |")
     parts = ["### Evidence", "\n".join(lines)] if len(lines) > 2 else ["### Evidence"]
-    for name in opened:
-        if not found[name]:
+    for name in adapters:
+        if not runs[name]:
             parts.append(f"{escape(name)}: no run of peft-recipes, so nothing is known of it.")
-        elif sentence := _verdict(found[name], above[name]):
-            parts += [quoted] if (quoted := f"> {escape(sentence)}") not in parts else []  # seeds of one arm share it
-    if any(run.get("embedded") for run in found.values()):
+        elif comparisons[name] and (verdict := sentences.verdict_headline(comparisons[name], runs[name]["arm"])):
+            quoted = f"> {escape(verdict)}"
+            parts += [quoted] if quoted not in parts else []  # seeds of one arm share a verdict
+    if any(run.get("embedded") for run in runs.values()):
         parts.append("*Measured on embedded stand-ins, not on the recipe's own model and data.*")
     return "\n\n".join(parts)
 
 
-def _comparison(served: Served) -> dict[str, Any]:
-    """The comparison that a run is part of, which lies two folders above it; empty where there is none."""
-    path = served.folder.resolve().parent.parent / "comparison.json"
+def _comparison(adapter: OpenedAdapter) -> dict[str, Any]:
+    """Read the comparison.json two folders above a run; empty if there is none, or if it lacks the run's arm."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and served.evidence().get("arm") in facts.arms(found) else {}
-    except (OSError, ValueError):
+        data = read_comparison_file(adapter.folder.resolve().parent.parent)
+    except RecipeError:
         return {}
+    return data if adapter.saved.run.get("arm") in facts.arms(data) else {}
 
 
-def _metric(run: dict[str, Any], _: dict[str, Any]) -> str:
+def _test_metric(run: dict[str, Any], _: dict[str, Any]) -> str:
     name = run.get("metric") or ""
     return fmt.quality(((run.get("metrics") or {}).get("test") or {}).get(name), name)
 
 
-def _base_metric(run: dict[str, Any], above: dict[str, Any]) -> str:
-    return fmt.quality(facts.base_value(above), facts.metric(above)) if above.get("base") else fmt.NOTHING
+def _base_metric(_: dict[str, Any], comparison: dict[str, Any]) -> str:
+    if not comparison.get("base"):
+        return fmt.NOTHING
+    return fmt.quality(facts.base_value(comparison), facts.metric(comparison))
 
 
-def _against_full(run: dict[str, Any], above: dict[str, Any]) -> str:
-    told = sentences.describe_difference(above, run["arm"]) if above else None
-    return f"{told.estimate}{told.unit} ({told.interval})" if told else fmt.NOTHING
+def _difference(run: dict[str, Any], comparison: dict[str, Any]) -> str:
+    difference = sentences.describe_difference(comparison, run["arm"]) if comparison else None
+    return f"{difference.estimate}{difference.unit} ({difference.interval})" if difference else fmt.NOTHING
 
 
-def _latency(form: str) -> Any:
-    return lambda run, _: fmt.milliseconds((run.get("latency_ms") or {}).get(form))
+def _figure(form: Callable[[Any], str], *keys: str) -> Figure:
+    """A figure of run.json at this path of keys, formatted by `form`, which takes None for a missing one."""
+
+    def figure(run: dict[str, Any], _: dict[str, Any]) -> str:
+        value: Any = run
+        for key in keys:
+            value = (value or {}).get(key)
+        return form(value)
+
+    return figure
 
 
-def _speed(form: str) -> Any:
-    return lambda run, _: fmt.rate((run.get("generation_tokens_per_second") or {}).get(form))
-
-
-_ROWS: dict[str, Any] = {
+_FORMS = ("base", "adapter", "merged")
+_FIGURES: dict[str, Figure] = {
     "Metric": lambda run, _: f"test {fmt.metric_title(run.get('metric') or '')}",
-    "Adapter": _metric,
+    "Adapter": _test_metric,
     "Base, untuned": _base_metric,
-    "Against full": _against_full,
+    "Against full": _difference,
     "Method": lambda run, _: str(run.get("method") or fmt.NOTHING),
-    "Trained parameters": lambda run, _: fmt.count((run.get("parameters") or {}).get("trainable")),
-    "Steps": lambda run, _: fmt.count((run.get("training") or {}).get("steps")),
-    "Training time": lambda run, _: fmt.seconds((run.get("training") or {}).get("seconds")),
-    "Checkpoint": lambda run, _: fmt.human_bytes(run.get("checkpoint_bytes")),
-    "Latency, base": _latency("base"),
-    "Latency, adapter": _latency("adapter"),
-    "Latency, merged": _latency("merged"),
-    "Generated tokens/s, base": _speed("base"),
-    "Generated tokens/s, adapter": _speed("adapter"),
-    "Generated tokens/s, merged": _speed("merged"),
+    "Trained parameters": _figure(fmt.count, "parameters", "trainable"),
+    "Steps": _figure(fmt.count, "training", "steps"),
+    "Training time": _figure(fmt.seconds, "training", "seconds"),
+    "Checkpoint": _figure(fmt.human_bytes, "checkpoint_bytes"),
+    **{f"Latency, {form}": _figure(fmt.milliseconds, "latency_ms", form) for form in _FORMS},
+    **{f"Generated tokens/s, {form}": _figure(fmt.rate, "generation_tokens_per_second", form) for form in _FORMS},
 }
-
-
-def _verdict(run: dict[str, Any], above: dict[str, Any]) -> str:
-    return sentences.verdict_headline(above, run["arm"]) if above else ""

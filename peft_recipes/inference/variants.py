@@ -1,61 +1,63 @@
-"""A base and its adapters side by side: the base alone, each adapter on it, and each merged, by name."""
+"""The models to compare, by name: the base alone, each adapter on it, and each adapter merged into it."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
-from peft_recipes.adapters.adapter_set import AdapterSet, twin
-from peft_recipes.adapters.open import Served
-from peft_recipes.arms.merge import merged
+from torch import nn
+
+from peft_recipes.adapters.adapter_set import AdapterSet
+from peft_recipes.adapters.open import OpenedAdapter
+from peft_recipes.arms.merge import merged as merged_model
 from peft_recipes.errors import RecipeError, unknown
-
-if TYPE_CHECKING:
-    import torch.nn as nn
 
 BASE, MERGED = "base", "-merged"
 
 
-class Forms:
-    """The forms of adapters of one base, whose weights are in memory once.
+class Variants:
+    """The base and its adapters as models, with the base's weights in memory once.
 
-    Adapters of one PEFT method share one model; those of another get a second model on the same weights. A merged form
-    has weights of its own, so it is made when it is asked for, and one at a time is kept.
+    Adapters of one PEFT method share one model; another method gets a second model on the same weights. A merged model
+    has weights of its own, so it is made when it is first used, and only the latest is kept.
     """
 
-    def __init__(self, opened: dict[str, Served], merged: bool = False):
-        self.opened = opened
-        self.first = next(iter(opened.values()))
+    def __init__(self, adapters: dict[str, OpenedAdapter], merged: bool = False):
+        self.adapters = adapters
+        self.first = next(iter(adapters.values()))
         self.base = self.first.load_base()
-        kinds: dict[str, dict[str, Served]] = {}
-        for name, served in opened.items():
-            kinds.setdefault(served.saved.config.peft_type.value, {})[name] = served
-        self._sets = {kind: AdapterSet.of(group, twin(self.base)) for kind, group in kinds.items()}
-        self._kept: tuple[str, nn.Module] | None = None
-        with_merged = [f"{name}{MERGED}" for name in opened] if merged else []
-        self.names = [BASE, *opened, *with_merged]
+        by_method: dict[str, dict[str, OpenedAdapter]] = {}
+        for name, adapter in adapters.items():
+            by_method.setdefault(adapter.saved.method, {})[name] = adapter
+        self._sets = {method: AdapterSet.of(group, _sharing_weights(self.base)) for method, group in by_method.items()}
+        self._merged: tuple[str, nn.Module] | None = None
+        self.names = [BASE, *adapters, *(f"{name}{MERGED}" for name in adapters if merged)]
 
     def model(self, name: str) -> nn.Module:
-        """The model of a form, in evaluation mode; that of an adapter answers until another is asked for."""
+        """Return the model of a variant, in evaluation mode. An adapter's is valid until the next call."""
         if name not in self.names:
             raise RecipeError(unknown("adapter", name, self.names))
         if name == BASE:
             return self.base
-        if name in self.opened:
-            return self._sets[self.opened[name].saved.config.peft_type.value].use(name)
-        return self._merged(name)
+        if name in self.adapters:
+            return self._sets[self.adapters[name].saved.method].use(name)
+        if self._merged is None or self._merged[0] != name:
+            self._merged = None  # its memory is free before the next is made
+            self._merged = (name, self._merge(self.adapter(name)))
+        return self._merged[1]
 
-    def served(self, name: str) -> Served:
-        """The adapter that a form belongs to; of the base the first."""
-        return self.opened.get(name.removesuffix(MERGED), self.first)
+    def adapter(self, name: str) -> OpenedAdapter:
+        """Return the adapter of a variant; of the base the first one."""
+        return self.adapters.get(name.removesuffix(MERGED), self.first)
 
-    def _merged(self, name: str) -> nn.Module:
-        if self._kept is None or self._kept[0] != name:
-            served, self._kept = self.served(name), None
-            base = served.load_base(whole=True) if served.quantise else copy.deepcopy(self.base)
-            whole = merged(served.on(base))
-            if whole is None:
-                kind = served.saved.config.peft_type.value
-                raise RecipeError(f"{served.folder} is {kind}, which has no merged form; leave out --merged.")
-            self._kept = (name, whole.eval())
-        return self._kept[1]
+    def _merge(self, adapter: OpenedAdapter) -> nn.Module:
+        base = adapter.load_base(dequantise=True) if adapter.quantise else copy.deepcopy(self.base)
+        model = merged_model(adapter.attach(base))
+        if model is None:
+            raise RecipeError(f"{adapter.folder} is {adapter.saved.method}, which can't be merged; leave out --merged.")
+        return model.eval()
+
+
+def _sharing_weights(model: nn.Module) -> nn.Module:
+    """Copy a model's modules but not its weights: an adapter on the copy is not on the original."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)

@@ -1,10 +1,12 @@
-"""How near a run that was done again must come to its evidence: equal where all is the same, else within an interval.
+"""Decide whether the metrics of a reproduced run agree with the original ones.
 
-Equal means up to float noise. On one kind of machine with the same versions and threads a run is deterministic here,
-but for what a library may choose by the alignment of memory (which kernel, hence which order of sums): a relative
-difference of some 1e-7 in a step, which training multiplies. So losses may differ by `NOISE` of their size, and of
-counted metrics one test example in `FLIPS` may fall on the other side. Elsewhere sums run in another order from the
-first step on and the trainings drift apart: there the run's own 95 % bootstrap interval over its test examples holds.
+Under the same conditions (machine, versions, threads, data) they must be equal up to float noise. A run is then
+deterministic, except for what a library chooses by the alignment of memory: a kernel, hence an order of summation. That
+gives a relative difference of about 1e-7 in a step, which training amplifies. So losses may differ by `NOISE` of their
+size, and of every `FLIPS` test examples one may change sides in a counted metric.
+
+Under other conditions the order of summation differs from the first step on, and the two trainings drift apart. There
+the new metric must lie within the 95 % bootstrap interval of the original one over its test examples.
 """
 
 from __future__ import annotations
@@ -16,22 +18,23 @@ from typing import Any
 import numpy as np
 import pandas
 
+from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.reporting.formats import is_share
 from peft_recipes.statistics.bootstrap import metric_interval
 
 NOISE = 1e-3
 FLIPS = 1_000
 _RESAMPLES = 10_000
-_RULE_OF_THREE = 3.0  # no error in n examples leaves, at 95 %, room for 3 / n
+_RULE_OF_THREE = 3.0  # without an error in n examples, the error rate is below 3 / n at 95 % confidence
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One figure: as the evidence has it, as it came out here, where it had to lie, and whether it does.
+class MetricComparison:
+    """One figure: the original value (evidence), the new one (here), the bounds for the new one, and whether it held.
 
-    bounds is None and held is None where nothing can be asked of it.
+    bounds and held are None if the figure can't be compared.
     """
 
     split: str
@@ -42,73 +45,69 @@ class Row:
     held: bool | None
 
 
-def differing(evidence: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What of the machine, the versions and the data is not as it was: "threads: 2, here 4"."""
+def changed_conditions(evidence: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """List what differs between two environments (machine, versions, data): "threads: 2, here 4"."""
     keys = ("device", "device_name", "precision", "threads", "platform", "python", "attention", "peft_recipes")
-    found = [(key, evidence.get(key), here.get(key)) for key in keys]
-    found.append(("processes", evidence.get("processes") or 1, here.get("processes") or 1))
-    mine, theirs = here.get("versions") or {}, evidence.get("versions") or {}
-    found += [(name, theirs[name], mine.get(name)) for name in sorted(theirs) if name != "evaluate"]
-    found.append(("data", evidence.get("dataset_fingerprint"), here.get("dataset_fingerprint")))
-    return [f"{name}: {was}, here {now}" for name, was, now in found if was != now]
+    pairs = [(key, evidence.get(key), here.get(key)) for key in keys]
+    pairs.append(("processes", evidence.get("processes") or 1, here.get("processes") or 1))
+    versions, new_versions = evidence.get("versions") or {}, here.get("versions") or {}
+    pairs += [(name, versions[name], new_versions.get(name)) for name in sorted(versions) if name != "evaluate"]
+    pairs.append(("data", evidence.get("dataset_fingerprint"), here.get("dataset_fingerprint")))
+    return [f"{name}: {before}, here {now}" for name, before, now in pairs if before != now]
 
 
-def rows(
+def compare_metrics(
     evidence: dict[str, dict[str, float]],
     here: dict[str, dict[str, float]],
     predictions: pandas.DataFrame | None,
     task: str,
-    same: bool,
-) -> list[Row]:
-    """Every metric of every split of the evidence beside the one here. predictions: the evidence's, one row an example.
-
-    same: all conditions are, so the two must be equal up to float noise.
-    """
-    found = []
-    for split, values in evidence.items():
+    same_conditions: bool,
+) -> list[MetricComparison]:
+    """Compare every metric of every split. predictions: those of the original run, one row per example."""
+    rows = []
+    for split, metrics in evidence.items():
         table = None if predictions is None else predictions[predictions["split"] == split]
-        for metric, value in values.items():
-            now = here.get(split, {}).get(metric)
-            bounds = None
-            if value is not None:
-                examples = None if table is None or not len(table) else len(table)
-                bounds = _noise(value, metric, examples) if same else _interval(table, metric, value, task)
-            held = None if bounds is None else now is not None and bounds[0] <= now <= bounds[1]
-            found.append(Row(split, metric, value, now, bounds, held))
-    return found
+        for metric, value in metrics.items():
+            new, bounds = here.get(split, {}).get(metric), None
+            if value is not None and same_conditions:
+                bounds = _noise_bounds(value, metric, 0 if table is None else len(table))
+            elif value is not None:
+                bounds = _bootstrap_interval(table, metric, task)
+            held = None if bounds is None else new is not None and bounds[0] <= new <= bounds[1]
+            rows.append(MetricComparison(split, metric, value, new, bounds, held))
+    return rows
 
 
-def _noise(value: float, metric: str, examples: int | None) -> Interval:
-    """Where a metric may lie that differs by float noise only."""
+def _noise_bounds(value: float, metric: str, examples: int) -> Interval:
+    """Return where a metric may lie that differs by float noise only."""
     if not is_share(metric):
         return value - NOISE * abs(value), value + NOISE * abs(value)
-    room = max(1, math.floor((examples or 0) / FLIPS)) / examples if examples else 1 / FLIPS
-    # A flip of one example moves accuracy by 1 / n; macro F1 is a mean over classes, which moves by more.
-    room *= 2 if "f1" in metric else 1
-    return value - room - 1e-12, value + room + 1e-12
+    margin = max(1, examples // FLIPS) / examples if examples else 1 / FLIPS
+    # One example changes accuracy by 1 / n, and macro F1, a mean over classes, by more.
+    margin = (2 * margin if "f1" in metric else margin) + 1e-12
+    return value - margin, value + margin
 
 
-def _interval(table: pandas.DataFrame | None, metric: str, value: float, task: str) -> Interval | None:
-    """The 95 % bootstrap interval of a metric over the test examples; None where these are not stored."""
+def _bootstrap_interval(table: pandas.DataFrame | None, metric: str, task: str) -> Interval | None:
+    """Return the 95 % bootstrap interval of a metric over the test examples; None if these are not stored."""
     if table is None or len(table) < 2:
         return None
     if metric == "macro_f1" and {"label", "prediction"} <= set(table):
         low, high = _macro_f1_interval(table)
     elif metric == "perplexity":
-        low, high = (math.exp(bound) for bound in _interval(table, "loss", value, task) or (-math.inf, math.inf))
-    elif (found := scores(table, metric, task)) is not None:
-        low, high = metric_interval(found[0][None], weights=found[1], resamples=_RESAMPLES)
+        low, high = (math.exp(bound) for bound in _bootstrap_interval(table, "loss", task) or (-math.inf, math.inf))
+    elif (scores := example_scores(table, metric, task)) is not None:
+        low, high = metric_interval(scores[0][None], weights=scores[1], resamples=_RESAMPLES)
     else:
         return None
-    if high - low < 1e-12 and is_share(metric):  # all right, or all wrong: no example tells how others would vary
+    if high - low < 1e-12 and is_share(metric):  # all examples right, or all wrong: resampling shows no variation
         low, high = max(0.0, low - _RULE_OF_THREE / len(table)), min(1.0, high + _RULE_OF_THREE / len(table))
     return low, high
 
 
-def scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """Per-example scores whose (weighted) mean is the metric, and the weights; None where they are not stored."""
-    by_token = task in ("sft", "language-modeling") and "tokens" in table
-    tokens = table["tokens"].to_numpy(dtype=float) if by_token else None
+def example_scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Return per-example scores whose (weighted) mean is the metric, and the weights; None if they are not stored."""
+    tokens = table["tokens"].to_numpy(dtype=float) if task in CAUSAL_TASKS and "tokens" in table else None
     if metric == "accuracy" and {"label", "prediction"} <= set(table):
         return (table["label"] == table["prediction"]).to_numpy(dtype=float), None
     if metric == "token_accuracy" and tokens is not None and "correct_tokens" in table:
@@ -119,17 +118,17 @@ def scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.ndarray,
 
 
 def _macro_f1_interval(table: pandas.DataFrame) -> Interval:
-    """Of the mean of the classes' F1, by drawing the cells of the confusion matrix."""
-    labels, guesses = table["label"].to_numpy(dtype=int), table["prediction"].to_numpy(dtype=int)
-    classes = int(max(labels.max(), guesses.max())) + 1
-    cells = np.bincount(labels * classes + guesses, minlength=classes * classes)
+    """Bootstrap the mean of the classes' F1, by resampling the cells of the confusion matrix."""
+    labels, predictions = table["label"].to_numpy(dtype=int), table["prediction"].to_numpy(dtype=int)
+    classes = int(max(labels.max(), predictions.max())) + 1
+    cells = np.bincount(labels * classes + predictions, minlength=classes * classes)
     used = np.flatnonzero(cells)
-    drawn = np.zeros((_RESAMPLES // 5, cells.size))
-    drawn[:, used] = np.random.default_rng(0).multinomial(len(table), cells[used] / len(table), size=len(drawn))
-    matrix = drawn.reshape(-1, classes, classes)
-    right = matrix.diagonal(axis1=1, axis2=2)
-    whole = matrix.sum(axis=1) + matrix.sum(axis=2)
-    f1 = np.divide(2 * right, whole, out=np.zeros_like(right), where=whole > 0)
-    there = np.union1d(np.unique(labels), np.unique(guesses))
-    low, high = np.quantile(f1[:, there].mean(axis=1), [0.025, 0.975])
+    resampled = np.zeros((_RESAMPLES // 5, cells.size))
+    resampled[:, used] = np.random.default_rng(0).multinomial(len(table), cells[used] / len(table), len(resampled))
+    matrices = resampled.reshape(-1, classes, classes)
+    correct = matrices.diagonal(axis1=1, axis2=2)
+    total = matrices.sum(axis=1) + matrices.sum(axis=2)
+    f1 = np.divide(2 * correct, total, out=np.zeros_like(correct), where=total > 0)
+    present = np.union1d(labels, predictions)
+    low, high = np.quantile(f1[:, present].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)

@@ -1,6 +1,6 @@
-"""The Hub's side of publishing: may one write there, what lies there already, one commit; every refusal is one line.
+"""Talk to the Hub for `push`: log in, look up a repository, commit files to it, and explain the Hub's errors.
 
-The token is read by huggingface_hub itself and goes nowhere but into its requests.
+huggingface_hub reads the token itself; it is sent with its requests and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import hub
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 GIT_FILE = ".gitattributes"  # the Hub's own, in every repository
-Files = Mapping[str, "bytes | Path"]
+Files = Mapping[str, "bytes | Path"]  # content by path in the repository
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What the Hub has under a name: nothing, or a commit with files."""
+    """A repository as it is on the Hub now, or a name that is free (exists False)."""
 
     repo_id: str
     exists: bool = False
@@ -34,35 +35,35 @@ class Repository:
     commit: str | None = None
     files: list[str] = field(default_factory=list)
 
+    def replaced_by(self, files: Files) -> list[str]:
+        """List the files that a push of `files` removes."""
+        return [name for name in self.files if name not in files and name != GIT_FILE]
+
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises RecipeError where the Hub could have no repository of this name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
+    """Raise RecipeError if no repository on the Hub can have this name."""
     owner, _, name = repo_id.partition("/")
-    wrong = "" if owner and name else "it has no owner" if not name else "it begins with '/'"
-    wrong = "it has more than one '/'" if "/" in name else wrong
-    with contextlib.suppress(HFValidationError):
-        validate_repo_id(repo_id)
-        if not wrong:
+    if not name:
+        problem = "it has no owner"
+    elif not owner:
+        problem = "it begins with '/'"
+    elif "/" in name:
+        problem = "it has more than one '/'"
+    elif " " in repo_id:
+        problem = "a space is in it"
+    else:
+        with contextlib.suppress(HFValidationError):
+            validate_repo_id(repo_id)
             return
-    wrong = (
-        wrong or "a space is in it" * (" " in repo_id) or "'--' or '..' is in it, or another sign, or it is too long"
-    )
+        problem = "'--' or '..' is in it, or another sign, or it is too long"
     raise RecipeError(
-        f"--repo-id '{repo_id}': {wrong}. A repository is named ORG/NAME: letters, digits, '-', '_' and '.', at most "
+        f"--repo-id '{repo_id}': {problem}. A repository is named ORG/NAME: letters, digits, '-', '_' and '.', at most "
         "96 of them."
     )
 
 
-def logged_in(repo_id: str) -> HfApi:
-    """The Hub's client, once it is known that someone is logged in. Raises RecipeError that says how to.
-
-    repo_id: what is to be written there, for the words of a refusal.
-    """
-    from huggingface_hub import HfApi, constants, get_token
-
+def authenticated_client(repo_id: str) -> HfApi:
+    """Return the Hub's client for a logged-in user. Raises RecipeError, which names `repo_id`, if there is none."""
     if not get_token():
         raise RecipeError(
             "Nobody is logged in to the Hub. Make a token with write permission in your settings there and run "
@@ -74,16 +75,14 @@ def logged_in(repo_id: str) -> HfApi:
             f"The Hub at {constants.ENDPOINT} can't be reached, or HF_HUB_OFFLINE is set. Nothing was sent."
         )
     api = HfApi(library_name="peft_recipes")
-    with refusals(repo_id):
+    with explained_errors(repo_id):
         api.whoami()
     return api
 
 
-def look(api: HfApi, repo_id: str) -> Repository:
-    """What lies under a name now."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    with refusals(repo_id):
+def find_repository(api: HfApi, repo_id: str) -> Repository:
+    """Look up what the Hub has under a name now."""
+    with explained_errors(repo_id):
         try:
             info = api.model_info(repo_id)
         except RepositoryNotFoundError:
@@ -92,108 +91,93 @@ def look(api: HfApi, repo_id: str) -> Repository:
     return Repository(repo_id, True, bool(info.private), info.sha, files)
 
 
-def check_not_taken(api: HfApi, there: Repository, file: str, same: dict[str, Any]) -> None:
-    """Raises RecipeError where a repository holds something else than an earlier push of this.
+def check_not_taken(api: HfApi, repository: Repository, file: str, expected: dict[str, Any]) -> None:
+    """Raise RecipeError if a repository has files, and not those of an earlier push of the same.
 
-    file: the JSON file that would say what it holds; same: what has to stand in it.
+    file: a JSON file that every push of it writes; expected: the values that it has then.
     """
-    held = [name for name in there.files if name != GIT_FILE]
-    if not held:
+    files = [name for name in repository.files if name != GIT_FILE]
+    if not files:
         return
-    says: Any = {}
-    if file in held:
-        with refusals(there.repo_id), contextlib.suppress(ValueError, OSError):
-            path = api.hf_hub_download(there.repo_id, file, revision=there.commit)
-            says = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(says, dict) and all(says.get(key) == value for key, value in same.items()):
+    data: Any = {}
+    if file in files:
+        with explained_errors(repository.repo_id), contextlib.suppress(ValueError, OSError):
+            path = api.hf_hub_download(repository.repo_id, file, revision=repository.commit)
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+    if isinstance(data, dict) and all(data.get(key) == value for key, value in expected.items()):
         return
-    what = f"{says.get('recipe')} {says.get('arm') or ''}".strip() if isinstance(says, dict) and says else None
-    shown = ", ".join(held[:4]) + (", ..." if len(held) > 4 else "")
+    run = f"{data.get('recipe')} {data.get('arm') or ''}".strip() if isinstance(data, dict) and data else None
+    listed = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
     raise RecipeError(
-        f"{there.repo_id} is taken: it holds {what or shown}, which a push would remove. Name another repository, or "
-        "delete that one on the Hub."
+        f"{repository.repo_id} is taken: it holds {run or listed}, which a push would remove. Name another repository, "
+        "or delete that one on the Hub."
     )
 
 
-def send(api: HfApi, there: Repository, files: Files, *, private: bool, message: str) -> tuple[str, list[str]]:
-    """Makes a repository hold exactly these files, in one commit. Returns the commit and the paths that it removed.
+def commit_files(api: HfApi, repository: Repository, files: Files, *, private: bool, message: str) -> str:
+    """Make a repository hold exactly these files, in one commit, and return the commit.
 
-    Where it fails the repository is as it was; one that was made for this is removed again.
+    If it fails, the repository is unchanged; one that was created for this push is deleted again.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    removed = [name for name in there.files if name not in files and name != GIT_FILE]
-    operations: list[Any] = [CommitOperationDelete(name) for name in removed]
+    operations: list[Any] = [CommitOperationDelete(name) for name in repository.replaced_by(files)]
     operations += [
-        CommitOperationAdd(path, made if isinstance(made, bytes) else str(made)) for path, made in files.items()
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in files.items()
     ]
-    with refusals(there.repo_id):
-        if not there.exists:
-            api.create_repo(there.repo_id, private=private)
+    repo_id = repository.repo_id
+    with explained_errors(repo_id):
+        if not repository.exists:
+            api.create_repo(repo_id, private=private)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that predictions.parquet might be a dataset
-                done = api.create_commit(there.repo_id, operations, commit_message=message, parent_commit=there.commit)
+                commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=repository.commit)
         except BaseException:
-            if not there.exists:
-                _remove_empty(api, there.repo_id)
+            if not repository.exists:
+                with contextlib.suppress(Exception):  # the error to report is the one that stopped the push
+                    if not set(api.list_repo_files(repo_id)) - {GIT_FILE}:
+                        api.delete_repo(repo_id)
             raise
-    return done.oid, removed
-
-
-def _remove_empty(api: HfApi, repo_id: str) -> None:
-    """Takes back a repository that was made a moment ago and holds nothing."""
-    with contextlib.suppress(Exception):  # what stopped the push is what is told
-        if not set(api.list_repo_files(repo_id)) - {GIT_FILE}:
-            api.delete_repo(repo_id)
+    return commit.oid
 
 
 @contextlib.contextmanager
-def refusals(repo_id: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into one RecipeError: what happened, to which repository, what to do."""
+def explained_errors(repo_id: str) -> Iterator[None]:
+    """Turn the errors of the Hub's client into one RecipeError: what happened, to which repository, what to do."""
     try:
         yield
     except RecipeError:
         raise
     except Exception as error:
-        if said := _explained(repo_id, error):
-            raise RecipeError(said) from None
+        if message := _explain(repo_id, error):
+            raise RecipeError(message) from None
         raise
 
 
-def _explained(repo_id: str, error: Exception) -> str:
+def _explain(repo_id: str, error: Exception) -> str:
+    """Return the message for an error of the Hub's client; empty for any other error."""
     chain, kinds, status = hub.behind(error)
-    said = next((text for one in chain if (text := getattr(one, "server_message", None))), None)
-    said = _one_line(said or str(error))
+    server_message = next((text for one in chain if (text := getattr(one, "server_message", None))), None)
+    message = _one_line(server_message or str(error))
     unchanged, again = "Nothing was changed there.", "A push is one commit, there whole or not at all: push again"
-    if status == 401:
-        return f"{repo_id}: the Hub does not take the token that is in use. Log in again: `hf auth login`. {unchanged}"
-    if status == 403:
-        return (
-            f"{repo_id}: no permission to write there ({said}). Use a token with write permission, or a name that is "
-            f"yours. {unchanged}"
-        )
-    if status == 409:
-        return f"{repo_id}: this name is taken ({said}). Choose another. {unchanged}"
-    if status == 412:
-        return f"{repo_id}: someone else has just changed it. Look at what is there, and push again. {unchanged}"
-    if status == 404:
-        return f"{repo_id}: the Hub has no such place, or not for you ({said}). {unchanged}"
     if status == 429 or status >= 500:
         return f"{repo_id}: the Hub answered {status} ({HTTPStatus(status).phrase}). {again} later."
     if status:
-        return f"{repo_id}: the Hub refused it with {status} ({said}). {unchanged}"
+        by_status = {
+            401: "the Hub does not take the token that is in use. Log in again: `hf auth login`.",
+            403: f"no permission to write there ({message}). Use a token with write permission, or a name of yours.",
+            404: f"the Hub has no such repository, or not for you ({message}).",
+            409: f"this name is taken ({message}). Choose another.",
+            412: "someone else has just changed it. Look at what is there, and push again.",
+        }
+        return f"{repo_id}: {by_status.get(status, f'the Hub refused it with {status} ({message}).')} {unchanged}"
     if kinds & {"TransportError", "ConnectError", "TimeoutException", "ConnectionError", "OfflineModeIsEnabled"}:
         return f"{repo_id}: the connection to the Hub was lost. {again}."
-    if isinstance(error, ValueError):
-        return f"{repo_id}: {said} {unchanged}"
-    return ""
+    return f"{repo_id}: {message} {unchanged}" if isinstance(error, ValueError) else ""
 
 
 def _one_line(text: str) -> str:
-    """Text of the Hub on one short line, without the token, should it ever be in it."""
-    from huggingface_hub import get_token
-
+    """Shorten text of the Hub to one line, and remove the token from it."""
     token = get_token()
     line = " ".join(text.split())[:300].rstrip(".")
     return line.replace(token, "***") if token else line

@@ -1,4 +1,4 @@
-"""Merging and combining: the same answers as before, or nothing is left behind."""
+"""Merging and combining: the same outputs as before, or nothing is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(instruct, runs):
-    """A run of ours, of a causal model; made once."""
+    """A run of a causal model; trained once."""
     folder = runs / "tiny-sft" / "lora" / "seed-0"
     if not folder.exists():
         train(instruct(), "lora", output=runs)
@@ -48,43 +48,43 @@ def logits(model):
         return model.eval()(**IDS).logits
 
 
-def test_a_run_is_merged_with_its_evidence_into_a_folder_that_loads_by_itself(run, tiny, tmp_path):
-    done = call("merge", run, "--output", tmp_path / "whole", "--json")
+def test_a_merged_run_is_a_transformers_folder_with_its_evidence(run, tiny, tmp_path):
+    done = call("merge", run, "--output", tmp_path / "merged", "--json")
     assert done.exit_code == 0, done.stderr
     made = json.loads(done.stdout)
-    assert made == json.loads((tmp_path / "whole" / "merge.json").read_text())
+    assert made == json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert made["inputs"] == {"count": 8, "source": "the run's test split"} and made["largest_logit_difference"] < 1e-4
     evidence = json.loads((run / "run.json").read_text())["metrics"]["test"]
     assert made["before"] == pytest.approx(evidence) and made["after"] == pytest.approx(evidence, rel=1e-4)
     base = AutoModelForCausalLM.from_pretrained(tiny("llama"))
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    assert (logits(whole) - logits(base)).abs().max() > 1e-4  # it learnt something
-    torch.testing.assert_close(logits(whole), logits(PeftModel.from_pretrained(base, run)))
-    assert AutoTokenizer.from_pretrained(tmp_path / "whole")("good film")["input_ids"]
-    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "whole").glob("*.json"))
+    merged_model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert (logits(merged_model) - logits(base)).abs().max() > 1e-4  # the adapter is trained
+    torch.testing.assert_close(logits(merged_model), logits(PeftModel.from_pretrained(base, run)))
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged")("good film")["input_ids"]
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "merged").glob("*.json"))
 
 
-def test_a_classifier_keeps_its_head_and_its_classes(classify, tmp_path):
+def test_a_merged_classifier_keeps_its_head_and_class_names(classify, tmp_path):
     folder = train(classify(), "lora", output=tmp_path / "runs").folder
-    made = merge_adapter(folder, tmp_path / "whole")
+    made = merge_adapter(folder, tmp_path / "merged")
     assert made["metric"] == "accuracy" and made["before"]["accuracy"] == made["after"]["accuracy"]
     assert made["loaded_by"] == "import transformers; transformers.AutoModelForSequenceClassification.from_pretrained"
-    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
-    assert whole.config.id2label == {0: "bad", 1: "good"}
+    merged_model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert merged_model.config.id2label == {0: "bad", 1: "good"}
 
 
-def test_one_made_elsewhere_is_held_on_simple_inputs(foreign, tmp_path):
-    made = merge_adapter(foreign, tmp_path / "whole")
+def test_an_adapter_of_plain_peft_is_compared_on_token_ids(foreign, tmp_path):
+    made = merge_adapter(foreign, tmp_path / "merged")
     assert made["inputs"]["source"] == "simple" and made["before"] is None and made["share_of_outputs"] < 1e-4
 
 
-def test_beyond_tolerance_nothing_is_left(run, tmp_path):
-    done = call("merge", run, "--output", tmp_path / "out" / "whole", "--tolerance", "1e-12")
+def test_beyond_tolerance_nothing_is_written(run, tmp_path):
+    done = call("merge", run, "--output", tmp_path / "out" / "merged", "--tolerance", "1e-12")
     assert done.exit_code == 1 and "Refused" in done.stderr and "more than 1e-12" in done.stderr
     assert not any((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
-def test_mistakes_in_merging(run, tiny, foreign, tmp_path):
+def test_user_mistakes_in_merging(run, tiny, foreign, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     ia3 = saved(tiny("llama"), tmp_path / "prompt", IA3Config(target_modules=["q_proj"], feedforward_modules=[],
@@ -105,13 +105,13 @@ def test_mistakes_in_merging(run, tiny, foreign, tmp_path):
 
 
 def delta(model, name):
-    """What an adapter adds to each weight it sits on."""
+    """The weight update of each adapted layer."""
     return {path: layer.get_delta_weight(name) for path, layer in model.named_modules()
             if hasattr(layer, "get_delta_weight") and name in layer.lora_A}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_gives_a_plain_adapter(method, tiny, tmp_path):
+def test_each_combination_method_gives_a_plain_adapter(method, tiny, tmp_path):
     folders = [saved(tiny("llama"), tmp_path / name, seed=i) for i, name in enumerate("ab")]
     made = combine_adapters(folders, tmp_path / "both", [0.7, 0.3], method)
     assert made["rank"] == (4 if method == "cat" else 2) and made["weights"] == {"a": 0.7, "b": 0.3}
@@ -122,7 +122,7 @@ def test_each_method_gives_a_plain_adapter(method, tiny, tmp_path):
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_cat_is_exactly_the_weighted_sum(rslora, tiny, tmp_path):
-    """Under rsLoRA, too, where PEFT by itself would scale the combination by the root of its rank."""
+    """With rsLoRA too, for which PEFT by itself would scale the combination by the square root of its rank."""
     configs = [lora(r=4, lora_alpha=3, use_rslora=rslora), lora(r=2, lora_alpha=5)]
     folders = [saved(tiny("llama"), tmp_path / n, c, i) for i, (n, c) in enumerate(zip("ab", configs, strict=True))]
     combine_adapters(folders, tmp_path / "both", [0.7, -0.3], "cat")
@@ -134,7 +134,7 @@ def test_cat_is_exactly_the_weighted_sum(rslora, tiny, tmp_path):
         torch.testing.assert_close(value, 0.7 * found[0][path] - 0.3 * found[1][path])
 
 
-def test_runs_are_evaluated_on_each_ones_own_test_set(run, instruct, runs, tmp_path):
+def test_a_combination_is_evaluated_on_each_runs_test_set(run, instruct, runs, tmp_path):
     recipe = instruct(name="other", dataset=dataclasses.replace(instruct().dataset, seed=7))
     other = train(recipe, "lora", output=runs).folder
     done = call(
@@ -149,11 +149,11 @@ def test_runs_are_evaluated_on_each_ones_own_test_set(run, instruct, runs, tmp_p
         assert found["base"]["loss"] != found["own"]["loss"] != found["combined"]["loss"]
     files = {path.name for path in (tmp_path / "both").iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors", "combine.json", "recipe.yaml"}
-    merged = merge_adapter(tmp_path / "both", tmp_path / "whole")  # an adapter like any other
+    merged = merge_adapter(tmp_path / "both", tmp_path / "merged")  # the combination can be merged
     assert merged["before"]["loss"] == pytest.approx(sets["tiny-sft-lora-seed-0"]["combined"]["loss"], rel=1e-4)
 
 
-def test_mistakes_in_combining(foreign, tiny, tmp_path):
+def test_user_mistakes_in_combining(foreign, tiny, tmp_path):
     second = saved(tiny("llama"), tmp_path / "second", lora(r=4))
     gpt2 = saved(tiny("gpt2"), tmp_path / "gpt2", lora(target_modules=["c_attn"], fan_in_fan_out=True))
     dora = saved(tiny("llama"), tmp_path / "dora", lora(use_dora=True))
@@ -181,20 +181,20 @@ def test_mistakes_in_combining(foreign, tiny, tmp_path):
         combine_adapters([foreign, second], second)
 
 
-def test_a_quantised_base_is_dequantised_first_and_both_differences_are_told(instruct, tiny, tmp_path):
+def test_a_quantised_base_is_dequantised_first_and_both_differences_are_reported(instruct, tiny, tmp_path):
     pytest.importorskip("bitsandbytes")
     training = {**instruct().training, "max_steps": 2, "eval_strategy": "no"}
     recipe = instruct(model=str(tiny("llama", 64)), training=training)  # NF4's blocks are of 64 weights
     folder = train(recipe, "qlora", output=tmp_path / "runs").folder
-    done = call("merge", folder, "--output", tmp_path / "whole", "--json")
+    done = call("merge", folder, "--output", tmp_path / "merged", "--json")
     assert done.exit_code == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["dequantised"]["from"] == "nf4" and made["share_of_outputs"] < 1e-4
     assert made["dequantised"]["share_of_outputs"] < 0.05  # NF4 itself computes with the same weights
     assert made["before"]["loss"] == pytest.approx(made["after"]["loss"], rel=0.05)
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    assert not hasattr(whole.config, "quantization_config")
-    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    merged_model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not hasattr(merged_model.config, "quantization_config")
+    assert {p.dtype for p in merged_model.parameters()} == {torch.float32}
     options = ["--prompt", "good film", "--merged", "--max-new-tokens", "2", "--json"]
     both = json.loads(call("generate", folder, *options).stdout)
     assert list(both[0]["answers"]) == ["base", "qlora", "qlora-merged"]

@@ -1,4 +1,4 @@
-"""generate: a base, its adapters and the merged ones side by side; the chat, in a real terminal."""
+"""generate with a base, its adapters and the merged models; the chat, in a real terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from peft_recipes.adapters.open import open_adapter
 from peft_recipes.cli.app import app
-from peft_recipes.inference.generate import Sampling, pace, prompt_tokens, write
+from peft_recipes.inference.generate import Sampling, generate_answer, length_and_speed, prompt_tokens
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def chatty(tiny, tmp_path_factory):
     """A base with a chat template, and two LoRAs and an IA3 of it."""
     root = tmp_path_factory.mktemp("chatty")
     model = AutoModelForCausalLM.from_pretrained(tiny("llama"))
-    model.config.eos_token_id = model.generation_config.eos_token_id = None  # so that no answer ends at once
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # or answers would be empty
     model.save_pretrained(root / "base")
     tokenizer(chat=True).save_pretrained(root / "base")
     ia3 = IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM", init_ia3_weights=False)
@@ -40,7 +40,7 @@ def call(*words):
 
 
 def plain(root, folder, text, **options):
-    """What plain transformers and PEFT write."""
+    """The answer of plain transformers and PEFT."""
     words, model = tokenizer(chat=True), AutoModelForCausalLM.from_pretrained(root / "base")
     model = PeftModel.from_pretrained(model, root / folder).eval() if folder else model.eval()
     ids = words.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True,
@@ -51,57 +51,58 @@ def plain(root, folder, text, **options):
 
 
 @pytest.mark.parametrize("options", [[], ["--do-sample", "--temperature", "0.8", "--top-k", "5", "--top-p", "0.9"]])
-def test_each_form_answers_as_plain_peft_does(chatty, options):
+def test_each_variant_answers_as_plain_peft_does(chatty, options):
     folders = [chatty / name for name in ("first", "second", "third")]
     done = call("generate", *folders, "--prompt", "good film", "--prompt", "so it was", "--merged", "--json",
                 "--max-new-tokens", "6", *options)  # fmt: skip
     assert done.exit_code == 0, done.stderr
     rows = json.loads(done.stdout)
-    forms = ["base", "first", "second", "third", "first-merged", "second-merged", "third-merged"]
+    variants = ["base", "first", "second", "third", "first-merged", "second-merged", "third-merged"]
     assert [row["prompt"] for row in rows] == ["good film", "so it was"]
     same = {"do_sample": True, "temperature": 0.8, "top_k": 5, "top_p": 0.9} if options else {"do_sample": False}
     for row in rows:
-        assert list(row["answers"]) == forms
+        assert list(row["answers"]) == variants
         assert all(made["tokens"] and made["tokens_per_second"] > 0 for made in row["answers"].values())
-        for form in forms[:4]:
-            wanted = plain(chatty, None if form == "base" else form, row["prompt"], **same)
-            assert row["answers"][form]["text"] == wanted, form
+        for name in variants[:4]:
+            wanted = plain(chatty, None if name == "base" else name, row["prompt"], **same)
+            assert row["answers"][name]["text"] == wanted, name
         if not options:
-            for name in forms[1:4]:
+            for name in variants[1:4]:
                 assert row["answers"][f"{name}-merged"]["text"] == row["answers"][name]["text"]
 
 
-def test_prompts_of_a_file_side_by_side_on_the_terminal(chatty, tmp_path):
+def test_prompts_from_a_file_are_answered_on_the_terminal(chatty, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "good film"}\n{"prompt": "bad film"}\n')
     shown = call("generate", chatty / "first", "--file", tmp_path / "in.jsonl", "--max-new-tokens", "3").stdout
     assert shown.count("tokens/s") == 4 and "good film" in shown and "bad film" in shown and "first" in shown
 
 
-def test_an_answer_that_was_cut_off_is_told_from_one_that_ended_by_itself(chatty):
-    served = open_adapter(chatty / "first")
-    model, tokens = served.on(served.load_base()), prompt_tokens(served, [{"role": "user", "content": "good film"}])
-    whole = write(model, served, tokens, Sampling(4))
-    assert whole["cut_off"] and pace(whole).startswith("4 tokens, cut off there, ")
+def test_an_answer_cut_off_by_max_new_tokens_is_marked(chatty):
+    adapter = open_adapter(chatty / "first")
+    model = adapter.attach(adapter.load_base())
+    tokens = prompt_tokens(adapter, [{"role": "user", "content": "good film"}])
+    answer = generate_answer(model, adapter, tokens, Sampling(4))
+    assert answer["cut_off"] and length_and_speed(answer).startswith("4 tokens, cut off there, ")
     with torch.no_grad():
-        model.generation_config.eos_token_id = [int(model(tokens).logits[0, -1].argmax())]  # the first that it writes
-    ended = write(model, served, tokens, Sampling(4))
-    assert not ended["cut_off"] and pace(ended).startswith("1 token, ")
-    assert not write(model, served, tokens, Sampling(1))["cut_off"]
+        model.generation_config.eos_token_id = [int(model(tokens).logits[0, -1].argmax())]  # its first token
+    ended = generate_answer(model, adapter, tokens, Sampling(4))
+    assert not ended["cut_off"] and length_and_speed(ended).startswith("1 token, ")
+    assert not generate_answer(model, adapter, tokens, Sampling(1))["cut_off"]
 
 
-def test_sampling_is_on_where_one_of_its_options_is_given():
+def test_a_sampling_option_switches_sampling_on():
     assert not Sampling().samples and Sampling(top_p=0.5).samples and not Sampling(do_sample=False, top_k=3).samples
 
 
-def test_a_base_without_a_template_is_asked_plainly(tiny, tmp_path):
+def test_a_base_without_a_chat_template_gets_the_prompt_alone(tiny, tmp_path):
     config = lora(target_modules=["c_attn"], fan_in_fan_out=True)
-    served = open_adapter(saved(tiny("gpt2"), tmp_path / "plain", config))
-    said = [{"role": "user", "content": "good film"}]
-    assert served.recipe.task == "language-modeling"
-    assert served.processor.decode(prompt_tokens(served, said)[0]) == "good film"
+    adapter = open_adapter(saved(tiny("gpt2"), tmp_path / "plain", config))
+    messages = [{"role": "user", "content": "good film"}]
+    assert adapter.recipe.task == "language-modeling"
+    assert adapter.processor.decode(prompt_tokens(adapter, messages)[0]) == "good film"
 
 
-def test_mistakes(chatty, tiny, tmp_path):
+def test_user_mistakes(chatty, tiny, tmp_path):
     other = saved(tiny("gpt2"), tmp_path / "other", lora(target_modules=["c_attn"], fan_in_fan_out=True))
     labels = saved(tiny("distilbert"), tmp_path / "l", lora(target_modules=["q_lin"], task_type="SEQ_CLS"), labels=2)
     first = chatty / "first"
@@ -127,7 +128,7 @@ def test_mistakes(chatty, tiny, tmp_path):
 
 
 class Terminal:
-    """A process on a pseudo-terminal: what is typed into it, and what it shows until some words come."""
+    """A process on a pseudo-terminal: `type` writes a line to it, `until` reads its output up to some words."""
 
     def __init__(self, *words):
         self.own, other = pty.openpty()
@@ -143,7 +144,7 @@ class Terminal:
         while words not in self.shown[start:]:
             try:
                 piece = os.read(self.own, 4096).decode(errors="replace")
-            except OSError:  # the other side is closed
+            except OSError:  # the process has ended
                 piece = ""
             assert piece, f"ended before {words!r}: {self.shown}"
             self.shown += piece
@@ -167,8 +168,12 @@ def test_a_chat_in_a_real_terminal(terminal, chatty):
     chat = terminal("generate", chatty / "first", chatty / "second", "--chat", "--max-new-tokens", "6")
     chat.until("you > first: ")
     chat.type("good film")
-    said = chat.until("you > first: ")
-    assert plain(chatty, "first", "good film", do_sample=False) in said and "6 tokens," in said and "tokens/s" in said
+    answer = chat.until("you > first: ")
+    assert (
+        plain(chatty, "first", "good film", do_sample=False) in answer
+        and "6 tokens," in answer
+        and "tokens/s" in answer
+    )
     chat.type("/adapter secnd")
     assert "Did you mean 'second'" in chat.until("you > first: ")
     chat.type("/reset")
@@ -192,25 +197,25 @@ def test_a_chat_in_a_real_terminal(terminal, chatty):
     assert "Traceback" not in chat.shown
 
 
-def test_a_chat_remembers_what_was_said_and_forgets_the_oldest_where_there_is_no_room(chatty):
+def test_a_chat_keeps_its_history_and_drops_the_oldest_turns_when_it_is_full(chatty):
     from peft_recipes.adapters.open import open_adapters
     from peft_recipes.inference.chat import Chat
 
     shown: list[str] = []
-    chat = Chat(open_adapters([chatty / "first", chatty / "second"]), Sampling(6), merged=True, say=shown.append)
-    chat.hear("good film")
-    chat.hear("so it was")
+    chat = Chat(open_adapters([chatty / "first", chatty / "second"]), Sampling(6), merged=True, write=shown.append)
+    chat.handle("good film")
+    chat.handle("so it was")
     assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
     assert chat.messages[0]["content"] == "good film"
     for name in ("second", "base", "first-merged"):
-        chat.hear(f"/adapter {name}")
-        assert chat.speaker == name
+        chat.handle(f"/adapter {name}")
+        assert chat.active == name
     for _ in range(12):
-        chat.hear("the day was warm and lovely")
+        chat.handle("the day was warm and lovely")
     assert "oldest" in "".join(shown) and chat.messages[0]["content"] != "good film"
-    chat.hear("/reset")
+    chat.handle("/reset")
     assert chat.messages == []
     before = len(shown)
     with pytest.raises(Exception, match="the model takes 64"):
-        chat.hear("good " * 80)
+        chat.handle("good " * 80)
     assert chat.messages == [] and len(shown) == before

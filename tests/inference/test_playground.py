@@ -1,4 +1,4 @@
-"""The playground: a real process, asked by gradio's own client and looked at by a real headless browser."""
+"""The playground in a real process, through gradio's client and a headless browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def free_port() -> int:
         return asked.getsockname()[1]
 
 
-# The command line in a process that tells of every other machine it asks for, and lets it ask none.
+# The command line in a process that reports and blocks every request to another machine.
 GUARDED = """
 import socket, sys
 OWN = (None, "", "127.0.0.1", "localhost", "::1")
@@ -54,7 +54,7 @@ app(sys.argv[1:])
 
 @pytest.fixture
 def served(tmp_path):
-    """served(folder, ...) -> the address of a playground process, which ends with the test and asked nobody else."""
+    """served(folder, ...) -> the address of a playground process; it may contact no other machine."""
     opened = []
 
     def start(*folders):
@@ -98,7 +98,7 @@ def browser(tmp_path):
     opened.close()
 
 
-# JavaScript: text is put into a field as if it were typed, and a button is clicked, once they are there.
+# JavaScript that types text into a field and clicks a button, once they are there.
 TYPED = """(() => {{ const field = document.querySelector('#{0} textarea');
     Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(field, '{1}');
     return field.dispatchEvent(new Event('input', {{bubbles: true}})) }})()"""
@@ -106,24 +106,24 @@ CLICKED = "document.querySelector('button#ask').click() === undefined"
 PAGE = "document.body.innerText"
 
 
-def test_writers_are_asked_side_by_side(served, writers, browser):
+def test_language_models_answer_next_to_each_other(served, writers, browser):
     address = served(*writers)
     client = gradio_client.Client(address, verbose=False, analytics_enabled=False)
     texts = client.predict("good film", 6, 0, 1, 0, api_name="/ask")
     command = ["generate", *map(str, writers), "--prompt", "good film", "--max-new-tokens", "6", "--json"]
     wanted = json.loads(CliRunner().invoke(app, command).stdout)[0]["answers"]
-    assert list(texts[0::2]) == [wanted[form]["text"] for form in ("base", "first", "second")]
+    assert list(texts[0::2]) == [wanted[name]["text"] for name in ("base", "first", "second")]
     assert all("tokens/s" in speed for speed in texts[1::2])
     with pytest.raises(Exception, match="Write a prompt first"):
         client.predict(" ", 6, 0, 1, 0, api_name="/ask")
     answered = "document.querySelector('#answer-second textarea').value"
-    said, page = browser.visit(address, [TYPED.format("prompt", "good film"), CLICKED, answered, PAGE])[2:]
-    assert said == client.predict("good film", 96, 0, 1, 0, api_name="/ask")[4]
+    answer, page = browser.visit(address, [TYPED.format("prompt", "good film"), CLICKED, answered, PAGE])[2:]
+    assert answer == client.predict("good film", 96, 0, 1, 0, api_name="/ask")[4]
     for words in ("Temperature", "tokens/s", "nothing is known of it"):
         assert words in page, words
     own = (f"{address}/", "data:", "blob:", "about:")  # nothing is loaded from elsewhere, not even a font
     assert len(browser.requests) > 3 and [place for place in browser.requests if not place.startswith(own)] == []
-    with socket.socket() as other, pytest.raises(OSError):  # it listens on 127.0.0.1 alone
+    with socket.socket() as other, pytest.raises(OSError):  # it listens on 127.0.0.1 only
         other.connect(("127.0.0.2", int(address.rpartition(":")[2])))
 
 
@@ -142,7 +142,7 @@ def test_a_classifier_shows_probabilities_and_its_evidence(served, classify, run
         assert words in page, words
 
 
-def test_two_seeds_of_an_arm_stand_beside_each_other_and_their_verdict_once(served, classify, tmp_path, browser):
+def test_two_seeds_of_an_arm_have_a_column_each_and_one_verdict(served, classify, tmp_path, browser):
     recipe = classify(training={"max_steps": 1})
     folders = [train(recipe, "lora", seed=seed, output=tmp_path).folder for seed in (0, 1)]
     (folders[0].parent.parent / "comparison.json").write_text(json.dumps(image_comparison()))
@@ -154,12 +154,12 @@ def test_two_seeds_of_an_arm_stand_beside_each_other_and_their_verdict_once(serv
     assert "Against full" in page and "lora-seed-1" in page and shown == "yes"
 
 
-def test_mistakes(writers, tmp_path):
+def test_user_mistakes(writers, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         for words, message in (
-            ([writers[0], "--port", taken.getsockname()[1]], "can't be had"),
+            ([writers[0], "--port", taken.getsockname()[1]], "is not available"),
             ([tmp_path], "no adapter"),
             ([writers[0], writers[0]], "given twice"),
         ):
@@ -170,6 +170,6 @@ def test_mistakes(writers, tmp_path):
 def test_the_evidence_is_the_runs_own(classify, runs):
     folder = train(classify(), "lora", output=runs, resume=True).folder
     run = json.loads((folder / "run.json").read_text())
-    told = evidence_markdown(open_adapters([folder]))
-    assert f"{100 * run['metrics']['test']['accuracy']:.1f} %" in told
-    assert f"{run['parameters']['trainable']:,}" in told and "Latency, adapter" in told
+    markdown = evidence_markdown(open_adapters([folder]))
+    assert f"{100 * run['metrics']['test']['accuracy']:.1f} %" in markdown
+    assert f"{run['parameters']['trainable']:,}" in markdown and "Latency, adapter" in markdown

@@ -1,4 +1,4 @@
-"""predict: texts and images in, label and probability out, in files and on the terminal."""
+"""predict: labels and probabilities of texts and images, in files and on the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(classify, runs):
-    """A run that tells good from bad; made once."""
+    """A classifier of good and bad sentences; trained once."""
     folder = runs / "tiny" / "lora" / "seed-0"
     if not folder.exists():
         train(classify(training={"num_train_epochs": 6, "per_device_train_batch_size": 16, "use_cpu": True}), "lora",
@@ -43,7 +43,7 @@ TEXTS = [text for text, _ in sentences(30, seed=9)]
 TRUE = [label for _, label in sentences(30, seed=9)]
 
 
-def test_the_label_and_its_probability_are_those_of_plain_peft(run, tiny):
+def test_labels_and_probabilities_are_those_of_plain_peft(run, tiny):
     shown = json.loads(call("predict", run, "--text", TEXTS[0], "--text", TEXTS[1], "--json").stdout)
     base = AutoModelForSequenceClassification.from_pretrained(tiny("distilbert"), num_labels=2)
     model, words = PeftModel.from_pretrained(base, run).eval(), AutoTokenizer.from_pretrained(tiny("distilbert"))
@@ -55,17 +55,17 @@ def test_the_label_and_its_probability_are_those_of_plain_peft(run, tiny):
     assert "good" in call("predict", run, "--text", TEXTS[1]).stdout
 
 
-def test_many_texts_in_any_order_and_batch_are_as_one_by_one(run):
+def test_a_batch_of_texts_gives_the_results_of_one_at_a_time(run):
     one_by_one = [Predictor(run, batch_size=1).texts([text])[0] for text in TEXTS[:4]]
     together = Predictor(run, batch_size=3).texts([*TEXTS[:4], "so"])
     for one, row in zip(one_by_one, together, strict=False):
         assert one["label"] == row["label"] and one["probability"] == pytest.approx(row["probability"], abs=1e-5)
     right = sum(row["label"] == label for row, label in zip(Predictor(run).texts(TEXTS), TRUE, strict=True))
-    assert right >= 24  # it was trained to tell them
+    assert right >= 24  # the classifier is trained
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "txt"])
-def test_a_file_in_and_a_file_out(run, tmp_path, suffix):
+def test_predictions_from_file_to_file(run, tmp_path, suffix):
     source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{'csv' if suffix == 'txt' else suffix}"
     table = pd.DataFrame({"number": range(30), "body": TEXTS, "label": TRUE})
     if suffix == "csv":
@@ -95,7 +95,7 @@ def test_a_file_in_and_a_file_out(run, tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_where_memory_runs_out_the_batch_is_halved_and_nothing_is_asked_twice(run):
+def test_out_of_memory_halves_the_batch_and_no_example_is_run_twice(run):
     predictor, sizes = Predictor(run, batch_size=16), []
     inner = predictor.model.forward
 
@@ -112,7 +112,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_nothing_is_asked_twice(ru
     assert [row["label"] for row in found] == [row["label"] for row in Predictor(run).texts(TEXTS)]
 
 
-def test_an_adapter_made_elsewhere_names_the_classes_of_its_base(tiny, tmp_path):
+def test_an_adapter_of_plain_peft_has_the_class_names_of_its_base(tiny, tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(
         tiny("distilbert"), id2label={0: "ham", 1: "spam", 2: "eggs"}, label2id={"ham": 0, "spam": 1, "eggs": 2}
     )
@@ -126,7 +126,7 @@ def test_an_adapter_made_elsewhere_names_the_classes_of_its_base(tiny, tmp_path)
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A run on dark and bright squares, on the small CNN that is trained first; and a folder of such squares."""
+    """A run on dark and bright squares, with a small CNN that is trained first, and a folder of such squares."""
     root = tmp_path_factory.mktemp("pictures")
     rows = [{"image": Image.new("L", (28, 28), 20 + 10 * (i % 8) + 130 * (i % 2)), "label": i % 2} for i in range(96)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])})
@@ -148,7 +148,7 @@ def pictures(tmp_path_factory):
     return folder, root / "asked"
 
 
-def test_images_by_their_files_and_by_their_folder(pictures, tmp_path):
+def test_images_by_file_and_by_folder(pictures, tmp_path):
     folder, asked = pictures
     done = call("predict", folder, "--image", asked, "--output", tmp_path / "out.csv", "--json")
     found = json.loads(done.stdout)
@@ -158,7 +158,7 @@ def test_images_by_their_files_and_by_their_folder(pictures, tmp_path):
     assert one[0]["image"].endswith("1.png") and one[0]["probability"] == pytest.approx(found[1]["probability"])
 
 
-def test_mistakes(run, pictures, tiny, tmp_path):
+def test_user_mistakes(run, pictures, tiny, tmp_path):
     table = tmp_path / "in.csv"
     table.write_text("number,body\n1,good film\n2,\n")
     (tmp_path / "broken.png").write_text("no image")

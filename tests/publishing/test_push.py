@@ -1,4 +1,4 @@
-"""push, with the real client over HTTP against a Hub that speaks its protocol; and pulled back with plain PEFT."""
+"""push with the real client over HTTP to a local server with the Hub's protocol; loading it back with plain PEFT."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(place, tiny):
 
 @pytest.fixture
 def hub(server):
-    """The Hub, without what other tests have put there or asked of it."""
+    """The Hub without the repositories and requests of other tests."""
     server.faults, server.requests, server.commits = [], [], []
     yield server
     for owner in ("me", "team"):
@@ -56,7 +56,7 @@ def client(server, place):
 
 @pytest.fixture(scope="module")
 def recipe_file(place, reviews):
-    """A recipe on some/tiny of that Hub and a local csv."""
+    """A recipe with some/tiny of that Hub and a local csv."""
     path = place / "mine.yaml"
     path.write_text(
         "name: mine\ntask: text-classification\nmodel: some/tiny\nmax_length: 16\n"
@@ -72,7 +72,7 @@ def recipe_file(place, reviews):
 
 @pytest.fixture(scope="module")
 def trained(client, recipe_file, place):
-    """The folder of a run; made once."""
+    """The folder of a run; trained once."""
     done = client("train", recipe_file, "--arm", "lora", "--output", place / "runs")
     assert done.code == 0, done.err
     return place / "runs" / "mine" / "lora" / "seed-0"
@@ -84,7 +84,7 @@ def copy(trained, tmp_path):
 
 
 def wrote(hub) -> list[str]:
-    """What was asked of the Hub that could change it."""
+    """The requests that could change the Hub."""
     return [path for method, path, _ in hub.requests if method != "GET" and method != "HEAD" and "validate" not in path]
 
 
@@ -103,7 +103,7 @@ def test_a_push_sends_the_adapter_with_its_evidence_in_one_commit(client, hub, t
     assert 'adapter = "me/mine"' in code_in(str(card))
 
 
-def test_nothing_of_this_machine_and_of_its_data_is_sent(client, hub, trained, reviews, place):
+def test_no_path_and_no_local_data_is_sent(client, hub, trained, reviews, place):
     done = client("push", trained, "--repo-id", "me/mine")
     assert "verification.safetensors: it holds two examples of local data" in done.out
     texts = [line.partition(",")[0].encode() for line in reviews.read_text().splitlines()[1:]]
@@ -128,8 +128,8 @@ print(float((logits[0] - logits[1]).abs().max()), float((logits[0] - bare).abs()
 """
 
 
-def test_plain_peft_pulls_it_back_with_the_same_logits_and_the_cards_code_runs(client, hub, trained, tmp_path):
-    """In processes without this package, with empty caches of their own, as elsewhere."""
+def test_plain_peft_loads_it_with_the_same_logits_and_the_cards_code_runs(client, hub, trained, tmp_path):
+    """In processes without this package and with empty caches, as on another machine."""
     assert client("push", trained, "--repo-id", "me/mine").code == 0
     environment = {**client.environment, "HF_HOME": str(tmp_path / "elsewhere"), "PYTHONPATH": ""}
     command = [sys.executable, "-c", _PULL, "me/mine", str(trained)]
@@ -142,7 +142,7 @@ def test_plain_peft_pulls_it_back_with_the_same_logits_and_the_cards_code_runs(c
     assert done.stdout.strip() in ("good", "bad"), done.stderr
 
 
-def test_a_second_push_replaces_and_removes_what_is_no_longer_there(client, hub, trained, copy):
+def test_a_second_push_replaces_files_and_removes_old_ones(client, hub, trained, copy):
     assert client("push", trained, "--repo-id", "me/mine").code == 0
     (hub.root / "me" / "mine" / "plots" / "old.png").write_bytes(b"old")
     change = json.loads((copy / "run.json").read_text())
@@ -150,35 +150,35 @@ def test_a_second_push_replaces_and_removes_what_is_no_longer_there(client, hub,
     (copy / "run.json").write_text(json.dumps(change))
     done = client("push", copy, "--repo-id", "me/mine", "--json")
     assert done.code == 0, done.err
-    said = json.loads(done.out)
-    assert said["removed"] == ["plots/old.png"] and said["sent"] and said["private"]
+    result = json.loads(done.out)
+    assert result["removed"] == ["plots/old.png"] and result["sent"] and result["private"]
     assert set(hub.files("me/mine")) == SENT and len(hub.commits) == 2
     assert json.loads(hub.files("me/mine")["run.json"])["notes"] == ["changed"]
-    assert "adapter_model.safetensors" not in hub.commits[1][2]  # what is the same is not sent again
+    assert "adapter_model.safetensors" not in hub.commits[1][2]  # unchanged files are not sent again
 
 
-def test_public_only_where_it_is_said(client, hub, trained):
+def test_a_repository_is_public_only_with_public(client, hub, trained):
     done = client("push", trained, "--repo-id", "me/mine", "--public")
     assert done.code == 0 and "(public)" in done.out and "me/mine" not in hub.private
     again = client("push", trained, "--repo-id", "me/mine")
     assert again.code == 0 and "is there already and is public; it stays so" in again.out
 
 
-def test_a_dry_run_asks_the_hub_for_nothing(client, hub, trained):
+def test_a_dry_run_sends_no_request(client, hub, trained):
     done = client("push", trained, "--repo-id", "me/mine", "--dry-run", env={"HF_TOKEN": None})
     assert done.code == 0, done.err
     assert "adapter_model.safetensors" in done.out and "nothing was sent" in done.out
     assert not wrote(hub) and not any("me/mine" in path for _, path, _ in hub.requests)
 
 
-def test_without_a_token_it_says_how_to_log_in_before_any_work(client, hub, tmp_path):
+def test_without_a_token_the_error_names_the_login_before_any_work(client, hub, tmp_path):
     done = client("push", tmp_path, "--repo-id", "me/mine", env={"HF_TOKEN": None})
     assert done.code == 2 and "hf auth login" in done.said and "HF_TOKEN" in done.said
     assert not hub.requests
 
 
 @pytest.mark.parametrize(
-    ("repo_id", "said"),
+    ("repo_id", "message"),
     [
         ("me/my model", "a space is in it"),
         ("mine", "it has no owner"),
@@ -191,13 +191,13 @@ def test_without_a_token_it_says_how_to_log_in_before_any_work(client, hub, tmp_
         ("me/naïve", "letters, digits"),
     ],
 )
-def test_a_name_that_no_repository_can_have(client, hub, tmp_path, repo_id, said):
+def test_an_invalid_repository_name(client, hub, tmp_path, repo_id, message):
     done = client("push", tmp_path, "--repo-id", repo_id)
-    assert done.code == 2 and said in done.said and repo_id in done.said and not hub.requests
+    assert done.code == 2 and message in done.said and repo_id in done.said and not hub.requests
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (Fault("api/whoami-v2", 401), "does not take the token"),
         (Fault("api/repos/create", 403, said="No rights here."), "no permission to write there (No rights here)"),
@@ -208,17 +208,17 @@ def test_a_name_that_no_repository_can_have(client, hub, tmp_path, repo_id, said
         (Fault("/commit/", 413, said="Too large."), "refused it with 413 (Too large)"),
     ],
 )
-def test_a_push_that_fails_leaves_nothing_of_a_new_repository(client, hub, trained, fault, said):
+def test_a_failed_push_deletes_the_new_repository(client, hub, trained, fault, message):
     hub.faults = [fault]
     done = client("push", trained, "--repo-id", "me/mine")
-    assert done.code == 2 and said in done.said, done.err
+    assert done.code == 2 and message in done.said, done.err
     assert len(done.err.strip().splitlines()) == 1
     assert ("Nothing was changed" in done.err) != ("whole or not at all" in done.err)
     assert not (hub.root / "me" / "mine").exists() and not hub.commits
 
 
 @pytest.mark.parametrize("fault", [Fault("/commit/", 500), Fault("/commit/", 412), Fault("lfs-storage", 400)])
-def test_a_push_that_fails_leaves_an_old_repository_as_it_was(client, hub, trained, copy, fault):
+def test_a_failed_push_leaves_an_existing_repository_unchanged(client, hub, trained, copy, fault):
     assert client("push", trained, "--repo-id", "me/mine").code == 0
     before = hub.files("me/mine")
     hub.faults = [fault]
@@ -229,7 +229,7 @@ def test_a_push_that_fails_leaves_an_old_repository_as_it_was(client, hub, train
     assert hub.files("me/mine") == before
 
 
-def test_nobody_elses_repository_is_written(client, hub, trained):
+def test_a_repository_of_another_owner_is_refused(client, hub, trained):
     done = client("push", trained, "--repo-id", "others/mine")
     assert done.code == 2 and "no permission to write there" in done.said and '"others"' in done.said
 
@@ -244,10 +244,10 @@ def test_a_taken_name_is_not_overwritten(client, hub, trained, held):
     assert hub.files("me/other") == held and not wrote(hub)
 
 
-def test_folders_that_hold_nothing_to_send(client, hub, recipe_file, trained, copy, place, tmp_path):
-    def refused(folder: Path, said: str, *more: str) -> None:
+def test_folders_without_an_adapter_to_send(client, hub, recipe_file, trained, copy, place, tmp_path):
+    def refused(folder: Path, message: str, *more: str) -> None:
         done = client("push", folder, "--repo-id", "me/mine", *more)
-        assert done.code == 2 and said in done.said, done.err
+        assert done.code == 2 and message in done.said, done.err
         assert len(done.err.strip().splitlines()) == 1 and not hub.commits
 
     head = client("train", recipe_file, "--arm", "head", "--output", place / "runs", "--resume")
@@ -270,7 +270,7 @@ def test_folders_that_hold_nothing_to_send(client, hub, recipe_file, trained, co
 
 @pytest.fixture(scope="module")
 def compared(client, recipe_file, place):
-    """A comparison of two seeds, its runs made in one process; made once."""
+    """A comparison of two seeds, all trained in one process, once."""
     code = (
         "import sys; from pathlib import Path; from peft_recipes import load_recipe, train\n"
         "from peft_recipes.comparison.compare import collect\n"
@@ -288,8 +288,8 @@ def compared(client, recipe_file, place):
 def test_all_sends_every_adapter_and_an_index_of_them(client, hub, compared):
     done = client("push", compared, "--all", "--repo-id", "team/mine", "--json")
     assert done.code == 0, done.err
-    said = json.loads(done.out)
-    assert [one["repo_id"] for one in said] == ["team/mine-lora", "team/mine-ia3", "team/mine"]
+    result = json.loads(done.out)
+    assert [one["repo_id"] for one in result] == ["team/mine-lora", "team/mine-ia3", "team/mine"]
     assert sorted(os.listdir(hub.root / "team")) == ["mine", "mine-ia3", "mine-lora"]
     assert len(hub.commits) == 3 and hub.private == {"team/mine", "team/mine-lora", "team/mine-ia3"}
     index = ModelCard(hub.files("team/mine")["README.md"].decode())
@@ -307,7 +307,7 @@ def test_all_sends_every_adapter_and_an_index_of_them(client, hub, compared):
     assert again.code == 0, again.err
 
 
-def test_all_says_what_was_sent_before_it_failed(client, hub, compared):
+def test_a_failure_of_all_lists_what_was_sent_before(client, hub, compared):
     hub.faults = [Fault("mine-ia3/commit", 500)]
     done = client("push", compared, "--all", "--repo-id", "me/mine")
     assert done.code == 2 and "me/mine-ia3: the Hub answered 500" in done.said
@@ -320,7 +320,7 @@ def test_a_comparison_without_all_names_the_flag(client, hub, compared):
     assert done.code == 2 and "--all" in done.said
 
 
-def test_what_was_pushed_passes_its_check_and_is_reproduced_from_the_hub(client, hub, trained, reviews, tmp_path):
+def test_a_pushed_adapter_passes_check_and_can_be_reproduced_from_the_hub(client, hub, trained, reviews, tmp_path):
     assert client("push", trained, "--repo-id", "me/mine").code == 0
     pulled = tmp_path / "pulled"
     for path, content in hub.files("me/mine").items():
@@ -330,7 +330,7 @@ def test_what_was_pushed_passes_its_check_and_is_reproduced_from_the_hub(client,
     done = client("reproduce", "me/mine", "--set", f"dataset.path={reviews}")
     assert done.code == 0, done.err + done.out
     assert "test accuracy" in done.out and "Reproduced." in done.out
-    shutil.copy(reviews, tmp_path / "reviews.csv")  # or put where its name says
+    shutil.copy(reviews, tmp_path / "reviews.csv")  # or at the path that the recipe names
     assert client("reproduce", pulled, cwd=tmp_path).code == 0
     missing = client("reproduce", "me/mine", cwd=pulled)
     assert missing.code == 2 and "reviews.csv" in missing.said
@@ -350,13 +350,13 @@ def test_the_token_is_in_no_file_and_no_process_list(client, hub, trained, place
     assert TOKEN not in " ".join(psutil.Process(client.process.pid).cmdline())
 
 
-def test_a_token_that_the_hub_repeats_is_not_shown(client, hub, trained):
+def test_a_token_in_an_error_of_the_hub_is_masked(client, hub, trained):
     hub.faults = [Fault("/commit/", 403, said=f"Bad token {TOKEN}!")]
     done = client("push", trained, "--repo-id", "me/mine")
     assert done.code == 2 and "Bad token ***" in done.said
 
 
-def test_a_run_is_sent_from_python_too(client, hub, trained):
+def test_publish_from_python(client, hub, trained):
     code = f"import peft_recipes; print(peft_recipes.publish({str(trained)!r}, 'me/python').url)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=client.environment)
     assert done.stdout.strip() == f"{hub.url}/me/python", done.stderr

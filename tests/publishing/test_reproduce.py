@@ -1,4 +1,4 @@
-"""reproduce: trained again and held against its evidence: equal here, within an interval elsewhere, or exit 1."""
+"""reproduce: equal metrics under the same conditions, within an interval under others, else exit code 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from peft_recipes import base_folder, reproduce, train
 from peft_recipes.cli.app import app
-from peft_recipes.publishing.tolerance import NOISE, differing, rows, scores
+from peft_recipes.publishing.tolerance import NOISE, changed_conditions, compare_metrics, example_scores
 from peft_recipes.tasks.metrics import per_class
 
 
@@ -42,12 +42,12 @@ def call(*words):
     return CliRunner().invoke(app, ["reproduce", *map(str, words)])
 
 
-def test_here_it_comes_out_equal(own, tmp_path):
+def test_on_the_same_machine_the_metrics_are_equal(own, tmp_path):
     done = call(own, "--output", tmp_path / "again", "--json")
     assert done.exit_code == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["held"] and said["same_conditions"] and said["differs"] == []
-    found = {(row["split"], row["metric"]): row for row in said["rows"]}
+    result = json.loads(done.stdout)
+    assert result["held"] and result["same_conditions"] and result["differs"] == []
+    found = {(row["split"], row["metric"]): row for row in result["rows"]}
     evidence = json.loads((own / "run.json").read_text())
     assert found["test", "accuracy"]["here"] == evidence["metrics"]["test"]["accuracy"]
     assert found["test", "loss"]["here"] == pytest.approx(evidence["metrics"]["test"]["loss"], rel=NOISE)
@@ -57,7 +57,7 @@ def test_here_it_comes_out_equal(own, tmp_path):
     assert again.exit_code == 2 and "holds a run already" in again.stderr
 
 
-def test_evidence_that_does_not_come_out_is_exit_1_and_a_table(own):
+def test_a_metric_that_differs_is_exit_code_1_and_a_table(own):
     edit(own, lambda data: data["metrics"]["test"].update(loss=data["metrics"]["test"]["loss"] * 1.1))
     done = call(own)
     assert done.exit_code == 1, done.stderr
@@ -67,7 +67,7 @@ def test_evidence_that_does_not_come_out_is_exit_1_and_a_table(own):
     assert "holds" in line
 
 
-def test_on_another_machine_its_interval_holds(own):
+def test_on_another_machine_the_bootstrap_interval_decides(own):
     def elsewhere(data):
         data["environment"]["versions"]["torch"] = "1.0"
         data["environment"]["device_name"] = "another"
@@ -85,21 +85,21 @@ def test_on_another_machine_its_interval_holds(own):
     assert not made.held and "its own predictions.parquet gives" in made.doubts[0]
 
 
-def test_elsewhere_and_without_predictions_nothing_can_be_said(own):
+def test_on_another_machine_without_predictions_nothing_is_confirmed(own):
     edit(own, lambda data: data["environment"].update(python="3.0"))
     (own / "predictions.parquet").unlink()
     found = reproduce(own)
     assert not found.held and "how near is near" in found.doubts[0]
 
 
-def test_a_full_run_too(classify, tmp_path):
+def test_a_full_fine_tune_can_be_reproduced(classify, tmp_path):
     run = train(classify(), "full", output=tmp_path / "first")
     assert reproduce(run.folder).held
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A recipe on a folder of pictures, bright above or bright below, whose base is trained first."""
+    """A recipe on images that are bright at the top or at the bottom, whose base is trained first."""
     from peft import LoraConfig
     from PIL import Image
 
@@ -121,7 +121,7 @@ def pictures(tmp_path):
     )  # fmt: skip
 
 
-def test_a_base_that_is_trained_first_makes_no_difference_when_it_is_there_already(pictures, tmp_path, monkeypatch):
+def test_a_cached_base_and_one_trained_again_give_the_same_metrics(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_RECIPES_CACHE", str(tmp_path / "cache"))
     run = train(pictures, "lora", output=tmp_path / "first")  # trains its base
     for cache in ("cache", "another"):  # finds it made; trains it again
@@ -132,10 +132,10 @@ def test_a_base_that_is_trained_first_makes_no_difference_when_it_is_there_alrea
     assert AutoModelForImageClassification.from_pretrained(base_folder(run.folder)).config.num_labels == 2
 
 
-def test_what_can_not_be_reproduced_is_one_line(own, runs, tmp_path, monkeypatch):
-    def refused(said, *words):
+def test_user_mistakes_are_one_line(own, runs, tmp_path, monkeypatch):
+    def refused(message, *words):
         done = call(*words)
-        assert done.exit_code == 2 and said in " ".join(done.stderr.split()), done.stderr
+        assert done.exit_code == 2 and message in " ".join(done.stderr.split()), done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
 
     refused("is no folder here and can't be a repository", tmp_path / "nowhere")
@@ -154,16 +154,16 @@ def test_what_can_not_be_reproduced_is_one_line(own, runs, tmp_path, monkeypatch
     refused("can't be read", own)
 
 
-def test_the_word_of_a_downloaded_recipe_on_remote_code_is_not_the_users(own):
-    from peft_recipes.publishing.reproduce import _evidence, _recipe
+def test_a_downloaded_recipe_can_not_switch_remote_code_on(own):
+    from peft_recipes.publishing.reproduce import _read_evidence, _recipe_for_this_machine
 
     path = own / "recipe.yaml"
     path.write_text(path.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
-    assert _recipe(own, _evidence(own), [], False).trust_remote_code is False
-    assert _recipe(own, _evidence(own), [], True).trust_remote_code is True
+    assert _recipe_for_this_machine(own, _read_evidence(own), [], False).trust_remote_code is False
+    assert _recipe_for_this_machine(own, _read_evidence(own), [], True).trust_remote_code is True
 
 
-# --- how near is near -------------------------------------------------------------------------------------------------
+# --- tolerances -------------------------------------------------------------------------------------------------------
 
 
 def predictions(count=400, seed=0):
@@ -181,23 +181,25 @@ def evidence(table):
     return {"test": {"accuracy": accuracy, "macro_f1": f1, "loss": float(table["loss"].mean())}}
 
 
-def test_intervals_cover_as_often_as_they_say():
-    """Other draws of test examples from the same world fall into them 19 times in 20, or a little less often."""
+def test_intervals_have_their_nominal_coverage():
+    """Metrics on other test examples from the same distribution are inside 19 times in 20, or slightly less."""
     truth, inside = evidence(predictions(40_000, seed=99)), {"accuracy": 0, "macro_f1": 0, "loss": 0}
     for seed in range(30):
         table = predictions(seed=seed)
-        for row in rows(evidence(table), truth, table, "text-classification", same=False):
+        for row in compare_metrics(evidence(table), truth, table, "text-classification", same_conditions=False):
             inside[row.metric] += bool(row.held)
     assert all(26 <= times <= 30 for times in inside.values()), inside
 
 
-def test_equal_is_up_to_float_noise_and_one_example():
+def test_equal_allows_float_noise_and_one_example():
     table = predictions()
-    said = evidence(table)
-    value = said["test"]
+    original = evidence(table)
+    value = original["test"]
 
     def held(**changes):
-        found = rows(said, {"test": {**value, **changes}}, table, "text-classification", same=True)
+        found = compare_metrics(
+            original, {"test": {**value, **changes}}, table, "text-classification", same_conditions=True
+        )
         return all(row.held for row in found)
 
     assert held() and held(loss=value["loss"] * (1 + NOISE / 2)) and held(accuracy=value["accuracy"] + 1 / 400)
@@ -205,25 +207,27 @@ def test_equal_is_up_to_float_noise_and_one_example():
     assert not held(accuracy=None)
 
 
-def test_no_error_at_all_leaves_room_for_a_few():
+def test_an_accuracy_of_1_allows_3_errors_in_n():
     table = predictions().assign(prediction=lambda t: t["label"])
-    found = rows({"test": {"accuracy": 1.0}}, {"test": {"accuracy": 0.995}}, table, "text-classification", same=False)
+    found = compare_metrics(
+        {"test": {"accuracy": 1.0}}, {"test": {"accuracy": 0.995}}, table, "text-classification", same_conditions=False
+    )
     assert found[0].held and found[0].bounds[0] == pytest.approx(1 - 3 / 400)
 
 
-def test_of_causal_models_the_loss_is_weighted_by_tokens():
+def test_the_loss_of_a_causal_model_is_weighted_by_tokens():
     table = pandas.DataFrame({"split": "test", "loss": [1.0, 3.0], "tokens": [3, 1], "correct_tokens": [3, 0]})
-    values, weights = scores(table, "loss", "sft")
+    values, weights = example_scores(table, "loss", "sft")
     assert (values * weights).sum() / weights.sum() == 1.5
-    values, weights = scores(table, "token_accuracy", "sft")
+    values, weights = example_scores(table, "token_accuracy", "sft")
     assert (values * weights).sum() / weights.sum() == 0.75
-    found = rows({"test": {"loss": 1.5, "perplexity": np.exp(1.5)}}, {"test": {"loss": 1.6, "perplexity": 5.0}},
-                 table, "sft", same=False)  # fmt: skip
+    before, now = {"loss": 1.5, "perplexity": np.exp(1.5)}, {"loss": 1.6, "perplexity": 5.0}
+    found = compare_metrics({"test": before}, {"test": now}, table, "sft", same_conditions=False)
     assert found[1].bounds == pytest.approx(np.exp(found[0].bounds))
 
 
-def test_what_differs_is_named():
+def test_changed_conditions_are_named():
     here = {"device": "cpu", "threads": 2, "versions": {"torch": "2.13.0", "peft": "0.21.2"}}
-    assert differing(here, here) == []
+    assert changed_conditions(here, here) == []
     was = {**here, "threads": 4, "versions": {"torch": "2.12.0", "peft": "0.21.2"}, "dataset_fingerprint": "x"}
-    assert differing(was, here) == ["threads: 4, here 2", "torch: 2.12.0, here 2.13.0", "data: x, here None"]
+    assert changed_conditions(was, here) == ["threads: 4, here 2", "torch: 2.12.0, here 2.13.0", "data: x, here None"]

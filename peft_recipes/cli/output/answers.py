@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from peft_recipes.inference.generate import pace
+from peft_recipes.inference.generate import length_and_speed
 from peft_recipes.reporting import facts
 
 
@@ -30,7 +30,7 @@ def show_answers(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         console.print(f"\n[bold]{escape(facts.plain(row['prompt']))}[/]")
         for form, made in row["answers"].items():
-            console.print(f"\n[cyan]{escape(form)}[/]  [dim]{pace(made)}[/]")
+            console.print(f"\n[cyan]{escape(form)}[/]  [dim]{length_and_speed(made)}[/]")
             for line in (made["text"] or "(nothing)").split("\n"):
                 console.print(escape(facts.plain(line)), soft_wrap=True)
 

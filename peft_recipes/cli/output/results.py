@@ -42,7 +42,7 @@ def show_findings(found: list[Finding]) -> None:
     console = Console()
     for finding in found:
         mark = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[dim]-   [/]"}[finding.ok]
-        console.print(f"{mark} {finding.name:13} {escape(finding.said)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {finding.name:13} {escape(finding.message)}", highlight=False, soft_wrap=True)
 
 
 def show_parcel(made: Published) -> None:

@@ -1,0 +1,94 @@
+"""Infer what a saved adapter is for: its task, its class names, its base and how that was quantised.
+
+A run's folder has all of it in recipe.yaml and run.json. For an adapter trained elsewhere it follows from
+adapter_config.json, from the shape of its head and from the base's configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from peft_recipes.adapters.saved import CONFIG, RECIPE_FILE, SavedAdapter
+from peft_recipes.data.prepared import Prepared
+from peft_recipes.errors import RecipeError
+from peft_recipes.models import bases
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.dataset import Dataset
+from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs.folder import resolved_recipe
+from peft_recipes.tasks.base import Task
+from peft_recipes.tasks.registry import task_of
+
+_PEFT_TASKS = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification"}
+# The task of a base, by the end of its class name: for adapters saved without PEFT's task type.
+_MODEL_CLASSES = {
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForCausalLM": "language-modeling",
+    "LMHeadModel": "language-modeling",
+}
+# Head weights with one row per class.
+_HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+
+
+def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Task:
+    """Return the task of an adapter, with its base (or `base` instead) as the recipe's model."""
+    if saved.is_run:
+        recipe = resolved_recipe(saved.folder / RECIPE_FILE)
+    else:
+        named = saved.config.base_model_name_or_path
+        recipe = Recipe(name="adapter", task=_task_name(saved), model=base or named or "unknown",
+                        dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
+        if not (base or named):
+            raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
+    # A downloaded recipe must not be able to switch remote code on: only the user can.
+    return task_of(dataclasses.replace(recipe, model=base or recipe.model, trust_remote_code=trust_remote_code))
+
+
+def _task_name(saved: SavedAdapter) -> str:
+    if saved.config.task_type in _PEFT_TASKS:
+        return _PEFT_TASKS[saved.config.task_type]
+    model_class = str((saved.config.auto_mapping or {}).get("base_model_class"))
+    for ending, task in _MODEL_CLASSES.items():
+        if model_class.endswith(ending):
+            return task
+    raise RecipeError(
+        f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
+        f"base is; known are {', '.join(_PEFT_TASKS)}."
+    )
+
+
+def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
+    """Return the class names of a classifier, or None if the adapter has no head of its own (the base's is used).
+
+    The names are those that the run tested; else the base's, if there are as many as the saved head has rows; else
+    numbers.
+    """
+    try:
+        if saved.run.get("per_class"):
+            return [row["label"] for row in saved.run["per_class"]]
+    except (KeyError, TypeError):
+        pass
+    if recipe.dataset.labels:
+        return list(recipe.dataset.labels)
+    sizes = [tensor.shape[0] for name, tensor in saved.tensors.items() if name.endswith(_HEADS)]
+    if not sizes:
+        return None
+    names = [str(name) for name in (bases.load_config(recipe).id2label or {}).values()]
+    named = len(names) == sizes[-1] and not all(name.startswith("LABEL_") for name in names)
+    return names if named else [str(i) for i in range(sizes[-1])]
+
+
+def base_config(saved: SavedAdapter, task: Task) -> Any:
+    """Load the configuration of the adapter's base, with as many classes as the adapter has."""
+    prepared = Prepared({}, {}, "", labels=class_names(saved, task.recipe))
+    return bases.load_config(task.recipe, **task.base_options(prepared))
+
+
+def base_quantisation(saved: SavedAdapter, recipe: Recipe) -> str | None:
+    """Return how the base was quantised in training ("nf4", "int8"), by run.json; None if not, or if unknown."""
+    try:
+        return recipe.arms[saved.run["arm"]].quantise
+    except (KeyError, TypeError):
+        return None
