@@ -1,4 +1,4 @@
-"""A headless chromium, driven by its own protocol: opened on a page, asked what is on it, clicked, photographed."""
+"""A headless Chromium, controlled through the DevTools protocol: open a page, run JavaScript, take a screenshot."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 import aiohttp
 
-# Waits in the page until an expression is true, and gives its value.
-_WAIT = """new Promise((done, failed) => {
+# Waits in the page until an expression is true and returns its value.
+_WAIT = """new Promise((resolve, reject) => {
     const end = Date.now() + 60000;
-    const look = () => {
-        const found = (() => { try { return EXPRESSION } catch (error) { return null } })();
-        if (found) done(found);
-        else if (Date.now() > end) failed(new Error('not in a minute'));
-        else setTimeout(look, 50);
+    const poll = () => {
+        const value = (() => { try { return EXPRESSION } catch (error) { return null } })();
+        if (value) resolve(value);
+        else if (Date.now() > end) reject(new Error('not true within a minute'));
+        else setTimeout(poll, 50);
     };
-    look();
+    poll();
 })"""
 
 
 class Browser:
-    """One page. `requests` are the addresses that it asked for."""
+    """A browser with one page. `requests`: the addresses that the page requested."""
 
     def __init__(self, command: str, folder: Path):
         self.process = subprocess.Popen(
@@ -44,40 +44,40 @@ class Browser:
         self.process.terminate()
         self.process.communicate()
 
-    def visit(self, address: str, steps: list[str], photograph: Path | None = None) -> list[Any]:
-        """Opens an address and waits, one after another, until each JavaScript expression is true; their values."""
-        return asyncio.run(self._visit(address, steps, photograph))
+    def visit(self, address: str, steps: list[str], screenshot: Path | None = None) -> list[Any]:
+        """Open an address, wait for each JavaScript expression in turn to be true, and return their values."""
+        return asyncio.run(self._visit(address, steps, screenshot))
 
-    async def _visit(self, address: str, steps: list[str], photograph: Path | None) -> list[Any]:
+    async def _visit(self, address: str, steps: list[str], screenshot: Path | None) -> list[Any]:
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://{self.address}/json/list") as answer:
                 page = next(row for row in await answer.json(content_type=None) if row["type"] == "page")
-            async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as line:
-                self._line, self._number = line, 0
+            async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                self._socket, self._number = socket, 0
                 await self._send("Network.enable")
                 await self._send("Page.enable")
                 await self._send("Page.navigate", url=address)
-                found = [await self._value(step) for step in steps]
-                if photograph is not None:
+                values = [await self._value(step) for step in steps]
+                if screenshot is not None:
                     shot = await self._send("Page.captureScreenshot", captureBeyondViewport=True)
-                    photograph.write_bytes(base64.b64decode(shot["data"]))
-                return found
+                    screenshot.write_bytes(base64.b64decode(shot["data"]))
+                return values
 
     async def _value(self, expression: str) -> Any:
-        told = await self._send("Runtime.evaluate", expression=_WAIT.replace("EXPRESSION", f"({expression})"),
-                                awaitPromise=True, returnByValue=True)  # fmt: skip
-        assert "exceptionDetails" not in told, f"{expression}: {told['exceptionDetails']}"
-        return told["result"].get("value")
+        script = _WAIT.replace("EXPRESSION", f"({expression})")
+        result = await self._send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
+        return result["result"].get("value")
 
-    async def _send(self, method: str, **given: Any) -> dict[str, Any]:
+    async def _send(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
         number = self._number
-        await self._line.send_json({"id": number, "method": method, "params": given})
-        async for message in self._line:
-            told = json.loads(message.data)
-            if told.get("method") == "Network.requestWillBeSent":
-                self.requests.append(told["params"]["request"]["url"])
-            if told.get("id") == number:
-                assert "error" not in told, told["error"]
-                return told["result"]
-        raise AssertionError("the browser has gone")
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        async for message in self._socket:
+            answer = json.loads(message.data)
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+        raise AssertionError("The browser closed the connection.")

@@ -1,8 +1,7 @@
-"""Made-up comparisons for tests of the report. EVERY NUMBER AND ANSWER IS INVENTED: nothing was trained.
+"""Invented comparisons for tests of the report. EVERY NUMBER AND ANSWER IS INVENTED: nothing was trained.
 
-They only look like what `compare` writes (DESIGN.md, section 5). `image_comparison` has seven arms with three seeds,
-one
-of them out of memory; `sft_comparison` has a loss as its metric, one seed, and answers side by side.
+They have the format that `compare` writes (docs/concepts/file-formats.md). `image_comparison` has seven arms with
+three seeds; one arm ran out of memory. `sft_comparison` has a loss as its metric, one seed, and answers.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ ZERO = ["0111100", "1000010", "1000010", "1000010", "1000010", "1000010", "01111
 
 
 def png(pixels: list[list[int]]) -> str:
-    """A greyscale PNG of rows of values 0 to 255, as base64 text."""
+    """Return a greyscale PNG of rows of values from 0 to 255, as base64 text."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -32,7 +31,7 @@ def png(pixels: list[list[int]]) -> str:
 
 
 def digit(shape: list[str], degrees: float = 0.0, noise: float = 0.0, seed: int = 0) -> str:
-    """A drawn digit of 28 x 28 pixels, turned and noised, as base64 text."""
+    """Draw a digit of 28 x 28 pixels, turned and noisy; return the PNG as base64 text."""
     draw, turn = random.Random(seed), math.radians(degrees)
     rows = []
     for y in range(28):
@@ -48,8 +47,8 @@ def digit(shape: list[str], degrees: float = 0.0, noise: float = 0.0, seed: int 
 
 
 def curves(seeds: int, steps: int, first: float, last: float, noise: float, metric: tuple[float, float]) -> list[dict]:
-    """Invented training curves: an exponential fall with noise, and a validation metric every fifth of the way."""
-    draw, found = random.Random(f"{first}{last}"), []
+    """Invent training curves: exponential decay with noise, and a validation metric at every fifth of the steps."""
+    draw, runs = random.Random(f"{first}{last}"), []
     for seed in range(seeds):
         loss = [
             [s, last + (first - last) * math.exp(-4 * s / steps) + draw.gauss(0, noise)] for s in range(1, steps + 1)
@@ -57,15 +56,15 @@ def curves(seeds: int, steps: int, first: float, last: float, noise: float, metr
         marks = [round(steps * part / 5) for part in range(1, 6)]
         before, after = metric
         rise = [[s, after + (before - after) * math.exp(-3.5 * s / steps) + draw.gauss(0, 0.004)] for s in marks]
-        found.append({"seed": seed, "loss": loss, "validation": rise})
-    return found
+        runs.append({"seed": seed, "loss": loss, "validation": rise})
+    return runs
 
 
 def arm(method: str, mean: float, clean: float, trainable: int, **other: Any) -> dict:
-    """One invented arm of the image comparison."""
+    """Invent an arm of the image comparison."""
     values = [round(mean + delta, 6) for delta in (-0.006, 0.001, 0.005)]
     draw = random.Random(method + str(trainable))
-    found = {
+    entry = {
         "status": "ok", "error": None, "seeds": [0, 1, 2], "failures": [], "method": method, "rank": None,
         "target_modules": [],
         "trainable_parameters": trainable, "adapter_parameters": 0, "head_parameters": 0, "total_parameters": 421_642,
@@ -85,27 +84,18 @@ def arm(method: str, mean: float, clean: float, trainable: int, **other: Any) ->
         ],
         "answers": None, "folder": None, "notes": [],
     }  # fmt: skip
-    return found | other
+    return entry | other
 
 
 def lora(rank: int, mean: float, clean: float, targets: list[str], trainable: int, **other: Any) -> dict:
-    """One invented LoRA arm of the image comparison."""
-    served = {"base": 0.61, "adapter": 0.79, "merged": 0.62}
-    return arm(
-        "LORA",
-        mean,
-        clean,
-        trainable,
-        rank=rank,
-        target_modules=targets,
-        adapter_parameters=trainable,
-        latency_ms=served,
-        **other,
-    )
+    """Invent a LoRA arm of the image comparison."""
+    latency = {"base": 0.61, "adapter": 0.79, "merged": 0.62}
+    options = {"rank": rank, "target_modules": targets, "adapter_parameters": trainable, "latency_ms": latency}
+    return arm("LORA", mean, clean, trainable, **options, **other)
 
 
 def image_comparison(**changes: Any) -> dict:
-    """Seven arms on turned and noised digits, three seeds; the wide LoRA ran out of memory. Invented."""
+    """Invent a comparison of seven arms on turned and noisy digits, three seeds; the wide LoRA ran out of memory."""
     linear = ["fc1", "classifier"]
     killed = arm("LORA", 0.5, 0.5, 54_000, rank=16, target_modules=[*linear, "conv1", "conv2"]) | {
         "status": "out-of-memory", "error": "The process was killed by the system (signal 9) at step 3", "metrics": {},
@@ -154,13 +144,13 @@ def image_comparison(**changes: Any) -> dict:
 
 
 def difference(estimate: float, low: float, high: float, verdict: str, margin: float = 0.01, **other: Any) -> dict:
-    """One invented difference from full."""
-    found = {"against": "full", "estimate": estimate, "ci95": [low, high], "margin": margin, "verdict": verdict}
-    return found | {"seeds": 3, "examples": 1200} | other
+    """Invent a difference from full."""
+    entry = {"against": "full", "estimate": estimate, "ci95": [low, high], "margin": margin, "verdict": verdict}
+    return entry | {"seeds": 3, "examples": 1200} | other
 
 
 def environment() -> dict:
-    """An invented machine."""
+    """Invent a machine."""
     return {
         "device": "cpu", "device_name": "Invented CPU", "threads": 2, "precision": "fp32", "python": "3.11.7",
         "platform": "Linux",
@@ -178,14 +168,14 @@ CODE = "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b
 
 
 def answers(*texts: str) -> list[dict]:
-    """Invented answers to the three prompts."""
+    """Return the texts as answers to the three prompts."""
     return [
         {"kind": kind, "prompt": prompt, "answer": text} for (kind, prompt), text in zip(PROMPTS, texts, strict=True)
     ]
 
 
 def sft_comparison(**changes: Any) -> dict:
-    """Base, full and two LoRAs of a small chat model: a loss as the metric, one seed, three answers each. Invented."""
+    """Invent a comparison of full and two LoRAs of a small chat model by loss: one seed, three answers each."""
 
     def tuned(method: str, loss: float, trainable: int, **other: Any) -> dict:
         curve = curves(1, 60, 2.6, loss - 0.03, 0.09, (2.25, loss))

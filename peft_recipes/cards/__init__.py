@@ -1,4 +1,4 @@
-"""Model cards: the README.md of a run, with its evidence and the code that loads it.
+"""Model cards: the README.md of a run, with its figures and the code that loads it.
 
-Imports `reporting` and below. Start with content.py.
+Imports `reporting` and below; used by `training`, `comparison` and `publishing`. Start with content.py.
 """

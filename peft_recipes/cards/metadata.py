@@ -1,4 +1,4 @@
-"""A card's front matter, which the Hub reads: library, base, data, tags, licence, pipeline, measured metrics."""
+"""The front matter of a model card: library, base model, datasets, tags, licence, pipeline, metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from peft_recipes.cards.redaction import is_place, short
+from peft_recipes.cards.redaction import is_local_path, short
+from peft_recipes.embedded.stand_ins import DATASETS, MODELS
 from peft_recipes.models import bases
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
@@ -17,40 +18,38 @@ from peft_recipes.reporting.facts import plain
 from peft_recipes.reporting.formats import metric_title
 from peft_recipes.runs.folder import BASE
 
-# Our metrics by the names under which the Hub knows them.
+# Our metrics -> the names on the Hub.
 _HUB_METRICS = {"macro_f1": "f1", "token_accuracy": "accuracy"}
 _LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "openrail")
 
 
 def metadata(recipe: Recipe, data: dict[str, Any]) -> ModelCardData:
-    """The front matter of a run's card. data: its run.json.
+    """Return the front matter of a run's card. data: its run.json.
 
-    base_model only where the Hub has the base: a card that names a repository that is not there, or another's that
-    happens to be called so, is worse than one without.
+    base_model is set only if the base is on the Hub, so that a card never names a missing or unrelated repository.
     """
     method, kind = str(data["method"]), kind_of(data)
     adapter, base = kind == "adapter", hub_base(recipe)
-    relation = ("adapter" if adapter else "finetune") if base and kind != BASE else None
+    relation = {"base_model_relation": "adapter" if adapter else "finetune"} if base and kind != BASE else {}
     tags = ["peft-recipes", plain(recipe.name)] + ([method.lower()] if kind != BASE else [])
     tags += [f"base_model:adapter:{base}"] if base and adapter else []
     tags += ["embedded-stand-in"] if recipe.uses_stand_ins else []
-    optional = {"base_model_relation": relation} if relation else {}
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=base,
-        datasets=_hub_datasets(recipe),
+        datasets=[recipe.dataset.path] if _may_be_on_hub(recipe.dataset.path) else None,
         tags=tags,
         license=known_licence(recipe.model),
         pipeline_tag=pipeline(recipe.task),
         metrics=list(dict.fromkeys(_HUB_METRICS.get(name, name) for name in data["metrics"].get("test", {}))) or None,
         model_name=f"{recipe.name}-{data['arm']}",
         eval_results=_results(recipe, data),
-        **optional,
+        **relation,
     )
 
 
 def kind_of(data: dict[str, Any]) -> str:
-    """What a run stored, by its run.json: "adapter" (PEFT's), "full" (a model), "part" (some weights), or "base"."""
+    """Return what a run.json's run saved: "adapter" (PEFT), "full" (a model), "part" (some weights) or "base"."""
     if data["arm"] == BASE:
         return BASE
     stored = data.get("checkpoint_files") or {}
@@ -58,25 +57,25 @@ def kind_of(data: dict[str, Any]) -> str:
 
 
 def pipeline(task: str) -> str:
-    """The Hub's name of what a model of this task does."""
+    """Return the Hub's pipeline tag for a task."""
     return task if task.endswith("classification") else "text-generation"
 
 
 def hub_base(recipe: Recipe) -> str | None:
-    """The Hub's model that the adapters of a recipe fit; None where there is none (local, or made or trained here)."""
-    from peft_recipes.embedded.stand_ins import MODELS
-
+    """Return the Hub id of a recipe's base; None for a local base or one that is made or trained here."""
     name = recipe.model
     if name.startswith(EMBEDDED):
-        row = MODELS.get(name.removeprefix(EMBEDDED))
-        return row.hub_id if row else None
-    if name == bases.SMALL_CNN or is_place(name):
-        return None
-    return name if is_repo_id(name) else None
+        stand_in = MODELS.get(name.removeprefix(EMBEDDED))
+        return stand_in.hub_id if stand_in else None
+    return name if name != bases.SMALL_CNN and _may_be_on_hub(name) else None
+
+
+def _may_be_on_hub(name: str) -> bool:
+    return not name.startswith(EMBEDDED) and not is_local_path(name) and is_repo_id(name)
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether the Hub could have a repository of this name."""
+    """Return whether a name is a valid repository id."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -85,53 +84,40 @@ def is_repo_id(name: str) -> bool:
 
 
 def known_licence(model: str) -> str | None:
-    """The licence of an embedded base, by the Hub's name for it; None where it is not known without asking."""
-    from peft_recipes.embedded.stand_ins import MODELS
-
-    row = MODELS.get(model.removeprefix(EMBEDDED)) if model.startswith(EMBEDDED) else None
-    return row.licence.lower() if row and row.licence.lower() in _LICENCES else None
-
-
-def _hub_datasets(recipe: Recipe) -> list[str] | None:
-    path = recipe.dataset.path
-    there = not path.startswith(EMBEDDED) and not is_place(path) and is_repo_id(path)
-    return [path] if there else None
+    """Return the Hub's identifier for the licence of an embedded base; None for any other base."""
+    stand_in = MODELS.get(model.removeprefix(EMBEDDED)) if model.startswith(EMBEDDED) else None
+    return stand_in.licence.lower() if stand_in and stand_in.licence.lower() in _LICENCES else None
 
 
 def _results(recipe: Recipe, data: dict[str, Any]) -> list[EvalResult]:
-    """The model-index: every metric of every split that was not trained on or chosen by."""
+    """Return the model-index: all metrics of all splits but validation, which settings were chosen on."""
     kind, name = _dataset_names(recipe)
-    found = []
-    for split, values in data["metrics"].items():
-        for metric, value in values.items():
-            if split == "validation" or value is None:
-                continue
-            found.append(
-                EvalResult(
-                    task_type=pipeline(recipe.task),
-                    dataset_type=kind,
-                    dataset_name=name,
-                    dataset_config=recipe.dataset.name,
-                    dataset_split=split,
-                    dataset_revision=recipe.dataset.revision,
-                    metric_type=_HUB_METRICS.get(metric, metric),
-                    metric_name=f"{metric_title(metric)} ({plain(split)})",
-                    metric_value=round(value, 6),
-                )
-            )
-    return found
+    return [
+        EvalResult(
+            task_type=pipeline(recipe.task),
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_config=recipe.dataset.name,
+            dataset_split=split,
+            dataset_revision=recipe.dataset.revision,
+            metric_type=_HUB_METRICS.get(metric, metric),
+            metric_name=f"{metric_title(metric)} ({plain(split)})",
+            metric_value=round(value, 6),
+        )
+        for split, values in data["metrics"].items()
+        for metric, value in values.items()
+        if split != "validation" and value is not None
+    ]
 
 
 def _dataset_names(recipe: Recipe) -> tuple[str, str]:
-    """type and name of the data in the model-index: the Hub's id, a stand-in and what it is, a file's kind and name."""
-    from peft_recipes.embedded.stand_ins import DATASETS
-
+    """Return type and name of the dataset in the model-index: a Hub id, a stand-in or a local file."""
     path = recipe.dataset.path
     if path.startswith(EMBEDDED):
         name = path.removeprefix(EMBEDDED)
-        told = DATASETS[name].description if name in DATASETS else name
-        return f"embedded-{name}", f"{told} (embedded stand-in)"
-    if is_place(path):
+        description = DATASETS[name].description if name in DATASETS else name
+        return f"embedded-{name}", f"{description} (embedded stand-in)"
+    if is_local_path(path):
         name = short(path).removeprefix("./")
         suffix = re.sub(r"\W", "", name.rpartition(".")[2]) if "." in name else "folder"
         return suffix or "folder", name

@@ -1,7 +1,7 @@
-"""The card of a run: its README.md, which the Hub reads; and the plots beside it.
+"""Write the model cards of runs (README.md) and their plots.
 
-`write_run_card` writes it when a run was trained alone; when a comparison is collected, `write_cards` writes those of
-all its runs, with the verdict and every arm's figures.
+`write_run_card` writes the card of a single run. `write_cards` writes those of all runs of a comparison, with the
+verdict and the figures of every arm.
 """
 
 from __future__ import annotations
@@ -11,39 +11,33 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import write_text
-from peft_recipes.runs.folder import BASE, Run, read_comparison_file, read_run
+from peft_recipes.runs.folder import BASE, Run, read_comparison_file, read_run, resolved_recipe
 
 CARD = "README.md"
 PLOTS = "plots"
-# Of a comparison's figures those that help to judge one adapter.
+# The plots of a comparison that help to judge one adapter.
 _SHOWN = ("difference", "parameters", "forgetting", "loss", "rank")
 
 
 def write_run_card(run: Run) -> None:
-    """The card of a run that was trained alone, where it has none yet (a comparison may have written a fuller one)."""
-    from peft_recipes.runs.folder import resolved_recipe
-
+    """Write the card of a single run, unless it has one (that of a comparison says more)."""
     if not run.ok or (run.folder / CARD).is_file():
         return
     recipe = resolved_recipe(run.folder / "recipe.yaml")
-    plots = {} if run.data["arm"] == BASE else _own_plots(run, recipe)
-    _write(run, recipe, None, plots)
+    _write(run, recipe, None, {} if run.data["arm"] == BASE else _loss_plot(run, recipe))
 
 
 def write_cards(comparison: dict[str, Any], folder: Path) -> list[Path]:
-    """The cards of all finished runs of a comparison, with its verdict and table. Returns their paths.
+    """Write the cards of all finished runs of a comparison, with its verdict and table; return their paths.
 
-    folder: the comparison's, with its plots. A run without its recipe.yaml (it was not made by this package, or was
-    taken away) gets none.
+    folder: the comparison's folder, with its plots. A run without a recipe.yaml gets no card.
     """
-    from peft_recipes.runs.folder import resolved_recipe
-
     plots = {name: path for name in _SHOWN if (path := folder / PLOTS / f"{name}.png").is_file()}
-    jobs = [(BASE, comparison["seeds"][0])] + [
-        (arm, seed) for arm in comparison["arms"] for seed in comparison["seeds"]
-    ]
+    seeds = comparison["seeds"]
+    jobs = [(BASE, seeds[0])] + [(arm, seed) for arm in comparison["arms"] for seed in seeds]
     written = []
     for arm, seed in jobs:
         run = read_run(folder / arm / f"seed-{seed}")
@@ -54,38 +48,35 @@ def write_cards(comparison: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def published_card(folder: Path, repo_id: str, license: str | None = None) -> str:
-    """The card of a finished run's folder, for a repository of the Hub: the one that lies there, however it was edited.
+    """Return the card of a run's folder for a repository on the Hub, with the user's edits.
 
-    license: of the base, where the card names none. Raises RecipeError for front matter that can't be read.
+    license: of the base, if the card has none. Raises RecipeError for front matter that can't be parsed.
     """
     import yaml
     from huggingface_hub import ModelCard
 
     from peft_recipes.cards.content import run_card
-    from peft_recipes.cards.loading_code import placed_at
-    from peft_recipes.errors import RecipeError
-    from peft_recipes.runs.folder import resolved_recipe
+    from peft_recipes.cards.loading_code import for_repository
 
     if (folder / CARD).is_file():
         try:
             card = ModelCard.load(folder / CARD)
         except (ValueError, OSError, yaml.YAMLError) as error:
             raise RecipeError(f"{folder / CARD}: {' '.join(str(error).split())[:200]}") from error
-    else:  # of a run from before there were cards
+    else:  # a run of an older version
         run = read_run(folder)
+        plots = [name for name in _SHOWN if (folder / PLOTS / f"{name}.png").is_file()]
         assert run is not None
-        card = run_card(run, resolved_recipe(folder / "recipe.yaml"), comparison_of(run), _plots_of(folder))
+        card = run_card(run, resolved_recipe(folder / "recipe.yaml"), comparison_of(run), plots)
     if license and not card.data.get("license"):
         card.data.license = license
     if card.data.get("eval_results"):
         card.data.model_name = repo_id.partition("/")[2]
-    return placed_at(str(card), repo_id)
+    return for_repository(str(card), repo_id)
 
 
 def comparison_of(run: Run) -> dict[str, Any] | None:
-    """The comparison above a run's folder that has this very run among its figures."""
-    from peft_recipes.errors import RecipeError
-
+    """Return the comparison in the folder above a run, if its figures contain this run."""
     with contextlib.suppress(RecipeError, IndexError, KeyError):
         data = read_comparison_file(run.folder.resolve().parents[1])
         arm = data["arms"].get(run.data["arm"]) or {}
@@ -99,26 +90,20 @@ def comparison_of(run: Run) -> dict[str, Any] | None:
 def _write(run: Run, recipe: Recipe, comparison: dict[str, Any] | None, plots: dict[str, Path | bytes]) -> None:
     from peft_recipes.cards.content import run_card
 
-    place = run.folder / PLOTS
-    if place.is_dir():
-        shutil.rmtree(place)
-    for name, made in plots.items():
-        place.mkdir(exist_ok=True)
-        (place / f"{name}.png").write_bytes(made if isinstance(made, bytes) else made.read_bytes())
+    folder = run.folder / PLOTS
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    for name, image in plots.items():
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.png").write_bytes(image if isinstance(image, bytes) else image.read_bytes())
     write_text(run.folder / CARD, str(run_card(run, recipe, comparison, list(plots))))
 
 
-def _own_plots(run: Run, recipe: Recipe) -> dict[str, bytes]:
-    """The loss of a run that was trained alone."""
-    from peft_recipes.cards.content import alone
+def _loss_plot(run: Run, recipe: Recipe) -> dict[str, bytes]:
+    from peft_recipes.cards.content import single_run_comparison
     from peft_recipes.reporting import figure_style
     from peft_recipes.reporting.curves import loss_curves
 
     with figure_style.look():
-        plot = loss_curves(alone(run, recipe))
+        plot = loss_curves(single_run_comparison(run, recipe))
     return {} if plot is None else {"loss": plot.png()}
-
-
-def _plots_of(folder: Path) -> list[str]:
-    there = [path.stem for path in sorted((folder / PLOTS).glob("*.png"))]
-    return [name for name in _SHOWN if name in there]

@@ -16,7 +16,7 @@ from peft_recipes.adapters.check import check_adapter
 from peft_recipes.adapters.saved import CONFIG, RECIPE_FILE, WEIGHTS, read_adapter
 from peft_recipes.cards.index import index_card
 from peft_recipes.cards.metadata import hub_base, known_licence
-from peft_recipes.cards.redaction import is_place, portable
+from peft_recipes.cards.redaction import is_local_path, portable
 from peft_recipes.cards.write import CARD, PLOTS, published_card
 from peft_recipes.comparison.comparison import Comparison, read_comparison
 from peft_recipes.errors import RecipeError
@@ -246,7 +246,7 @@ def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[uploa
     if (folder / PREDICTIONS).is_file():
         files[PREDICTIONS] = folder / PREDICTIONS
     if (folder / OUTPUTS).is_file():
-        if is_place(run.data["dataset"]):
+        if is_local_path(run.data["dataset"]):
             left_out[OUTPUTS] = "it holds two examples of local data"
         else:
             files[OUTPUTS] = folder / OUTPUTS

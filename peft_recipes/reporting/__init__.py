@@ -1,5 +1,6 @@
-"""The report of a comparison: sentences, table, plots; Markdown, HTML, terminal.
+"""Reports of a comparison: sentences, table and plots as Markdown, HTML and terminal output.
 
-Everything is drawn from the `comparison` dict alone, so that a report can be made again from comparison.json. Imports
-`statistics` and below. Start with write.py; colours and fonts of the plots are in figure_style.py.
+Everything is rendered from the `comparison` dict, so that a report can be rendered again from comparison.json.
+Imports `statistics` and below; used by `cards` and above. Start with write.py; the style of the plots is in
+figure_style.py.
 """

@@ -1,33 +1,32 @@
-"""The figures of what happened during training: loss and validation by optimiser step."""
+"""Plots of loss and validation metric by optimiser step."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from peft_recipes.reporting import facts, figure_style, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 from peft_recipes.reporting.figure_style import Plot
 
-MOST_NAMED = 8  # lines that can be told from each other; of more arms the others are grey
-BINS = 40  # points a curve is drawn with: a batch's loss is noisy, and a file should stay small
+MOST_NAMED = 8  # more lines can't be told apart: the other arms are grey
+BINS = 40  # points per curve: the loss of a batch is noisy, and the file stays small
 
 
 def loss_curves(comparison: Comparison) -> Plot | None:
-    """Training loss by step."""
-    return _curves(comparison, "loss", "loss", "Training loss", "Training loss")
+    """Plot the training loss by step."""
+    return _curves(comparison, "loss", "Training loss", "Training loss")
 
 
 def validation_curves(comparison: Comparison) -> Plot | None:
-    """The metric on the validation split during training."""
+    """Plot the metric on the validation split by step."""
     metric = fmt.metric_title(facts.metric(comparison))
-    return _curves(
-        comparison, "validation", "validation", f"Validation {metric} during training", f"Validation {metric}"
-    )
+    return _curves(comparison, "validation", f"Validation {metric} during training", f"Validation {metric}")
 
 
 def curve(arm: dict, field: str) -> list[tuple[float, float]]:
-    """An arm's curve as (step, mean over its seeds), also steps that some seeds lack; values not finite left out."""
+    """Return an arm's curve as (step, mean over the seeds that have the step), without values that are not finite."""
     by_step: dict[float, list[float]] = {}
     for one in arm.get("curves") or []:
         for point in one.get(field) or []:
@@ -36,73 +35,75 @@ def curve(arm: dict, field: str) -> list[tuple[float, float]]:
     return [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
 
 
-def _binned(points: list[tuple[float, float]], bins: int = BINS) -> list[tuple[float, float]]:
-    """At most `bins` points, each the mean of its neighbours."""
-    size = math.ceil(len(points) / bins)
-    groups = (
-        [points[start : start + size] for start in range(0, len(points), size)] if size > 1 else [[p] for p in points]
-    )
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+def _binned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Average neighbouring points to at most `BINS`."""
+    size = math.ceil(len(points) / BINS) or 1
+    bins = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in bins]
 
 
-def _curves(comparison: Comparison, field: str, name: str, title: str, y_title: str) -> Plot | None:
-    lines = {arm: _binned(curve(found, field)) for arm, found in facts.arms(comparison).items()}
+def _curves(comparison: Comparison, field: str, title: str, y_title: str) -> Plot | None:
+    lines = {arm: _binned(curve(entry, field)) for arm, entry in facts.arms(comparison).items()}
     lines = {arm: points for arm, points in lines.items() if len(points) > 1}
     if not lines:
         return None
-    styles, figure_axes = figure_style.arm_styles(comparison), figure_style.canvas()
-    figure, axes = figure_axes
+    styles = figure_style.arm_styles(comparison)
+    figure, axes = figure_style.canvas()
     share = field == "validation" and fmt.is_share(facts.metric(comparison))
     factor = 100 if share else 1
-    last = max(points[-1][0] for points in lines.values())
     named = _named_lines(comparison, list(lines))
-    for arm in (arm for arm in lines if arm not in named):
-        axes.plot(*zip(*((x, factor * y) for x, y in lines[arm]), strict=True), color=figure_style.BASE, linewidth=0.9)
-    for arm, points in ((arm, lines[arm]) for arm in named):
-        style, xs, ys = styles[arm], [x for x, _ in points], [factor * y for _, y in points]
-        axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.9, marker=style.marker, markersize=6,
-                  markeredgecolor=figure_style.PAPER, markevery=max(1, len(points) // 6))  # fmt: skip
-    axes.set_ylim(*_focus([factor * y for points in lines.values() for _, y in points]))
+    for arm in sorted(lines, key=lambda arm: arm in named):  # grey lines first, below the others
+        steps, values = [x for x, _ in lines[arm]], [factor * y for _, y in lines[arm]]
+        style = styles[arm]
+        look: dict[str, Any] = {"color": figure_style.BASE, "linewidth": 0.9}
+        if arm in named:
+            look = {
+                "color": style.colour, "linestyle": style.line, "linewidth": 1.9, "marker": style.marker,
+                "markersize": 6, "markeredgecolor": figure_style.PAPER, "markevery": max(1, len(steps) // 6),
+            }  # fmt: skip
+        axes.plot(steps, values, **look)
+    axes.set_ylim(*_y_limits([factor * y for points in lines.values() for _, y in points]))
+    last = max(points[-1][0] for points in lines.values())
     axes.set(xlabel="Optimiser step", ylabel=f"{y_title}{' (%)' if share else ''}", xlim=(0, last * 1.02))
-    low, high = axes.get_ylim()
-    ends = [min(max(factor * lines[arm][-1][1], low), high) for arm in named]
-    places = figure_style.spread_out(ends, 0.062 * (high - low), low, high)
-    for arm, place in zip(named, places, strict=True):
-        height, style = (place - low) / (high - low), styles[arm]
-        axes.plot(1.03, height, style.marker, color=style.colour, markersize=7, markeredgecolor=figure_style.PAPER,
-                  transform=axes.transAxes, clip_on=False)  # fmt: skip
-        axes.annotate(facts.shorten(arm, 16), (1.055, height), xycoords="axes fraction", va="center", fontsize=11)
+    _name_ends(axes, {arm: factor * lines[arm][-1][1] for arm in named}, styles)
     seeds = max(len(facts.arms(comparison)[arm].get("curves") or []) for arm in lines)
-    caption = (f"Mean over {seeds} seeds." if seeds > 1 else "One seed.") + _binning_words(comparison, field)
+    caption = f"Mean over {seeds} seeds." if seeds > 1 else "One seed."
+    size = math.ceil(max(len(curve(arm, field)) for arm in facts.arms(comparison).values()) / BINS)
+    caption += f" Each point is the mean of {size} logged steps." if size > 1 else ""
     if len(named) < len(lines):
-        caption += f" The {len(named)} that ended best are named, full among them; the others are grey."
-    show = (lambda v: fmt.quality(v, facts.metric(comparison))) if share else fmt.fixed
-    told = "; ".join(
-        f"{facts.label(comparison, arm)} from {show(p[0][1])} to {show(p[-1][1])}" for arm, p in lines.items()
-    )
-    return Plot(name, title, caption, f"{y_title} by optimiser step, first to last: {told}.", figure)
+        caption += f" The {len(named)} best arms are named, full among them; the others are grey."
+    show = (lambda value: fmt.quality(value, facts.metric(comparison))) if share else fmt.fixed
+    ends = [
+        f"{facts.label(comparison, arm)} from {show(points[0][1])} to {show(points[-1][1])}"
+        for arm, points in lines.items()
+    ]
+    return Plot(field, title, caption, f"{y_title} by optimiser step, first to last: {'; '.join(ends)}.", figure)
+
+
+def _name_ends(axes: Any, ends: dict[str, float], styles: dict[str, figure_style.Style]) -> None:
+    """Write the name of each line right of its last value."""
+    low, high = axes.get_ylim()
+    clipped = [min(max(end, low), high) for end in ends.values()]
+    positions = figure_style.spread_out(clipped, 0.062 * (high - low), low, high)
+    for arm, position in zip(ends, positions, strict=True):
+        height = (position - low) / (high - low)
+        figure_style.mark(axes, 1.03, height, styles[arm], 7, zorder=2, transform=axes.transAxes, clip_on=False)
+        axes.annotate(facts.shorten(arm, 16), (1.055, height), xycoords="axes fraction", va="center", fontsize=11)
 
 
 def _named_lines(comparison: Comparison, arms: list[str]) -> list[str]:
-    """The arms that a figure of lines can name and colour: all, or where they are many full and the best."""
+    """Return the arms to name and colour: all, or full, the headline arm and the best ones."""
     if len(arms) <= MOST_NAMED:
         return arms
     sign = -1 if comparison.get("higher_is_better", True) else 1
-    found = facts.arms(comparison)
     first = [facts.reference(comparison), sentences.headline_arm(comparison)]
-    means = {arm: facts.mean(found[arm]) for arm in arms}
+    means = {arm: facts.mean(facts.arms(comparison)[arm]) for arm in arms}
     ranked = sorted(arms, key=lambda arm: (arm not in first, means[arm] is None, sign * (means[arm] or 0)))
     return [arm for arm in arms if arm in ranked[:MOST_NAMED]]
 
 
-def _binning_words(comparison: Comparison, field: str) -> str:
-    longest = max(len(curve(arm, field)) for arm in facts.arms(comparison).values())
-    size = math.ceil(longest / BINS)
-    return f" Each point is the mean of {size} logged steps." if size > 1 else ""
-
-
-def _focus(values: list[float]) -> tuple[float, float]:
-    """Axis limits that a few far-off first losses can't squash: up to the 98th percentile and some room."""
+def _y_limits(values: list[float]) -> tuple[float, float]:
+    """Return limits up to the 98th percentile, so that a few high first losses don't flatten the curves."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[min(len(ordered) - 1, math.floor(0.98 * len(ordered)))]
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05

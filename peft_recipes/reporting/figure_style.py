@@ -1,8 +1,7 @@
-"""How figures look, and how they are written: matplotlib without pyplot, one look for PNG, page, dark mode and print.
+"""Style of the figures and their export as PNG and SVG. Uses matplotlib without pyplot.
 
-Colours are Okabe and Ito's (told apart by people who don't tell red from green), and never alone: each arm has its
-marker, line style and hatch as well. In a page's SVG every colour becomes a CSS variable,
-so that dark mode can brighten it.
+The colours are those of Okabe and Ito, which people with a colour vision deficiency can tell apart. Each arm also has
+its own marker, line style and hatch. In the SVG of a page every colour is a CSS variable, for dark mode and print.
 """
 
 from __future__ import annotations
@@ -15,28 +14,26 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from peft_recipes.reporting import facts
 from peft_recipes.reporting.facts import Comparison
 
 INK, MUTED, GRID, PAPER = "#1c2127", "#5f6b7a", "#dfe3e8", "#ffffff"
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BASE = (
-    "#0072b2", "#d55e00", "#009e73", "#b8578f", "#c78500", "#3f9fdb", "#6b7683",
-)  # fmt: skip
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#b8578f"
+ORANGE, SKY, BASE = "#c78500", "#3f9fdb", "#6b7683"
 VARIABLES = {
     INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card", BLUE: "--blue", VERMILLION: "--vermillion",
     GREEN: "--green", PURPLE: "--purple", ORANGE: "--orange", SKY: "--sky", BASE: "--base",
 }  # fmt: skip
-WIDTH, HEIGHT = (
-    5.6,
-    3.9,
-)  # inches; 72 to the inch gives 403 units, near a phone's width, so that text stays readable there
+WIDTH, HEIGHT = 5.6, 3.9  # inches; 403 SVG units wide, about a phone's width, so that text stays readable there
 
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5, 1, 1.5)), (0, (2, 1)), (0, (8, 2)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one arm is drawn everywhere: colour, marker, line and hatch."""
+    """How an arm is drawn in all figures."""
 
     colour: str
     marker: str
@@ -45,8 +42,8 @@ class Style:
 
 
 def arm_styles(comparison: Comparison) -> dict[str, Style]:
-    """One style an arm. Full and head keep theirs in every report; adapters take the others in turn."""
-    others = [
+    """Return one style per arm. Full and head always have the same style; adapters cycle through the others."""
+    adapters = [
         (VERMILLION, "o", ""), (PURPLE, "D", "xx"), (SKY, "v", "\\\\"), (ORANGE, "P", "||"), (GREEN, "X", "++"),
         (BLUE, "*", "/"),
     ]  # fmt: skip
@@ -57,22 +54,21 @@ def arm_styles(comparison: Comparison) -> dict[str, Style]:
         elif not facts.is_peft(name, arm):
             styles[name] = Style(GREEN, "^", ":", "--")
         else:
-            colour, marker, hatch = others[used % len(others)]
-            styles[name] = Style(colour, marker, _LINES[(used // len(others) + used) % len(_LINES)], hatch)
+            colour, marker, hatch = adapters[used % len(adapters)]
+            styles[name] = Style(colour, marker, _LINES[(used // len(adapters) + used) % len(_LINES)], hatch)
             used += 1
     return styles
 
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-    """matplotlib's settings while a figure is built or written; the caller's own come back afterwards."""
+    """Apply our matplotlib settings while a figure is built or written, then restore the caller's."""
     import matplotlib
 
     settings = {
-        "svg.fonttype": "none",  # text stays text: the page's font, selectable, small
+        "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
         "svg.hashsalt": "peft_recipes",  # the same comparison gives the same file
-        "text.parse_math": False,  # a class called "$x$" is no formula, and "$(" no error
-        "text.usetex": False,
+        "text.parse_math": False,  # a class named "$x$" is not a formula
         "font.family": ["DejaVu Sans"],
         "font.size": 11.5,
         "axes.edgecolor": GRID,
@@ -86,18 +82,14 @@ def look() -> Iterator[None]:
         "axes.unicode_minus": False,
         "axes.facecolor": "none",
         "figure.facecolor": "none",
-        "figure.autolayout": False,
         "grid.color": GRID,
         "grid.linewidth": 0.8,
         "hatch.linewidth": 0.8,
         "hatch.color": PAPER,
         "text.color": INK,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
-        "xtick.labelsize": 11,
-        "ytick.labelsize": 11,
+        **{f"{axis}tick.color": GRID for axis in "xy"},
+        **{f"{axis}tick.labelcolor": MUTED for axis in "xy"},
+        **{f"{axis}tick.labelsize": 11 for axis in "xy"},
         "lines.solid_capstyle": "round",
     }
     with matplotlib.rc_context():
@@ -107,7 +99,7 @@ def look() -> Iterator[None]:
 
 
 def canvas(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
-    """An empty figure (inches) and its axes. No pyplot: nothing is shared with the caller's own figures."""
+    """Return an empty figure (size in inches) and its axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -119,9 +111,21 @@ def canvas(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     return figure, axes
 
 
+def mark(axes: Any, x: float, y: float, style: Style, size: float = 9, **options: Any) -> None:
+    """Draw one marker of an arm."""
+    settings = {"color": style.colour, "markersize": size, "markeredgecolor": PAPER, "zorder": 3} | options
+    axes.plot([x], [y], style.marker, **settings)
+
+
+def ring(axes: Any, xs: list[float], ys: list[float], size: float = 16) -> None:
+    """Draw a ring around points."""
+    look = {"markersize": size, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.3}
+    axes.plot(xs, ys, "o", zorder=4, **look)
+
+
 @dataclass
 class Plot:
-    """A figure with its words: `alt` says what is to be seen, for those who can't see it."""
+    """A figure with its title, caption and alt text."""
 
     name: str
     title: str
@@ -130,107 +134,72 @@ class Plot:
     figure: Any
 
     def svg(self) -> str:
-        """An SVG element to inline in a page."""
-        return to_svg(self.figure, f"plot-{self.name}", self.title, self.alt)
+        """Return the figure as an SVG element for a page, with unique ids and colours as CSS variables."""
+        stream = io.StringIO()
+        with look():
+            self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        svg = stream.getvalue()
+        svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+        svg, name = svg[svg.index("<svg") :], f"plot-{self.name}"
+        svg = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _adapt_tag(tag.group(), name), svg)  # tags only, never text
+        box = re.search(r'viewBox="[^"]*"', svg)
+        head = (
+            f'<svg {box.group() if box else ""} role="img" aria-labelledby="{name}-title {name}-desc">'
+            f'<title id="{name}-title">{escape(self.title)}</title><desc id="{name}-desc">{escape(self.alt)}</desc>'
+        )
+        return re.sub(r"\n\s*", "\n", head + svg[svg.index(">") + 1 :]).strip()
 
     def png(self) -> bytes:
-        """A PNG on white paper."""
-        return to_png(self.figure)
+        """Return the figure as PNG on white, at twice the resolution of a screen."""
+        stream = io.BytesIO()
+        with look():
+            self.figure.savefig(stream, format="png", dpi=160, facecolor=PAPER, metadata={"Software": None})
+        return stream.getvalue()
 
 
-def to_png(figure: Any) -> bytes:
-    """The figure on white paper at twice a screen's resolution."""
-    stream = io.BytesIO()
-    with look():
-        figure.savefig(stream, format="png", dpi=160, facecolor=PAPER, metadata={"Software": None})
-    return stream.getvalue()
-
-
-def to_svg(figure: Any, name: str, title: str, description: str) -> str:
-    """The figure as an SVG element for a page: no prolog, no address, ids of its own, colours as CSS variables."""
-    stream = io.StringIO()
-    with look():
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = _own_ids(svg, name)
-    svg = _themed(svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    head = (
-        f'<svg {box.group() if box else ""} role="img" aria-labelledby="{name}-title {name}-desc">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
-    )
-    return re.sub(r"\n\s*", "\n", head + svg[svg.index(">") + 1 :]).strip()
-
-
-def _own_ids(svg: str, name: str) -> str:
-    """Prefix ids and what points at them: several figures share one page. Only inside tags, never in text."""
-
-    def tag(found: re.Match) -> str:
-        text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', found.group())
-        text = re.sub(r'(?:xlink:)?href="#([^"]*)"', rf'href="#{name}-\1"', text)
-        return re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", text)
-
-    return re.sub(r"<[a-zA-Z][^>]*>", tag, svg)
-
-
-def _themed(svg: str) -> str:
-    """Colours to CSS variables and the font to the page's. Only inside tags, never in text."""
-
-    def tag(found: re.Match) -> str:
-        text = found.group()
-        for colour, variable in VARIABLES.items():
-            text = text.replace(colour, f"var({variable}, {colour})")
-        text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-        return re.sub(r"; font-family: [^;\"]*|font-family: [^;\"]*;?", "", text)
-
-    return re.sub(r"<[a-zA-Z][^>]*>", tag, svg)
+def _adapt_tag(tag: str, name: str) -> str:
+    """Prefix ids and references with `name`, replace colours with CSS variables, and drop the font family."""
+    tag = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', tag)
+    tag = re.sub(r'(?:xlink:)?href="#([^"]*)"', rf'href="#{name}-\1"', tag)
+    tag = re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", tag)
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var({variable}, {colour})")
+    tag = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag)
+    return re.sub(r"; font-family: [^;\"]*|font-family: [^;\"]*;?", "", tag)
 
 
 def spread_out(positions: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Move `positions` on a line as little as needed so that neighbours are `gap` apart and all lie in [low, high]."""
+    """Move positions by as little as possible (least squares) to be `gap` apart and within [low, high]."""
+    from scipy.optimize import isotonic_regression
+
     if not positions:
         return []
-    gap = min(gap, (high - low) / max(1, len(positions) - 1)) if len(positions) > 1 else gap
-    order = sorted(range(len(positions)), key=lambda index: positions[index])
-    placed = [min(max(positions[index], low), high) for index in order]
-    for _ in range(200):
-        moved = False
-        for left in range(len(placed) - 1):
-            overlap = gap - (placed[left + 1] - placed[left])
-            if overlap > 1e-9:
-                placed[left] -= overlap / 2
-                placed[left + 1] += overlap / 2
-                moved = True
-        shift_up, shift_down = max(0.0, low - placed[0]), max(0.0, placed[-1] - high)
-        placed = [min(max(value, low), high) for value in (p + shift_up - shift_down for p in placed)]
-        if not moved:
-            break
-    result = [0.0] * len(positions)
-    for index, value in zip(order, placed, strict=True):
-        result[index] = value
-    return result
+    offsets = min(gap, (high - low) / max(1, len(positions) - 1)) * np.arange(len(positions))
+    order = np.argsort(positions, kind="stable")
+    spread = np.empty(len(positions))
+    fitted = isotonic_regression(np.asarray(positions, dtype=float)[order] - offsets).x
+    spread[order] = np.clip(fitted, low, high - offsets[-1]) + offsets
+    return spread.tolist()
 
 
 def label_points(
     figure: Any, axes: Any, points: list[tuple[float, float, str]], bars: Sequence[tuple[float, float, float]] = ()
 ) -> None:
-    """Write a name beside each point (x, y, text), where it covers no point, name or bar (x, low, high)."""
+    """Label each point (x, y, text) where the label overlaps no point, label or bar (x, low, high)."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # keep the places that were just found
+    figure.set_layout_engine("none")  # keep the layout that was just computed
     frame = axes.get_window_extent()
-    spots = [axes.transData.transform((x, y)) for x, y, _ in points]
-    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
+    pixels = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in pixels]
     for x, low, high in bars:
         (left, bottom), (_, top) = axes.transData.transform((x, low)), axes.transData.transform((x, high))
         taken.append((left - 6, bottom, left + 6, top))
-    for (x, y, text), spot in zip(points, spots, strict=True):
+    for (x, y, text), pixel in zip(points, pixels, strict=True):
         note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=11)
         extent = note.get_window_extent()
         size, best = (extent.width, extent.height), None
         for dx, dy, align in _OFFSETS:
-            box = _box(spot, dx * figure.dpi / 72, dy * figure.dpi / 72, align, size)
+            box = _box(pixel, dx * figure.dpi / 72, dy * figure.dpi / 72, align, size)
             cost = sum(_overlap(box, other) for other in taken) + 5 * _outside(box, frame)
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, align, box)
@@ -248,19 +217,17 @@ _OFFSETS = [
 ]
 
 
-def _box(spot: Any, dx: float, dy: float, align: str, size: tuple[float, float]) -> tuple[float, float, float, float]:
+def _box(pixel: Any, dx: float, dy: float, align: str, size: tuple[float, float]) -> tuple[float, float, float, float]:
     width, height = size
-    left = spot[0] + dx - {"left": 0, "center": width / 2, "right": width}[align]
-    return left, spot[1] + dy - height / 2, left + width, spot[1] + dy + height / 2
+    left = pixel[0] + dx - {"left": 0, "center": width / 2, "right": width}[align]
+    return left, pixel[1] + dy - height / 2, left + width, pixel[1] + dy + height / 2
 
 
 def _overlap(one: tuple, other: tuple) -> float:
-    wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
-    return wide * high if wide > 0 and high > 0 else 0.0
+    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
 
 
 def _outside(box: tuple, frame: Any) -> float:
-    return (
-        sum(max(0.0, over) for over in (frame.x0 - box[0], box[2] - frame.x1, frame.y0 - box[1], box[3] - frame.y1))
-        * 100
-    )
+    excess = (frame.x0 - box[0], box[2] - frame.x1, frame.y0 - box[1], box[3] - frame.y1)
+    return 100 * sum(max(0.0, pixels) for pixels in excess)

@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing from outside it: style, figures and images stand in the file. No script."""
+"""The report as one self-contained HTML page: style, figures and images are in the file. No script."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
 from peft_recipes.reporting import advice, details, facts, figure_style, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 from peft_recipes.reporting.figure_style import Plot
+from peft_recipes.reporting.plots import plots as build_plots
 
-LONG_ANSWER = 450  # characters from which an answer is folded
-SHAPES = {  # an arm's marker as a path in a box of 12 x 12, the same as in the figures
+LONG_ANSWER = 450  # longer answers (in characters) are folded
+SHAPES = {  # the markers of the figures as SVG paths in a box of 12 x 12
     "o": "M6 1.5a4.5 4.5 0 1 0 .01 0z", "s": "M2 2h8v8H2z", "^": "M6 1.5 11 10.5H1z", "D": "M6 .8 11.2 6 6 11.2.8 6z",
     "v": "M6 10.5 1 1.5h10z", "P": "M4.2 1h3.6v3.2H11v3.6H7.8V11H4.2V7.8H1V4.2h3.2z",
     "X": "M1 3.4 3.4 1 6 3.6 8.6 1 11 3.4 8.4 6 11 8.6 8.6 11 6 8.4 3.4 11 1 8.6 3.6 6z",
@@ -22,32 +26,26 @@ SHAPES = {  # an arm's marker as a path in a box of 12 x 12, the same as in the 
 
 
 def render_html(comparison: Comparison, plots: list[Plot] | None = None) -> str:
-    """The page as text. `plots` are the figures where they were built already; else they are built here."""
-    from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
-
-    if plots is None:
-        from peft_recipes.reporting.plots import plots as build
-
-        plots = build(comparison)
+    """Return the page. `plots`: the figures if they exist already; None builds them."""
+    plots = build_plots(comparison) if plots is None else plots
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["unbroken"] = unbroken
-    figures = [{"plot": plot, "svg": Markup(plot.svg())} for plot in plots]  # escaped where it was drawn
+    figures = [{"plot": plot, "svg": Markup(plot.svg())} for plot in plots]  # the SVG is already escaped
     return environment.get_template("report.html.j2").render(**_page(comparison), figures=figures)
 
 
 def unbroken(text: str) -> str:
-    """`text` with no line break between a number and its unit, nor between a minus and its number."""
+    """Prevent line breaks between a number and its unit or its minus sign."""
     text = re.sub(r"(\d) (%|[kMGT]?B|ms|s|min|h|points?|k|M)(?![\w])", "\\1\u00a0\\2", text)
-    return re.sub(r"(?<=[\s(])-(?=\d)", "\u2212", text)  # a minus sign, where a hyphen would let the line break
+    return re.sub(r"(?<=[\s(])-(?=\d)", "\u2212", text)  # a line can break after a hyphen
 
 
 def _page(comparison: Comparison) -> dict[str, Any]:
-    """Everything the template shows; it only lays out, and decides nothing."""
+    """Return the variables of the template."""
     name = sentences.headline_arm(comparison)
-    told = sentences.describe_difference(comparison, name) if name else None
+    difference = sentences.describe_difference(comparison, name) if name else None
     return {
         "title": facts.plain(comparison.get("title") or comparison.get("recipe") or "Comparison"),
         "recipe": facts.plain(comparison.get("recipe") or ""),
@@ -55,17 +53,17 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "embedded": bool(comparison.get("embedded")),
         "headline": sentences.verdict_headline(comparison, name) if name else "No arm has been run yet.",
         "caveats": sentences.caveats(comparison, name) if name else [],
-        "verdict": told.verdict if told else None,
+        "verdict": difference.verdict if difference else None,
         "symbols": rows.SYMBOLS,
         "tiles": _tiles(comparison, name) if name else [],
         "table": rows.table(comparison),
-        "keys": _keys(comparison),
+        "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
         "ranks": rank_sentences.rank_lines(comparison),
         "forgetting": sentences.forgetting(comparison),
         "heat": _heat(comparison),
         "samples": [
-            {"label": sample.label, "before": _data(sample.before), "after": _data(sample.after)}
+            {"label": sample.label, "before": _data_url(sample.before), "after": _data_url(sample.after)}
             for sample in details.samples(comparison)
         ],
         "answers": _answers(comparison),
@@ -78,12 +76,12 @@ def _page(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _data(image: bytes) -> str:
+def _data_url(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _keys(comparison: Comparison) -> dict[str, dict[str, str]]:
-    """Each arm's marker, as in the figures: a path and the name of its colour."""
+def _markers(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Return each arm's marker in the figures: SVG path and CSS variable of its colour."""
     return {
         name: {"path": SHAPES.get(style.marker, SHAPES["o"]), "colour": figure_style.VARIABLES[style.colour]}
         for name, style in figure_style.arm_styles(comparison).items()
@@ -91,76 +89,71 @@ def _keys(comparison: Comparison) -> dict[str, dict[str, str]]:
 
 
 def _tiles(comparison: Comparison, name: str) -> list[dict[str, str]]:
-    """The headline arm's figures, large: what was kept, then what it cost, each beside full's."""
+    """Return the headline arm's figures: its quality, then its costs, each compared with full."""
     arms = facts.arms(comparison)
     arm, against = arms[name], facts.reference(comparison, name)
     other = arms.get(against or "") if against != name else None
     if facts.mean(arm) is None:
         return []
     metric = facts.metric(comparison)
-    base = facts.base_value(comparison)
-    beside = [f"full {fmt.quality(facts.mean(other), metric)}"] if facts.mean(other) is not None else []
-    beside += [f"base {fmt.quality(base, metric)}"] if base is not None else []
-    tiles = [
-        {
-            "name": f"Test {fmt.metric_title(metric)}",
-            "value": fmt.quality(facts.mean(arm), metric),
-            "beside": ", ".join(beside),
-        }
-    ]
+    values = {"full": facts.mean(other), "base": facts.base_value(comparison)}
+    compared = ", ".join(f"{label} {fmt.quality(v, metric)}" for label, v in values.items() if v is not None)
+    title = f"Test {fmt.metric_title(metric)}"
+    tiles = [{"name": title, "value": fmt.quality(facts.mean(arm), metric), "compared": compared}]
     for title, field, show in (
         ("Trained parameters", "trainable_parameters", fmt.short_count),
         ("Peak memory", "peak_memory_bytes", fmt.human_bytes),
         ("Training time", "training_seconds", fmt.seconds),
         ("Checkpoint", "checkpoint_bytes", fmt.human_bytes),
-    ):  # fmt: skip
+    ):
         if facts.number(arm.get(field)) is None:
             continue
         share = facts.ratio(arm, other, field)
-        text = f"{fmt.percent(share)} of full's {show(other[field])}" if share is not None else ""
-        tiles.append({"name": title, "value": show(arm[field]), "beside": text})
+        compared = f"{fmt.percent(share)} of full's {show(other[field])}" if share is not None else ""
+        tiles.append({"name": title, "value": show(arm[field]), "compared": compared})
     return tiles
 
 
 def _heat(comparison: Comparison) -> dict[str, Any] | None:
-    """F1 by class with each cell's place on the scale from the lowest to the highest, 0 to 1."""
-    found = details.per_class(comparison)
-    if found is None:
+    """Return F1 by class; the `level` of a cell is 0 for the lowest F1 and 1 for the highest."""
+    table = details.per_class(comparison)
+    if table is None:
         return None
-    span = found.high - found.low
+    span = table.high - table.low
 
     def cell(score: float | None) -> dict[str, Any]:
-        level = None if score is None else round((score - found.low) / span, 3) if span else 1
+        level = None if score is None else round((score - table.low) / span, 3) if span else 1
         return {"text": fmt.quality(score, "f1"), "level": level}
 
     lines = [
-        {"label": line.label, "support": fmt.count(line.support), "cells": [cell(score) for score in line.scores]}
-        for line in found.lines
+        {"label": label, "support": fmt.count(support), "cells": [cell(score) for score in scores]}
+        for label, support, scores in table.lines
     ]
-    return {
-        "arms": found.arms,
-        "lines": lines,
-        "low": fmt.quality(found.low, "f1"),
-        "high": fmt.quality(found.high, "f1"),
-    }
+    low, high = fmt.quality(table.low, "f1"), fmt.quality(table.high, "f1")
+    return {"arms": table.arms, "lines": lines, "low": low, "high": high}
 
 
 def _answers(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
-            "kind": facts.plain(asked.get("kind") or "prompt").capitalize(),
-            "prompt": facts.plain(asked.get("prompt") or ""),
+            "kind": facts.plain(prompt.get("kind") or "prompt").capitalize(),
+            "prompt": facts.plain(prompt.get("prompt") or ""),
             "by": [
-                {"who": who, "text": text, "long": len(text) > LONG_ANSWER, "start": text[: LONG_ANSWER // 2].rstrip()}
-                for who, text in found
+                {
+                    "label": label,
+                    "text": text,
+                    "fold": len(text) > LONG_ANSWER,
+                    "start": text[: LONG_ANSWER // 2].rstrip(),
+                }
+                for label, text in answers
             ],
         }
-        for asked, found in details.side_by_side(comparison)
+        for prompt, answers in details.side_by_side(comparison)
     ]
 
 
 def _components(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """The base's parameters by component: (component, count, part of all)."""
+    """Return the base's parameters by component: (component, count, share)."""
     base = comparison.get("base") or {}
     counts = {facts.plain(k): facts.number(v) or 0 for k, v in (base.get("parameters_by_component") or {}).items()}
     total = facts.number(base.get("total_parameters")) or sum(counts.values())
@@ -168,15 +161,12 @@ def _components(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _failures(comparison: Comparison) -> list[tuple[str, str]]:
-    """Every run that failed, as (arm and seed, the whole error)."""
-    found = []
+    """Return every failed run as (arm and seed, complete error)."""
+    failures = []
     for name, arm in facts.arms(comparison).items():
-        called = facts.label(comparison, name)
-        lines = [
-            (f"{called}, seed {one.get('seed')}", facts.plain(one.get("error") or ""))
-            for one in arm.get("failures") or []
-        ]
-        if arm.get("error") and not any(arm["error"] == text for _, text in lines):
-            lines.insert(0, (called, facts.plain(arm["error"])))
-        found += lines
-    return found
+        label = facts.label(comparison, name)
+        errors = [(one.get("seed"), facts.plain(one.get("error") or "")) for one in arm.get("failures") or []]
+        if arm.get("error") and arm["error"] not in [text for _, text in errors]:
+            failures.append((label, facts.plain(arm["error"])))
+        failures += [(f"{label}, seed {seed}", text) for seed, text in errors]
+    return failures

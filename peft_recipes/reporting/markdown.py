@@ -1,4 +1,4 @@
-"""The report as Markdown, for GitHub, the Hub and editors. Text from outside is escaped, or stands in a fence."""
+"""The report as Markdown, for GitHub, the Hub and editors. Untrusted text is escaped or in a code block."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$#])")
 
 
 def escape(text: object) -> str:
-    """Text from outside as Markdown that shows it as it is, on one line: no markup, no HTML, no new table cell."""
+    """Escape untrusted text on one line, so that it contains no markup, no HTML and no table cell."""
     line = " ".join(facts.plain(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", line)
 
 
 def fence(text: str, language: str = "text") -> str:
-    """A code block that no run of backticks inside can end."""
+    """Return a code block whose fence is longer than any run of backticks in it."""
     shown = facts.plain(text)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     marks = "`" * max(3, longest + 1)
@@ -28,7 +28,7 @@ def fence(text: str, language: str = "text") -> str:
 
 
 def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str, str]] = ()) -> str:
-    """The whole report. `images` are (title, caption, alt text, path relative to the report) of figures on disk."""
+    """Return the report. `images`: (title, caption, alt text, path relative to the report) of the figures on disk."""
     name = sentences.headline_arm(comparison)
     parts = [f"# {escape(comparison.get('title') or comparison.get('recipe', 'Comparison'))}"]
     if name is not None:
@@ -42,21 +42,26 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
     return "\n\n".join(parts) + "\n"
 
 
+def pipe_table(header: list[str], cells: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Return a Markdown table; the columns with an index in `left` are left-aligned, the others right-aligned."""
+    rule = "|".join(":---" if index in left else "---:" for index in range(len(header)))
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+
+
 def table_markdown(comparison: Comparison, most: int = 9) -> str:
-    """The comparison's table alone, for a model card or a README; `most=3` leaves out throughput, latency and rate."""
-    found = rows.table(comparison)
-    columns = [column for column in found.columns if column.priority <= most]
-    lines = [
-        "| " + " | ".join(["Arm", *(escape(column.title) for column in columns)]) + " |",
-        "|" + "|".join([":---", *(":---" if column.key == "verdict" else "---:" for column in columns)]) + "|",
-    ]
-    for row in found.rows:
+    """Return the comparison's table, with the columns up to the priority `most` (3: quality and costs)."""
+    table = rows.table(comparison)
+    columns = [column for column in table.columns if column.priority <= most]
+    lines = []
+    for row in table.rows:
         if row.kind == "failed":
             cells = [f"*{escape(row.reason)}*", *[""] * (len(columns) - 1)]
         else:
             cells = [_cell(row.cells.get(column.key)) for column in columns]
-        lines.append("| " + " | ".join([escape(row.label), *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([escape(row.label), *cells])
+    left = (0, *(index for index, column in enumerate(columns, start=1) if column.key == "verdict"))
+    return pipe_table(["Arm", *(escape(column.title) for column in columns)], lines, left)
 
 
 def _cell(cell: rows.Cell | None) -> str:
@@ -64,41 +69,36 @@ def _cell(cell: rows.Cell | None) -> str:
 
 
 def _per_class(comparison: Comparison) -> list[str]:
-    heat = details.per_class(comparison)
-    if heat is None:
+    table = details.per_class(comparison)
+    if table is None:
         return []
     lines = [
-        "| " + " | ".join(["Class", "Test examples", *(escape(label) for label in heat.arms)]) + " |",
-        "|:---|---:" + "|---:" * len(heat.arms) + "|",
+        [escape(label), fmt.count(support), *(fmt.quality(score, "f1") for score in scores)]
+        for label, support, scores in table.lines
     ]
-    for line in heat.lines:
-        scores = [fmt.quality(score, "f1") for score in line.scores]
-        lines.append("| " + " | ".join([escape(line.label), fmt.count(line.support), *scores]) + " |")
-    return ["## F1 by class", "\n".join(lines)]
+    return ["## F1 by class", pipe_table(["Class", "Test examples", *map(escape, table.arms)], lines)]
 
 
 def _answers(comparison: Comparison) -> list[str]:
     parts = []
-    for asked, found in details.side_by_side(comparison):
-        parts += [f"### {escape(str(asked.get('kind', 'prompt')).capitalize())}", fence(asked.get("prompt") or "")]
-        for who, answer in found:
-            parts += [f"**{escape(who)}**", fence(answer or "(nothing)")]
+    for prompt, answers in details.side_by_side(comparison):
+        parts += [f"### {escape(str(prompt.get('kind', 'prompt')).capitalize())}", fence(prompt.get("prompt") or "")]
+        for label, answer in answers:
+            parts += [f"**{escape(label)}**", fence(answer or "(nothing)")]
     return ["## Answers side by side", *parts] if parts else []
 
 
 def _next_steps(comparison: Comparison) -> list[str]:
-    steps = advice.next_steps(comparison)
-    if not steps:
-        return []
     lines = [
-        "".join(f"`{piece}`" if code else escape_inline(piece) for code, piece in sentences.code_spans(step))
-        for step in steps
+        "- "
+        + "".join(f"`{piece}`" if is_code else escape_inline(piece) for is_code, piece in sentences.code_spans(step))
+        for step in advice.next_steps(comparison)
     ]
-    return ["## What to try next", "\n".join(f"- {line}" for line in lines)]
+    return ["## What to try next", "\n".join(lines)] if lines else []
 
 
 def escape_inline(text: str) -> str:
-    """Like `escape`, with the spaces at the ends kept."""
+    """Escape untrusted text like `escape`, but keep a space at either end."""
     body = escape(text)
     return f"{' ' if text[:1] == ' ' else ''}{body}{' ' if text[-1:] == ' ' and body else ''}"
 

@@ -1,4 +1,4 @@
-"""The figures of quality: against trained parameters, against time, by rank."""
+"""Plots of quality against trained parameters, training time and rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peft_recipes.reporting.figure_style import Plot
 
 
 class _Axis:
-    """The quality axis: fractions in percent, a loss as it is."""
+    """The quality axis: fractions are shown in percent, a loss unchanged."""
 
     def __init__(self, comparison: Comparison):
         self.metric = facts.metric(comparison)
@@ -29,7 +29,7 @@ class _Axis:
 
 
 def _error(comparison: Comparison, arm: dict) -> float | None:
-    """Half length of an arm's bar: one sd over seeds; for one seed of a fraction, its 95 % interval."""
+    """Return half the length of an arm's error bar: one sd over seeds, or the 95 % interval of one seed's fraction."""
     deviation, value = facts.spread(arm), facts.mean(arm)
     if deviation is not None:
         return deviation
@@ -39,7 +39,7 @@ def _error(comparison: Comparison, arm: dict) -> float | None:
     return None
 
 
-def _bar_words(comparison: Comparison) -> str:
+def _bar_caption(comparison: Comparison) -> str:
     measured = facts.measured(comparison).values()
     seeds = max((facts.seeds_done(arm) for arm in measured), default=0)
     if any(facts.spread(arm) is not None for arm in measured):
@@ -50,36 +50,35 @@ def _bar_words(comparison: Comparison) -> str:
 
 
 def _base_line(comparison: Comparison, axes: Any, axis: _Axis) -> str:
-    """Draw the untuned base as a line across, so that the eye sees what tuning brought; its words for the caption."""
+    """Draw the untuned base as a horizontal line; return its caption."""
     base = facts.base_value(comparison)
     if base is None:
         return ""
-    axes.axhline(axis.scale(base), color=figure_style.BASE, linestyle=(0, (2, 2)), linewidth=1.4, zorder=1)
-    _line_name(axes, axis.scale(base), "untuned base", figure_style.BASE)
+    _named_line(axes, axis.scale(base), "untuned base", figure_style.BASE, linestyle=(0, (2, 2)), linewidth=1.4)
     return f" Dashed line: the untuned base, {axis.show(base)}."
 
 
-def _line_name(axes: Any, height: float, name: str, colour: str) -> None:
-    axes.annotate(name, (0.99, height), (0, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
-                  ha="right",
-                  va="top", color=colour, fontsize=10)  # fmt: skip
+def _named_line(axes: Any, height: float, name: str, colour: str, **look: Any) -> None:
+    axes.axhline(height, color=colour, zorder=1, **look)
+    text: dict[str, Any] = {"ha": "right", "va": "top", "color": colour, "fontsize": 10}
+    axes.annotate(name, (0.99, height), (0, -3), ("axes fraction", "data"), "offset points", **text)
 
 
-def _quality_limits(axes: Any, axis: _Axis) -> None:
-    """Room around the points, and never so narrow a window that a difference of nothing looks like one."""
+def _set_quality_limits(axes: Any, axis: _Axis) -> None:
+    """Leave room around the points and keep a minimum range, so that negligible differences look small."""
     axes.margins(y=0.14)
     low, high = axes.get_ylim()
     least = 4.0 if axis.share else 0.04 * max(abs(low), abs(high))
-    lack = max(0.0, least - (high - low)) / 2
-    axes.set_ylim(low - lack, high + lack)
+    missing = max(0.0, least - (high - low)) / 2
+    axes.set_ylim(low - missing, high + missing)
 
 
 def _scatter(
     comparison: Comparison, field: str, name: str, title: str, x_title: str, show: Callable, log: bool
 ) -> Plot | None:
-    """Quality against one cost, a point an arm; `show` writes a cost in words and at a logarithmic axis."""
+    """Plot quality against a cost, one point per arm. `show` formats a cost."""
     styles, axis = figure_style.arm_styles(comparison), _Axis(comparison)
-    costs = {arm: facts.number(found.get(field)) for arm, found in facts.measured(comparison).items()}
+    costs = {arm: facts.number(entry.get(field)) for arm, entry in facts.measured(comparison).items()}
     costs = {arm: cost for arm, cost in costs.items() if cost is not None and cost > 0}
     if not costs:
         return None
@@ -92,19 +91,11 @@ def _scatter(
         if error:
             axes.errorbar([x], [y], yerr=[error], color=styles[arm].colour, linewidth=1.6, capsize=3.5, zorder=2)
             bars.append((x, y - error, y + error))
-        axes.plot(
-            [x],
-            [y],
-            styles[arm].marker,
-            color=styles[arm].colour,
-            markersize=9,
-            markeredgecolor=figure_style.PAPER,
-            zorder=3,
-        )
+        figure_style.mark(axes, x, y, styles[arm])
         points.append((x, y, facts.shorten(arm, 22)))
-    enough = _ranks_joined(comparison, axes, axis, costs) if field == "trainable_parameters" else ""
-    below = _base_line(comparison, axes, axis)
-    _quality_limits(axes, axis)
+    ranks = _join_ranks(comparison, axes, axis, costs) if field == "trainable_parameters" else ""
+    base_caption = _base_line(comparison, axes, axis)
+    _set_quality_limits(axes, axis)
     if log:
         axes.set_xscale("log")
         _log_ticks(axes, list(costs.values()), show)
@@ -113,29 +104,30 @@ def _scatter(
     axes.set(xlabel=f"{x_title}{unit}", ylabel=axis.title)
     figure_style.label_points(figure, axes, points, bars)
     arms = facts.arms(comparison)
-    told = "; ".join(
-        f"{facts.label(comparison, n)} {axis.show(facts.mean(arms[n]))} with {show(c)}" for n, c in costs.items()
+    values = "; ".join(
+        f"{facts.label(comparison, arm)} {axis.show(facts.mean(arms[arm]))} with {show(cost)}"
+        for arm, cost in costs.items()
     )
-    caption = f"Further {axis.better} and left is better.{enough}{below}{_bar_words(comparison)}"
-    return Plot(name, title, caption, f"{axis.title} against {x_title.lower()}: {told}.{enough}{below}", figure)
+    caption = f"Further {axis.better} and left is better.{ranks}{base_caption}{_bar_caption(comparison)}"
+    alt = f"{axis.title} against {x_title.lower()}: {values}.{ranks}{base_caption}"
+    return Plot(name, title, caption, alt, figure)
 
 
-def _ranks_joined(comparison: Comparison, axes: Any, axis: _Axis, costs: dict[str, float]) -> str:
-    """Joins the ranks of one arm, and rings the smallest that is enough; the words for it."""
-    told = []
+def _join_ranks(comparison: Comparison, axes: Any, axis: _Axis, costs: dict[str, float]) -> str:
+    """Draw a line through the ranks of each group and a ring at the smallest that is enough; return the caption."""
+    ringed = []
     for group in rank_sentences.groups(comparison):
         names = [name for name in group["ranks"] if name in costs]
         heights = {name: axis.scale(facts.mean(facts.arms(comparison)[name])) for name in names}
-        axes.plot([costs[name] for name in names], list(heights.values()), "-", color=figure_style.GRID, linewidth=2.2,
-                  zorder=1)  # fmt: skip
+        line = {"color": figure_style.GRID, "linewidth": 2.2, "zorder": 1}
+        axes.plot([costs[name] for name in names], list(heights.values()), "-", **line)
         enough = group["enough"]
         if enough in heights:
-            axes.plot([costs[enough]], [heights[enough]], "o", markersize=16, markerfacecolor="none",
-                      markeredgecolor=figure_style.INK, markeredgewidth=1.3, zorder=4)  # fmt: skip
-            told.append(f"r={group['ranks'][enough]}")
-    if not told:
+            figure_style.ring(axes, [costs[enough]], [heights[enough]])
+            ringed.append(f"r={group['ranks'][enough]}")
+    if not ringed:
         return ""
-    return f" Joined: the ranks of one arm. Ringed: the smallest rank that is enough, {fmt.listed(told)}."
+    return f" Lines join the ranks of one arm. Ringed: the smallest rank that is enough, {fmt.listed(ringed)}."
 
 
 def _time_unit(longest: float) -> tuple[float, str]:
@@ -156,19 +148,19 @@ def _log_ticks(axes: Any, values: list[float], show: Callable) -> None:
 
 
 def quality_by_parameters(comparison: Comparison) -> Plot | None:
-    """Quality against trained parameters, logarithmic."""
-    return _scatter(comparison, "trainable_parameters", "parameters", "Quality against trained parameters",
-                    "Trained parameters, logarithmic", fmt.short_count, log=True)  # fmt: skip
+    """Plot quality against trained parameters (logarithmic)."""
+    title, x_title = "Quality against trained parameters", "Trained parameters, logarithmic"
+    return _scatter(comparison, "trainable_parameters", "parameters", title, x_title, fmt.short_count, log=True)
 
 
 def quality_by_time(comparison: Comparison) -> Plot | None:
-    """Quality against training time."""
-    return _scatter(comparison, "training_seconds", "time", "Quality against training time", "Training time",
-                    fmt.seconds, log=False)  # fmt: skip
+    """Plot quality against training time."""
+    title = "Quality against training time"
+    return _scatter(comparison, "training_seconds", "time", title, "Training time", fmt.seconds, log=False)
 
 
 def rank_curve(comparison: Comparison) -> Plot | None:
-    """Quality by rank, for arms that differ in nothing else."""
+    """Plot quality by rank, for arms that differ only in rank."""
     groups = facts.rank_groups(comparison)
     if not groups:
         return None
@@ -179,33 +171,33 @@ def rank_curve(comparison: Comparison) -> Plot | None:
         ranks, values = [arms[name]["rank"] for name in group], [axis.scale(facts.mean(arms[name])) for name in group]
         errors = [_error(comparison, arms[name]) for name in group]
         bars = None if any(error is None for error in errors) else [axis.scale(error) for error in errors]
-        axes.errorbar(ranks, values, yerr=bars, color=style.colour, linestyle=style.line, marker=style.marker,
-                      markersize=8,
-                      markeredgecolor=figure_style.PAPER, linewidth=1.9, elinewidth=1.6, capsize=3.5)  # fmt: skip
+        look = {"color": style.colour, "linestyle": style.line, "marker": style.marker, "markersize": 8}
+        sizes = {"linewidth": 1.9, "elinewidth": 1.6, "capsize": 3.5}
+        axes.errorbar(ranks, values, yerr=bars, markeredgecolor=figure_style.PAPER, **look, **sizes)
         if len(groups) > 1:
-            axes.annotate(facts.shorten(group[-1], 18), (ranks[-1], values[-1]), xytext=(8, 0),
-                          textcoords="offset points",
-                          va="center", color=style.colour, fontweight="bold")  # fmt: skip
-    below = _full_line(comparison, axes, axis)
+            text = {"textcoords": "offset points", "va": "center", "color": style.colour, "fontweight": "bold"}
+            axes.annotate(facts.shorten(group[-1], 18), (ranks[-1], values[-1]), xytext=(8, 0), **text)
+    full_caption = _full_line(comparison, axes, axis)
     ranks = sorted({arms[name]["rank"] for group in groups for name in group})
-    _quality_limits(axes, axis)
+    _set_quality_limits(axes, axis)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(rank) for rank in ranks], minor=False)
     axes.minorticks_off()
     axes.margins(x=0.1)
     axes.set(xlabel="Rank, logarithmic", ylabel=axis.title)
-    told = "; ".join(f"rank {arms[n]['rank']} {axis.show(facts.mean(arms[n]))}" for group in groups for n in group)
-    rates = {arms[n].get("learning_rate") for group in groups for n in group}
+    members = [arms[name] for group in groups for name in group]
+    values = "; ".join(f"rank {arm['rank']} {axis.show(facts.mean(arm))}" for arm in members)
+    rates = {arm.get("learning_rate") for arm in members}
     own = ", each rank at its own learning rate" if len(rates) > 1 else ""
-    caption = f"Same method and targets, other ranks{own}.{below}{_bar_words(comparison)}"
-    return Plot("rank", "Quality by rank", caption, f"{axis.title} by rank: {told}.{below}", figure)
+    caption = f"Same method and targets, other ranks{own}.{full_caption}{_bar_caption(comparison)}"
+    return Plot("rank", "Quality by rank", caption, f"{axis.title} by rank: {values}.{full_caption}", figure)
 
 
 def _full_line(comparison: Comparison, axes: Any, axis: _Axis) -> str:
+    """Draw full fine-tuning as a horizontal line; return its caption."""
     against = facts.reference(comparison)
     full = facts.mean(facts.arms(comparison).get(against or ""))
     if full is None:
         return ""
-    axes.axhline(axis.scale(full), color=figure_style.BLUE, linestyle="--", linewidth=1.6, zorder=1)
-    _line_name(axes, axis.scale(full), "full", figure_style.BLUE)
+    _named_line(axes, axis.scale(full), "full", figure_style.BLUE, linestyle="--", linewidth=1.6)
     return f" Dashed line: full fine-tuning, {axis.show(full)}."

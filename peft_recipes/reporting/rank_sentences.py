@@ -1,4 +1,4 @@
-"""Which rank is enough, in words and for the table and the figures. How it is told: peft_recipes/search/ranks.py."""
+"""Which rank is enough: sentences and figures for reports. The verdict comes from statistics/ranks.py."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from peft_recipes.reporting.facts import Comparison
 
 
 def groups(comparison: Comparison) -> list[dict[str, Any]]:
-    """The groups of ranks of a comparison whose arms it has, in the order of the recipe."""
+    """Return the groups of ranks whose reference and verdict are measured arms, in the recipe's order."""
     known = facts.measured(comparison)
     return [group for group in comparison.get("ranks") or [] if group["against"] in known and group["enough"] in known]
 
 
 def rank_lines(comparison: Comparison) -> list[str]:
-    """A verdict a group: "r=8 is enough: ..."."""
-    return [_told(comparison, group) for group in groups(comparison)]
+    """Return a verdict per group: "r=8 is enough: ..."."""
+    return [_verdict(comparison, group) for group in groups(comparison)]
 
 
-def _told(comparison: Comparison, group: dict[str, Any]) -> str:
+def _verdict(comparison: Comparison, group: dict[str, Any]) -> str:
     ranks, best, enough = group["ranks"], group["against"], group["enough"]
     method = facts.display_method(best, facts.arms(comparison)[best])
     all_ranks = fmt.listed([str(rank) for rank in ranks.values()])
@@ -37,24 +37,23 @@ def _told(comparison: Comparison, group: dict[str, Any]) -> str:
             f"the validation split, and r={ranks[smaller[-1]]} may be worse by more than {nearest.margin} (difference "
             f"{nearest})."
         )
-    told = difference(comparison, group, enough)
+    gap = difference(comparison, group, enough)
     arms = facts.arms(comparison)
     share = facts.ratio(arms[enough], arms[best], "trainable_parameters")
     fewer = f", with {fmt.percent(share)} of its trained parameters" if share is not None else ""
     return (
         f"r={ranks[enough]} is enough: of {method}'s ranks {all_ranks} it is the smallest that is not worse than "
-        f"r={ranks[best]} by more than {told.margin} (difference {told}){fewer}."
+        f"r={ranks[best]} by more than {gap.margin} (difference {gap}){fewer}."
     )
 
 
 def difference(comparison: Comparison, group: dict[str, Any], name: str) -> sentences.Difference | None:
-    """A rank's difference from its group's best, as text."""
-    told = {name: group["differences"].get(name)} if group["differences"].get(name) else {}
-    return sentences.describe_difference({**comparison, "differences": told}, name)
+    """Return a rank's difference from its group's best as text; None for the best itself."""
+    return sentences.describe_difference({**comparison, "differences": group["differences"]}, name)
 
 
 def of_arm(comparison: Comparison, name: str) -> tuple[dict[str, Any], sentences.Difference | None] | None:
-    """The group that an arm is in, and its difference from that group's best; None where it is in none."""
+    """Return an arm's group and its difference from the best of the group; None if it is in no group."""
     for group in groups(comparison):
         if name in group["ranks"]:
             return group, difference(comparison, group, name)

@@ -1,4 +1,7 @@
-"""The verdict in a sentence, and the other sentences of a report. What the numbers mean: DESIGN.md, section 6."""
+"""Sentences of a report: verdict, caveats, forgetting, latency.
+
+What the numbers mean: docs/concepts/measurements.md; how the verdict is decided: docs/concepts/statistics.md.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ FULL_NAME = "full fine-tuning"
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's difference from its reference in the unit that is shown: points, percent of a loss, the metric's own."""
+    """An arm's difference from its reference as text, in points, percent of a loss or the metric's unit."""
 
     estimate: str
     low: str
@@ -25,7 +28,7 @@ class Difference:
 
     @property
     def interval(self) -> str:
-        """ "-1.1 to +0.3"."""
+        """The interval: "-1.1 to +0.3"."""
         return f"{self.low} to {self.high}"
 
     def __str__(self) -> str:
@@ -33,34 +36,34 @@ class Difference:
 
 
 def describe_difference(comparison: Comparison, name: str) -> Difference | None:
-    """The arm's difference as text, with as many digits as its verdict needs to be seen to be right."""
-    found = facts.difference(comparison, name)
-    if found is None:
+    """Return the arm's difference as text, with enough digits that the rounded interval agrees with the verdict."""
+    entry = facts.difference(comparison, name)
+    if entry is None:
         return None
     scale, unit = difference_scale(comparison, name)
-    low, high = (bound * scale for bound in found["ci95"])
-    margin = abs((facts.number(found.get("margin")) or facts.number(comparison.get("margin")) or 0) * scale)
-    digits = _telling_digits(low, high, margin, start=1 if unit else 3)
+    low, high = (bound * scale for bound in entry["ci95"])
+    margin = abs((facts.number(entry.get("margin")) or facts.number(comparison.get("margin")) or 0) * scale)
+    digits = _digits(low, high, margin, start=1 if unit else 3)
     return Difference(
-        estimate=fmt.signed(found["estimate"] * scale, digits),
+        estimate=fmt.signed(entry["estimate"] * scale, digits),
         low=fmt.signed(low, digits),
         high=fmt.signed(high, digits),
         margin=_margin(margin, unit),
         unit=unit,
-        verdict=found.get("verdict") if found.get("verdict") in VERDICTS else "not shown",
+        verdict=entry.get("verdict") if entry.get("verdict") in VERDICTS else "not shown",
     )
 
 
 def difference_scale(comparison: Comparison, name: str) -> tuple[float, str]:
-    """Factor and unit in which a difference is shown: points of a fraction; percent of the reference's loss."""
+    """Return factor and unit of a difference: points of a fraction, or percent of the reference's loss."""
     if fmt.is_share(facts.metric(comparison)):
         return 100.0, " points"
     against = facts.mean(facts.arms(comparison).get(facts.reference(comparison, name) or ""))
     return (100.0 / against, " %") if against and against > 0 else (1.0, "")
 
 
-def _telling_digits(low: float, high: float, margin: float, start: int) -> int:
-    """Enough digits that rounding moves no bound across zero or across the margin."""
+def _digits(low: float, high: float, margin: float, start: int) -> int:
+    """Return enough digits that rounding moves no bound across zero or the margin."""
 
     def side(bound: float) -> tuple[int, bool]:
         return (bound > 0) - (bound < 0), abs(bound) <= margin + 1e-12
@@ -77,7 +80,7 @@ def _margin(margin: float, unit: str) -> str:
 
 
 def headline_arm(comparison: Comparison) -> str | None:
-    """The arm the report leads with: the PEFT arm named `lora`, else the first PEFT arm, else the first not full."""
+    """Return the arm the report leads with: `lora`, else the first PEFT arm, else the first arm but full."""
     arms = facts.arms(comparison)
     adapters = [name for name, arm in arms.items() if facts.is_peft(name, arm)]
     others = [name for name, arm in arms.items() if not facts.is_full(name, arm)]
@@ -85,15 +88,15 @@ def headline_arm(comparison: Comparison) -> str | None:
 
 
 def verdict_sentence(comparison: Comparison, arm: str) -> str:
-    """What tuning with `arm` kept of full fine-tuning and what it cost, with its caveats, as plain text.
+    """Return the arm's quality and cost compared with full fine-tuning, with caveats, as plain text.
 
-    Raises KeyError for an arm that the comparison doesn't have.
+    Raises KeyError for an arm that is not in the comparison.
     """
     return " ".join([verdict_headline(comparison, arm), *caveats(comparison, arm)])
 
 
 def verdict_headline(comparison: Comparison, name: str) -> str:
-    """The sentence without its caveats."""
+    """Return the verdict sentence without caveats."""
     arm = facts.arms(comparison)[name]
     if facts.mean(arm) is None:
         return f"{_subject(comparison, name)} has no result: {failure(arm)}."
@@ -104,29 +107,29 @@ def verdict_headline(comparison: Comparison, name: str) -> str:
     if facts.mean(facts.arms(comparison)[against]) is None:
         why = failure(facts.arms(comparison)[against])
         return f"{_reached(comparison, name)}; {_other(comparison, against)} has no result to compare it with ({why})."
-    told = describe_difference(comparison, name)
-    if told is None:
+    difference = describe_difference(comparison, name)
+    if difference is None:
         kept = _kept(comparison, name, against, f"{_other(comparison, against)}'s")
         return f"{_subject(comparison, name)} {kept} (no interval was computed){_costs(comparison, name, against)}."
-    return _compared(comparison, name, against, told)
+    return _compared(comparison, name, against, difference)
 
 
-def _compared(comparison: Comparison, name: str, against: str, told: Difference) -> str:
+def _compared(comparison: Comparison, name: str, against: str, difference: Difference) -> str:
     subject, other, costs = _subject(comparison, name), _other(comparison, against), _costs(comparison, name, against)
-    if told.verdict == "equivalent":
+    if difference.verdict == "equivalent":
         kept = _kept(comparison, name, against, f"{other}'s")
-        return f"{subject} {kept} (difference {told}: equivalent within {told.margin}){costs}."
+        return f"{subject} {kept} (difference {difference}: equivalent within {difference.margin}){costs}."
     kept = _kept(comparison, name, against, "full's" if other == FULL_NAME else f"{against}'s")
-    if told.verdict == "not shown":
+    if difference.verdict == "not shown":
         return (
-            f"Whether {_inside(subject)} matches {other} is not shown: it {kept} (difference {told}, "
-            f"which neither excludes zero nor stays within {told.margin}){costs}."
+            f"Whether {_other(comparison, name)} matches {other} is not shown: it {kept} (difference {difference}, "
+            f"which neither excludes zero nor stays within {difference.margin}){costs}."
         )
-    return f"{subject} is {told.verdict} than {other}: it {kept} (difference {told}){costs}."
+    return f"{subject} is {difference.verdict} than {other}: it {kept} (difference {difference}){costs}."
 
 
 def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:
-    """ "keeps 99.1 % of full fine-tuning's accuracy", or both losses; `owner` is "full fine-tuning's" or "full's"."""
+    """Return "keeps 99.1 % of full fine-tuning's accuracy", or both losses. `owner`: "full's", "full fine-tuning's"."""
     metric, arms = facts.metric(comparison), facts.arms(comparison)
     mine, theirs = facts.mean(arms[name]), facts.mean(arms[against])
     if fmt.is_share(metric) and theirs and theirs > 0:
@@ -136,11 +139,10 @@ def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:
 
 
 def _reached(comparison: Comparison, name: str) -> str:
-    """What an arm reached and took in absolute figures, for when there is nothing to hold it against."""
+    """Return an arm's quality and costs as absolute figures, for an arm without a reference."""
     arm, metric = facts.arms(comparison)[name], facts.metric(comparison)
-    figures = f"{_subject(comparison, name)} reaches {fmt.quality(facts.mean(arm), metric)} {fmt.metric_title(metric)}"
-    if not fmt.is_share(metric):
-        figures = f"{_subject(comparison, name)} reaches {_a_metric(metric)} of {fmt.quality(facts.mean(arm), metric)}"
+    value = fmt.quality(facts.mean(arm), metric)
+    reached = f"{value} {fmt.metric_title(metric)}" if fmt.is_share(metric) else f"{_a_metric(metric)} of {value}"
     parts = []
     if (share := facts.parameter_share(arm)) is not None:
         parts.append("all parameters trained" if share >= 0.9999 else f"{fmt.percent(share)} of the parameters trained")
@@ -151,11 +153,11 @@ def _reached(comparison: Comparison, name: str) -> str:
     if facts.number(arm.get("checkpoint_bytes")):
         size = fmt.human_bytes(arm["checkpoint_bytes"])
         parts.append(f"{fmt.article(size)} {size} checkpoint")
-    return figures + (f", with {fmt.listed(parts)}" if parts else "")
+    return f"{_subject(comparison, name)} reaches {reached}" + (f", with {fmt.listed(parts)}" if parts else "")
 
 
 def _costs(comparison: Comparison, name: str, against: str) -> str:
-    """ ", with 1.4 % of the parameters, 41 % of the memory and a 7.4 MB checkpoint instead of 538 MB"."""
+    """Return ", with 1.4 % of the parameters, 41 % of the memory and a 7.4 MB checkpoint instead of 538 MB"."""
     arm, other = facts.arms(comparison)[name], facts.arms(comparison)[against]
     parts = []
     if (share := facts.ratio(arm, other, "trainable_parameters")) is not None:
@@ -171,36 +173,35 @@ def _costs(comparison: Comparison, name: str, against: str) -> str:
 
 
 def caveats(comparison: Comparison, name: str) -> list[str]:
-    """What a reader must know beside the sentence: one seed, failed seeds, stand-ins."""
-    arm, found = facts.arms(comparison)[name], facts.difference(comparison, name)
-    told, done = [], facts.seeds_done(arm)
-    seeds = facts.number((found or {}).get("seeds")) or done
+    """Return what limits the verdict: one seed, failed seeds, stand-ins."""
+    arm, difference = facts.arms(comparison)[name], facts.difference(comparison, name)
+    lines, done = [], facts.seeds_done(arm)
+    seeds = facts.number((difference or {}).get("seeds")) or done
     if facts.mean(arm) is not None and seeds == 1:
-        luck = "the interval covers the test examples only, not the luck of the seed"
-        told.append(f"One seed: {luck}." if found else "One seed: how much of it is luck is not known.")
+        covered = "the interval covers the test examples only, not the variation between seeds"
+        lines.append(f"One seed: {covered}." if difference else "One seed: the variation between seeds is not known.")
     failed = len(arm.get("failures") or [])
     if failed and done:
-        told.append(
-            f"{failed} of {failed + done} seeds failed and {'is' if failed == 1 else 'are'} not in the figures."
-        )
+        verb = "is" if failed == 1 else "are"
+        lines.append(f"{failed} of {failed + done} seeds failed and {verb} not in the figures.")
     if comparison.get("embedded"):
-        told.append(stand_in(comparison))
-    return told
+        lines.append(stand_in(comparison))
+    return lines
 
 
 def stand_in(comparison: Comparison) -> str:
-    """That the figures come from embedded stand-ins, and which."""
-    stands_in = facts.stand_ins(comparison)
-    named = ", ".join(f"{what} {name}" for what, name in stands_in.items())
-    what = "embedded stand-ins" if len(stands_in) > 1 else "an embedded stand-in"
-    return f"Measured on {what} ({named}), not on the recipe's own {' and '.join(stands_in)}."
+    """Return the sentence that names the embedded stand-ins."""
+    stand_ins = facts.stand_ins(comparison)
+    names = ", ".join(f"{part} {name}" for part, name in stand_ins.items())
+    nouns = "embedded stand-ins" if len(stand_ins) > 1 else "an embedded stand-in"
+    return f"Measured on {nouns} ({names}), not on the recipe's own {' and '.join(stand_ins)}."
 
 
 def failure(arm: dict) -> str:
-    """Why an arm has no figures, in a few words: "out of memory", "failed: ValueError: ...", "no figures"."""
-    reason = facts.telling_line(arm.get("error")).rstrip(".")
+    """Return why an arm has no figures: "out of memory", "failed: ValueError: ...", "no figures"."""
+    reason = facts.error_line(arm.get("error")).rstrip(".")
     if not reason and arm.get("failures"):
-        reason = facts.telling_line(arm["failures"][0].get("error")).rstrip(".")
+        reason = facts.error_line(arm["failures"][0].get("error")).rstrip(".")
     if arm.get("status") == "out-of-memory":
         return f"out of memory: {reason}" if reason and "out of memory" not in reason.lower() else "out of memory"
     if arm.get("status") == "failed":
@@ -209,14 +210,16 @@ def failure(arm: dict) -> str:
 
 
 def forgetting(comparison: Comparison) -> list[str]:
-    """A line for each extra evaluation set: the base's value before and each arm's after."""
+    """Return a line for each extra evaluation split: the base's value before tuning and each arm's after."""
     metric, lines = facts.metric(comparison), []
     for split in facts.extra_splits(comparison):
         before, after = facts.base_value(comparison, split), []
         for name, arm in facts.arms(comparison).items():
             value = facts.split_value(arm, split, metric)
             if value is not None:
-                moved = _change(before, value, metric, _interval(comparison, split, name, before))
+                moved = ""
+                if before is not None:
+                    moved = f" ({change(value - before, metric)}{_forgetting_interval(comparison, split, name)})"
                 after.append(f"{_mentioned(comparison, name)} {fmt.quality(value, metric)}{moved}")
         if after:
             start = f"before tuning {fmt.quality(before, metric)}; after: " if before is not None else "after tuning: "
@@ -225,7 +228,7 @@ def forgetting(comparison: Comparison) -> list[str]:
 
 
 def latency(comparison: Comparison) -> str:
-    """One line of every arm's latency, for where the table has no room for it; empty where none was measured."""
+    """Return one line with the latency of every arm, for narrow tables; empty if none was measured."""
     base, each = None, []
     for name, arm in facts.measured(comparison).items():
         figures = arm.get("latency_ms") or {}
@@ -235,38 +238,30 @@ def latency(comparison: Comparison) -> str:
         elif base is None:
             base = facts.number(figures.get("base"))
         if own is not None:
-            told = f" (merged {fmt.milliseconds(merged)})" if merged is not None else ""
-            each.append(f"{_mentioned(comparison, name)} {fmt.milliseconds(own)}{told}")
+            suffix = f" (merged {fmt.milliseconds(merged)})" if merged is not None else ""
+            each.append(f"{_mentioned(comparison, name)} {fmt.milliseconds(own)}{suffix}")
     first = [f"the base {fmt.milliseconds(base)}"] if base is not None else []
     return f"Latency at batch 1: {', '.join(first + each)}." if each else ""
 
 
-def _change(before: float | None, after: float, metric: str, interval: str) -> str:
-    if before is None:
+def _forgetting_interval(comparison: Comparison, split: str, name: str) -> str:
+    """Return ", 95 % interval -1.6 to -0.3: forgot" for an arm's change on an extra split, if it has an interval."""
+    entry = (((comparison.get("forgetting") or {}).get(split) or {}).get("arms") or {}).get(name)
+    if not entry:
         return ""
-    return f" ({change(after - before, metric)}{interval})"
-
-
-def _interval(comparison: Comparison, split: str, name: str, before: float | None) -> str:
-    """ ", 95 % interval -1.6 to -0.3: forgot" for a change on a further set, where the comparison has its interval."""
-    found = (comparison.get("forgetting") or {}).get(split) or {}
-    told = (found.get("arms") or {}).get(name)
-    if not told or before is None:
-        return ""
-    metric = facts.metric(comparison)
-    scale, digits = (100, 1) if fmt.is_share(metric) else (1, 3)
-    low, high = (fmt.signed(scale * bound, digits) for bound in told["ci95"])
-    verdict = {"worse": "forgot", "better": "gained", "equivalent": "kept"}.get(told["verdict"], "not shown")
+    scale, digits = (100, 1) if fmt.is_share(facts.metric(comparison)) else (1, 3)
+    low, high = (fmt.signed(scale * bound, digits) for bound in entry["ci95"])
+    verdict = {"worse": "forgot", "better": "gained", "equivalent": "kept"}.get(entry["verdict"], "not shown")
     return f", 95 % interval {low} to {high}: {verdict}"
 
 
 def change(amount: float, metric: str) -> str:
-    """A change of a metric: "-1.1 points", "+0.021"."""
+    """Format a change of a metric: "-1.1 points", "+0.021"."""
     return f"{fmt.signed(100 * amount)} points" if fmt.is_share(metric) else fmt.signed(amount, 3)
 
 
 def code_spans(text: str) -> list[tuple[bool, str]]:
-    """`text` cut at its backticks: (is code, piece). Advice marks commands so; each renderer shows them in its way."""
+    """Split `text` at its backticks, which mark commands in advice, into (is code, piece)."""
     return [(index % 2 == 1, piece) for index, piece in enumerate(text.split("`")) if piece]
 
 
@@ -283,15 +278,16 @@ def _other(comparison: Comparison, name: str) -> str:
     return _named(comparison, name, FULL_NAME, "training the head alone")
 
 
+def reference_name(comparison: Comparison, name: str) -> str:
+    """Return the name of an arm's reference inside a sentence."""
+    against = facts.reference(comparison, name)
+    return _other(comparison, against) if against else "the reference"
+
+
 def _mentioned(comparison: Comparison, name: str) -> str:
     return _named(comparison, name, FULL_NAME, "the head alone")
 
 
-def _inside(subject: str) -> str:
-    """A subject in the middle of a sentence."""
-    return subject[0].lower() + subject[1:] if subject.startswith(("Full", "Training")) else subject
-
-
 def _named(comparison: Comparison, name: str, full: str, head: str) -> str:
-    called = facts.label(comparison, name)
-    return {"Full fine-tuning": full, "Head only": head}.get(called, called)
+    label = facts.label(comparison, name)
+    return {"Full fine-tuning": full, "Head only": head}.get(label, label)

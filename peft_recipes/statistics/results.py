@@ -1,4 +1,4 @@
-"""From run.json files to one comparison: means over seeds, paired differences with intervals, verdicts."""
+"""Combine run.json files into a comparison: means over seeds, paired differences with intervals, verdicts."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from peft_recipes.statistics.bootstrap import Difference, margin_for, paired_dif
 from peft_recipes.statistics.ranks import rank_verdicts
 
 FULL = "full"
-_CURVE_POINTS = 200  # what a plot can show
+_CURVE_POINTS = 200  # the most per curve in comparison.json
+
+Scores = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # ids, scores and weights of the examples of a split
 
 
 def comparison_data(
     recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """comparison.json of the runs of one recipe, keyed by (arm, seed)."""
+    """Return the contents of comparison.json for the runs of one recipe, keyed by (arm, seed)."""
     table = {arm: _arm(recipe, arm, {seed: runs[arm, seed] for seed in seeds}) for arm in arms}
-    some = next((run for run in [base, *runs.values()] if run.ok), None)
+    finished = [run for run in (base, *runs.values()) if run.ok]
+    first = finished[0].data if finished else {"rows": {}, "samples": None, "environment": {}}
     full = table.get(FULL)
     margin = recipe.margin or margin_for(recipe.metric, full["metric"]["mean"] if full and full["metric"] else 1.0)
-    differences = {}
-    if full is not None and full["status"] == "ok":
-        for arm in arms:
-            if arm != FULL and (found := _difference(recipe, runs, arm, seeds, margin)):
-                differences[arm] = found
+    others = [arm for arm in arms if arm != FULL] if full and full["status"] == "ok" else []
+    differences = {arm: _difference(recipe, runs, arm, seeds, margin) for arm in others}
     return {
         "schema": 1,
         "recipe": recipe.name,
@@ -44,27 +44,27 @@ def comparison_data(
         "metric": recipe.metric,
         "higher_is_better": recipe.higher_is_better,
         "margin": margin,
-        "rows": some.data["rows"] if some else {},
+        "rows": first["rows"],
         "seeds": list(seeds),
         "base": _base(base),
         "arms": table,
-        "differences": differences,
+        "differences": {arm: difference for arm, difference in differences.items() if difference},
         "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
         "forgetting": _forgetting(recipe, runs, base, arms, seeds),
-        "samples": some.data["samples"] if some else None,
-        "environment": some.data["environment"] if some else {},
-        "notes": _notes(recipe, [run for run in (base, *runs.values()) if run.ok]),
+        "samples": first["samples"],
+        "environment": first["environment"],
+        "notes": _notes(recipe, finished),
     }
 
 
 def _notes(recipe: Recipe, runs: list[Run]) -> list[str]:
-    said = list(dict.fromkeys(note for run in runs for note in run.data["notes"]))
+    notes = list(dict.fromkeys(note for run in runs for note in run.data["notes"]))
     if recipe.task == "text-classification" and not recipe.evaluate_also:
-        said.append(
-            "What was forgotten is not measured: the base has no head for these classes before tuning, so there is "
-            "nothing of its own to be held against. A set on which it has one goes under evaluate_also."
+        notes.append(
+            "Forgetting is not measured: the base has no head for these classes before tuning, so there is no score "
+            "to compare with. To measure it, name a set that the base has a head for under evaluate_also."
         )
-    return said
+    return notes
 
 
 def _base(run: Run) -> dict[str, Any]:
@@ -82,15 +82,18 @@ def _base(run: Run) -> dict[str, Any]:
 
 
 def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
-    """One arm's row: what is common to its runs, means of its metrics, medians of its costs."""
-    arm, good = recipe.arms[name], {seed: run for seed, run in runs.items() if run.ok}
-    failures = [{"seed": seed, "status": run.data["status"], "error": run.data["error"]}
-                for seed, run in runs.items() if not run.ok]  # fmt: skip
+    """Return one arm's entry: its configuration, means of its metrics, medians of its costs."""
+    arm, finished = recipe.arms[name], {seed: run for seed, run in runs.items() if run.ok}
+    failures = [
+        {"seed": seed, "status": run.data["status"], "error": run.data["error"]}
+        for seed, run in runs.items()
+        if not run.ok
+    ]
     targets = getattr(arm.peft, "target_modules", None)
-    row: dict[str, Any] = {
-        "status": "ok" if good else failures[0]["status"],
-        "error": None if good else failures[0]["error"],
-        "seeds": list(good),
+    entry: dict[str, Any] = {
+        "status": "ok" if finished else failures[0]["status"],
+        "error": None if finished else failures[0]["error"],
+        "seeds": list(finished),
         "failures": failures,
         "method": arm.method_name,
         "rank": rank_of(arm),
@@ -98,7 +101,7 @@ def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
         "target_modules": [targets] if isinstance(targets, str) else sorted(targets) if targets else None,
         "learning_rate": arm.learning_rate,
     }
-    return row | (_measured(recipe, list(good.values())) if good else dict.fromkeys(_MEASURED))
+    return entry | (_measured(recipe, list(finished.values())) if finished else dict.fromkeys(_MEASURED))
 
 
 def _measured(recipe: Recipe, runs: list[Run]) -> dict[str, Any]:
@@ -106,8 +109,8 @@ def _measured(recipe: Recipe, runs: list[Run]) -> dict[str, Any]:
     values = [run.metrics["test"][recipe.metric] for run in runs]
 
     def median(*path: str) -> float | None:
-        found = [_at(run.data, path) for run in runs]
-        return statistics.median(found) if all(v is not None for v in found) else None
+        values = [_at(run.data, path) for run in runs]
+        return None if None in values else statistics.median(values)
 
     counts = first["parameters"]
     return {
@@ -142,32 +145,13 @@ def _measured(recipe: Recipe, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-# What an arm of which no run was finished has no figure for.
+# The keys of `_measured`; null for an arm without a finished run.
 _MEASURED = (
-    "trainable_parameters",
-    "adapter_parameters",
-    "head_parameters",
-    "total_parameters",
-    "checkpoint_bytes",
-    "steps",
-    "metric",
-    "metrics",
-    "training_seconds",
-    "warmup_seconds",
-    "total_seconds",
-    "tokens_per_second",
-    "examples_per_second",
-    "padding_share",
-    "peak_memory_bytes",
-    "latency_ms",
-    "generation_tokens_per_second",
-    "curves",
-    "per_class",
-    "answers",
-    "checks",
-    "folder",
-    "notes",
-)
+    "trainable_parameters", "adapter_parameters", "head_parameters", "total_parameters", "checkpoint_bytes", "steps",
+    "metric", "metrics", "training_seconds", "warmup_seconds", "total_seconds", "tokens_per_second",
+    "examples_per_second", "padding_share", "peak_memory_bytes", "latency_ms", "generation_tokens_per_second", "curves",
+    "per_class", "answers", "checks", "folder", "notes",
+)  # fmt: skip
 
 
 def _at(data: Any, path: Sequence[str]) -> float | None:
@@ -196,17 +180,13 @@ def _class_means(reports: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def _curve(recipe: Recipe, run: Run) -> dict[str, Any]:
     training = run.data["training"]
-    every = math.ceil(len(training["losses"]) / _CURVE_POINTS) or 1
+    losses, size = training["losses"], math.ceil(len(training["losses"]) / _CURVE_POINTS) or 1
+    bins = [losses[start : start + size] for start in range(0, len(losses), size)]
     return {
         "seed": run.data["seed"],
-        # Each point is the mean of its stretch: a single step's loss is mostly the luck of its batch.
-        "loss": [_mean_point(training["losses"][i : i + every]) for i in range(0, len(training["losses"]), every)],
+        "loss": [[points[-1][0], statistics.fmean(loss for _, loss in points)] for points in bins],
         "validation": [[p["step"], p[recipe.metric]] for p in training["validation"] if recipe.metric in p],
     }
-
-
-def _mean_point(points: list[list[float]]) -> list[float]:
-    return [points[-1][0], statistics.fmean(loss for _, loss in points)]
 
 
 def _difference(
@@ -217,27 +197,24 @@ def _difference(
     margin: float,
     against: str = FULL,
 ) -> dict[str, Any] | None:
-    """An arm against another, paired by test example and seed, over the seeds that both finished."""
-    both = [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
-    if not both:
+    """Compare an arm with another, paired by test example and seed, over the seeds that both finished."""
+    shared = [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
+    if not shared:
         return None
-    ours, theirs = ([scores(runs[name, seed], recipe) for seed in both] for name in (arm, against))
-    found = _paired(ours, theirs, f"'{arm}' and '{against}'")
+    ours, theirs = ([scores(runs[name, seed], recipe) for seed in shared] for name in (arm, against))
+    difference = _paired(ours, theirs, f"'{arm}' and '{against}'")
     return {
         "against": against,
-        **found.to_dict(),
+        **difference.to_dict(),
         "margin": margin,
-        "verdict": verdict(found, margin, recipe.higher_is_better),
+        "verdict": verdict(difference, margin, recipe.higher_is_better),
     }
 
 
-Scores = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-
-
-def _paired(ours: list[Scores], theirs: list[Scores], who: str) -> Difference:
+def _paired(ours: list[Scores], theirs: list[Scores], names: str) -> Difference:
     ids = ours[0][0]
     if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
-        raise RuntimeError(f"The runs of {who} were not tested on the same examples.")
+        raise RuntimeError(f"The runs of {names} were not tested on the same examples.")
     return paired_difference(np.stack([s for _, s, _ in ours]), np.stack([s for _, s, _ in theirs]), weights=ours[0][2])
 
 
@@ -249,50 +226,53 @@ def _ranks(
     seeds: Sequence[int],
     margin: float,
 ) -> list[dict[str, Any]]:
-    """The ranks of one arm side by side, and the smallest that is enough."""
-    validation = {arm: table[arm]["metrics"]["validation"][recipe.metric] for arm in arms
-                  if table[arm]["metrics"] and "validation" in table[arm]["metrics"]}  # fmt: skip
-    against = lambda arm, best: _difference(recipe, runs, arm, seeds, margin, best)  # noqa: E731
-    return rank_verdicts(recipe, arms, validation, against, margin)
+    """Compare the ranks of one arm and name the smallest that is enough."""
+    validation = {
+        arm: table[arm]["metrics"]["validation"][recipe.metric]
+        for arm in arms
+        if "validation" in (table[arm]["metrics"] or {})
+    }
+    return rank_verdicts(
+        recipe, arms, validation, lambda arm, best: _difference(recipe, runs, arm, seeds, margin, best), margin
+    )
 
 
 def _forgetting(
     recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """What each arm lost or gained on the further evaluation sets: after minus before, with its interval.
+    """Compare each arm with the untuned base on the `evaluate_also` splits: after minus before, with its interval.
 
-    before: the untuned base, the same for every seed. The verdict is that of any difference, the margin 1 point, or 1 %
-    of the base's loss.
+    The base is the same for every seed. The margin is 1 point, or 1 % of the base's loss.
     """
-    found: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {}
     for split in recipe.evaluate_also if base.ok else ():
         if split not in base.metrics:
             continue
         before, value = scores(base, recipe, split), base.metrics[split][recipe.metric]
         margin = margin_for(recipe.metric, value)
-        found[split] = {"before": value, "margin": margin, "arms": {}}
+        changes[split] = {"before": value, "margin": margin, "arms": {}}
         for arm in arms:
             done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
             if done:
-                told = _paired([scores(run, recipe, split) for run in done], [before] * len(done), f"'{arm}'")
-                found[split]["arms"][arm] = {
+                change = _paired([scores(run, recipe, split) for run in done], [before] * len(done), f"'{arm}'")
+                changes[split]["arms"][arm] = {
                     "after": statistics.fmean(run.metrics[split][recipe.metric] for run in done),
-                    **told.to_dict(),
-                    "verdict": verdict(told, margin, recipe.higher_is_better),
+                    **change.to_dict(),
+                    "verdict": verdict(change, margin, recipe.higher_is_better),
                 }
-    return found
+    return changes
 
 
 def scores(run: Run, recipe: Recipe, split: str = "test") -> Scores:
-    """ids, the per-example scores whose (weighted) mean is the recipe's metric, and the weights, of a split."""
+    """Return ids, scores and weights of a split's examples; the weighted mean of the scores is the metric."""
     import pandas
 
-    rows = pandas.read_parquet(run.folder / "predictions.parquet")
-    rows = rows[rows["split"] == split]
-    ids = rows["id"].to_numpy()
+    examples = pandas.read_parquet(run.folder / "predictions.parquet")
+    examples = examples[examples["split"] == split]
+    ids = examples["id"].to_numpy()
     if recipe.metric == "accuracy":
-        return ids, (rows["label"] == rows["prediction"]).to_numpy(dtype=float), None
-    if recipe.task == "dpo":  # a pair has a score of its own by either metric
-        return ids, rows[recipe.metric].to_numpy(dtype=float), None
-    weights = rows["tokens"].to_numpy(dtype=float) if recipe.task in CAUSAL_TASKS else None
-    return ids, rows["loss"].to_numpy(dtype=float), weights
+        return ids, (examples["label"] == examples["prediction"]).to_numpy(dtype=float), None
+    if recipe.task == "dpo":  # each pair has a score for either metric
+        return ids, examples[recipe.metric].to_numpy(dtype=float), None
+    weights = examples["tokens"].to_numpy(dtype=float) if recipe.task in CAUSAL_TASKS else None
+    return ids, examples["loss"].to_numpy(dtype=float), weights

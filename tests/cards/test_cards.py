@@ -1,4 +1,4 @@
-"""The card of a run: what the Hub reads, what people read, the code in it run as it stands; no path of this machine."""
+"""Model cards: front matter, text, code that runs as written, no path of this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from card_code import code_in
 from conftest import compared_here
 from huggingface_hub import ModelCard
 
 from peft_recipes import RecipeError, train
 from peft_recipes.cards.content import run_card
-from peft_recipes.cards.loading_code import code_in
 from peft_recipes.cards.metadata import hub_base
 from peft_recipes.cards.write import comparison_of, published_card, write_cards
 from peft_recipes.catalog.recipes import load_recipe
@@ -27,7 +27,7 @@ NASTY = "a|b `x` <script>alert(1)</script> ```\n# no heading [x](http://y)"
 
 @pytest.fixture(scope="module")
 def made(request, tmp_path_factory, tiny, reviews):
-    """A comparison of all kinds of arms, two seeds; made once."""
+    """A comparison with a full, a head and a LoRA arm, two seeds."""
     from peft import LoraConfig
 
     from peft_recipes import Arm, Dataset, Recipe, targets
@@ -41,13 +41,12 @@ def made(request, tmp_path_factory, tiny, reviews):
             "lora": Arm(LoraConfig(r=4, lora_alpha=8, target_modules=targets("distilbert", "all-linear")), 2e-2),
         },
     )  # fmt: skip
-    # In one process: what a card holds does not depend on it.
     return compared_here(recipe, list(recipe.arms), [0, 1], tmp_path_factory.mktemp("compared"))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, made):
-    """The folder of a run that was trained alone."""
+    """The folder of a single run."""
     from peft_recipes.runs.folder import resolved_recipe
 
     recipe = resolved_recipe(made.folder / "recipe.yaml")
@@ -55,20 +54,20 @@ def alone(tmp_path_factory, made):
 
 
 def read(folder: Path) -> ModelCard:
-    """Its card, through huggingface_hub's own reading, which refuses what it does not know."""
+    """Load a card with huggingface_hub, which validates the front matter."""
     return ModelCard.load(folder / "README.md")
 
 
 def run_in(folder: Path) -> str:
-    """What the code of a folder's card prints, started there as a reader would."""
+    """Run the code of a folder's card in the folder and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code_in(folder / "README.md")], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", code_in((folder / "README.md").read_text())], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_every_run_of_a_comparison_has_a_card_with_the_verdict_and_all_arms(made):
+def test_each_run_of_a_comparison_has_a_card_with_the_verdict_and_all_arms(made):
     for arm in ("full", "head", "lora"):
         for seed in (0, 1):
             card = read(made.folder / arm / f"seed-{seed}")
@@ -80,21 +79,21 @@ def test_every_run_of_a_comparison_has_a_card_with_the_verdict_and_all_arms(made
     assert "nothing to load" in base.text and base.data.library_name == "transformers"
 
 
-def test_the_front_matter_is_what_the_hub_reads(made):
+def test_the_front_matter_has_library_tags_and_metrics(made):
     folder = made.folder / "lora" / "seed-1"
     data, run = read(folder).data, read_run(folder)
     assert data.library_name == "peft" and data.pipeline_tag == "text-classification"
     assert {"peft-recipes", "lora", "tiny"} <= set(data.tags) and "embedded-stand-in" not in data.tags
-    assert data.base_model is None  # a folder of this machine, which the Hub does not have
-    found = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
-    assert found["test", "accuracy"] == pytest.approx(run.metrics["test"]["accuracy"])
-    assert found["test", "f1"] == pytest.approx(run.metrics["test"]["macro_f1"], abs=1e-6)
-    assert all(split != "validation" for split, _ in found)
+    assert data.base_model is None  # a local folder
+    results = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
+    assert results["test", "accuracy"] == pytest.approx(run.metrics["test"]["accuracy"])
+    assert results["test", "f1"] == pytest.approx(run.metrics["test"]["macro_f1"], abs=1e-6)
+    assert all(split != "validation" for split, _ in results)
     assert data.eval_results[0].dataset_name == "reviews.csv" and data.eval_results[0].dataset_type == "csv"
     assert read(made.folder / "full" / "seed-0").data.library_name == "transformers"
 
 
-def test_a_base_and_data_of_the_hub_are_named(made):
+def test_base_and_dataset_on_the_hub_are_in_the_front_matter(made):
     run = read_run(made.folder / "lora" / "seed-0")
     recipe = load_recipe(made.folder / "recipe.yaml").with_changes(
         {"model": "some/tiny", "dataset": {"path": "other/reviews", "revision": "v2"}}
@@ -107,46 +106,46 @@ def test_a_base_and_data_of_the_hub_are_named(made):
     assert full.data.base_model_relation == "finetune"
 
 
-def test_a_stand_in_says_so_and_names_what_it_is():
+def test_the_base_model_is_set_only_for_a_base_on_the_hub():
     recipe = load_recipe("smollm2-alpaca", embedded=True)
     assert hub_base(recipe) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert hub_base(load_recipe("mnist-shift", embedded=True)) is None
     assert hub_base(load_recipe("mnist-shift")) is None
-    assert hub_base(load_recipe("distilbert-imdb", embedded=True)) is None  # a BERT rewritten, which the Hub has not
+    assert hub_base(load_recipe("distilbert-imdb", embedded=True)) is None  # a converted BERT that is not on the Hub
     assert hub_base(load_recipe("distilbert-imdb")) == "distilbert/distilbert-base-uncased"
 
 
 @pytest.mark.parametrize("arm", ["lora", "full", "head"])
-def test_the_code_of_a_card_runs_as_it_stands(made, tiny, tmp_path, arm):
-    """In the run's own folder; a local base is put where the card says."""
+def test_the_code_of_a_card_runs_as_written(made, tiny, tmp_path, arm):
+    """It runs in the run's folder, with a copy of the local base where the card says."""
     folder = shutil.copytree(made.folder / arm / "seed-0", tmp_path / "pulled")
     if arm != "full":
         (folder / tiny("distilbert").name).symlink_to(tiny("distilbert"))
     assert run_in(folder) in ("good", "bad")
 
 
-def test_the_code_of_a_causal_card_runs_as_it_stands(instruct, tiny, tmp_path):
+def test_the_code_of_a_causal_card_runs_as_written(instruct, tiny, tmp_path):
     folder = train(instruct(), "lora", output=tmp_path).folder
-    assert "chat_template" in code_in(folder / "README.md")
+    assert "chat_template" in code_in((folder / "README.md").read_text())
     (folder / tiny("llama").name).symlink_to(tiny("llama"))
     run_in(folder)
 
 
-def test_a_run_trained_alone_has_a_card_without_a_comparison(alone):
+def test_the_card_of_a_single_run_has_no_comparison(alone):
     card = read(alone)
     assert "there is no full fine-tune to compare it with" in card.text and "trained alone" in card.text
-    assert "Every arm" not in card.text and "One seed" in card.text
+    assert "All arms" not in card.text and "One seed" in card.text
     assert (alone / "plots" / "loss.png").is_file() and "plots/loss.png" in card.text
 
 
-def test_plots_are_files_that_are_there(made):
+def test_all_plots_of_a_card_exist(made):
     folder = made.folder / "lora" / "seed-0"
     shown = {line.partition("](")[2].rstrip(")") for line in read(folder).text.splitlines() if line.startswith("![")}
     assert {"plots/difference.png", "plots/loss.png"} <= shown
     assert all((folder / path).is_file() for path in shown)
 
 
-def test_no_card_has_a_path_of_this_machine(made, alone, tiny, reviews):
+def test_no_card_contains_a_path_of_this_machine(made, alone, tiny, reviews):
     for folder in [*made.folder.glob("*/seed-*"), alone]:
         text = (folder / "README.md").read_text()
         for secret in (str(tiny("distilbert").parent), str(reviews.parent), str(made.folder), str(Path.home()),
@@ -156,14 +155,14 @@ def test_no_card_has_a_path_of_this_machine(made, alone, tiny, reviews):
         assert "./reviews.csv" in text
 
 
-def test_text_from_recipe_and_data_is_no_markup_and_no_code(made):
+def test_text_from_recipe_and_data_is_neither_markup_nor_code(made):
     run = read_run(made.folder / "lora" / "seed-0")
     run.data["per_class"] = [{"label": NASTY + '"); import os  # ', "f1": 1.0}, {"label": "x\u202e", "f1": 1.0}]
     run.data["notes"] = [NASTY]
     recipe = load_recipe(made.folder / "recipe.yaml").with_changes({"title": NASTY, "description": NASTY})
     card = ModelCard(str(run_card(run, recipe, {**made.data, "title": NASTY, "notes": [NASTY]}, [])))
     outside, fenced = [], ""
-    for line in card.text.splitlines():  # what stands in a fence is shown as it is
+    for line in card.text.splitlines():  # skip code blocks, whose text is never markup
         marks = line[: len(line) - len(line.lstrip("`"))]
         if len(marks) >= 3 and (not fenced or (marks == fenced and line == marks)):
             fenced = "" if fenced else marks
@@ -178,15 +177,15 @@ def test_text_from_recipe_and_data_is_no_markup_and_no_code(made):
     assert "\u202e" not in code and "import os" not in code.replace("\\n", "\n").splitlines()
 
 
-def test_numbers_that_are_none_leave_the_card_valid(made):
+def test_a_card_without_a_metric_is_valid(made):
     run = read_run(made.folder / "lora" / "seed-0")
     run.data["metrics"]["test"]["loss"] = None
     card = ModelCard(str(run_card(run, load_recipe(made.folder / "recipe.yaml"), made.data, [])))
     assert {r.metric_type for r in card.data.eval_results} == {"accuracy", "f1"}
 
 
-def test_cards_are_written_again_with_the_report(made, tmp_path):
-    """Of what lies there: a run that is gone has none, a stale figure goes."""
+def test_writing_the_cards_again_removes_stale_plots(made, tmp_path):
+    """Only runs that still exist get a card."""
     folder = shutil.copytree(made.folder, tmp_path / "tiny")
     shutil.rmtree(folder / "head")
     (folder / "lora" / "seed-0" / "plots" / "rank.png").write_bytes(b"old")
@@ -196,8 +195,8 @@ def test_cards_are_written_again_with_the_report(made, tmp_path):
     assert not (folder / "lora" / "seed-0" / "plots" / "rank.png").exists()
 
 
-def test_a_run_is_shown_with_its_own_comparison_only(made, alone, tmp_path):
-    """What lies above a folder may be another comparison than the one that it came from."""
+def test_a_run_belongs_only_to_a_comparison_with_its_figures(made, alone, tmp_path):
+    """The folder above a run may have another comparison."""
     assert comparison_of(read_run(made.folder / "lora" / "seed-0")) is not None
     stray = tmp_path / "tiny" / "lora" / "seed-0"
     shutil.copytree(alone, stray)
@@ -207,17 +206,17 @@ def test_a_run_is_shown_with_its_own_comparison_only(made, alone, tmp_path):
     assert comparison_of(read_run(stray)) is None
 
 
-def test_the_card_that_is_published_is_the_one_that_lies_there(made, tmp_path):
+def test_the_published_card_keeps_the_users_edits(made, tmp_path):
     folder = shutil.copytree(made.folder / "lora" / "seed-0", tmp_path / "moved")
     path = folder / "README.md"
     path.write_text(path.read_text().replace("## Use it", "My own words.\n\n## Use it"))
     text = published_card(folder, "me/mine", "mit")
     card = ModelCard(text)
-    assert "My own words." in text and "Every arm of the comparison" in text
+    assert "My own words." in text and "All arms of the comparison" in text
     assert card.data.license == "mit" and card.data.model_name == "mine"
     assert 'adapter = "me/mine"' in code_in(text) and "peft-recipes reproduce me/mine" in text
     assert "THIS_FOLDER" not in text
-    path.unlink()  # of a run from before there were cards
+    path.unlink()  # a run of an older version
     assert "## Use it" in published_card(folder, "me/mine")
     path.write_text("---\na: [\n---\n")
     with pytest.raises(RecipeError, match=r"README.md: "):

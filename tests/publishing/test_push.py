@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from card_code import code_in
 from hub_client import Client
 from hub_server import Fault, Hub
 from huggingface_hub import ModelCard
 from malformed import change_tensors
 
-from peft_recipes.cards.loading_code import code_in
 from peft_recipes.runs.folder import read_run
 
 TOKEN = "hf_this_token_is_marked_and_must_not_show"
@@ -296,7 +296,7 @@ def test_all_sends_every_adapter_and_an_index_of_them(client, hub, compared):
     assert "team/mine-lora]" in index.text and "the median of 2" in index.text and "95 % interval" in index.text
     assert not any(path.endswith(".safetensors") for path in hub.files("team/mine"))
     card = ModelCard(hub.files("team/mine-lora")["README.md"].decode())
-    assert "Every arm of the comparison" in card.text and "Full fine-tuning" in card.text
+    assert "All arms of the comparison" in card.text and "Full fine-tuning" in card.text
     runs = [read_run(compared / "lora" / f"seed-{seed}") for seed in (0, 1)]
     lower = min(runs, key=lambda run: (run.metrics["test"]["accuracy"], run.data["seed"]))
     assert json.loads(hub.files("team/mine-lora")["run.json"])["seed"] == lower.data["seed"]

@@ -1,4 +1,4 @@
-"""What tuning made a model forget: further evaluation sets, before and after, with intervals; plain text too."""
+"""Forgetting: further evaluation splits before and after tuning, with intervals; also plain text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from peft_recipes.tasks.registry import task_of
 
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory):
-    """A jsonl of plain texts under a column of its own, some blank."""
+    """A jsonl of plain texts in the column "body", some blank."""
     path = tmp_path_factory.mktemp("prose") / "prose.jsonl"
-    rows = [{"said": text} for text, _ in sentences(30, seed=9)] + [{"said": " "}] * 5
+    rows = [{"body": text} for text, _ in sentences(30, seed=9)] + [{"body": " "}] * 5
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
 
@@ -31,7 +31,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture
 def comparison(instruct, prose, kept):
-    plain = {"path": str(prose), "text": "said", "format": "text", "test": 20}
+    plain = {"path": str(prose), "text": "body", "format": "text", "test": 20}
     return compared_here(instruct(evaluate_also={"plain": plain}), ["full", "lora"], [0, 1], kept)
 
 
@@ -41,7 +41,7 @@ def test_plain_text_is_evaluated_before_and_after(comparison):
     assert {"loss", "perplexity", "token_accuracy"} <= set(data["arms"]["lora"]["metrics"]["plain"])
 
 
-def test_what_was_lost_is_paired_with_the_base_by_example(comparison):
+def test_the_change_is_paired_with_the_base_by_example(comparison):
     def losses(run):
         rows = pandas.read_parquet(comparison.folder / run / "predictions.parquet")
         rows = rows[rows["split"] == "plain"]
@@ -51,32 +51,34 @@ def test_what_was_lost_is_paired_with_the_base_by_example(comparison):
     base = losses("base/seed-0")
     assert all(run[0] == base[0] for run in runs)
     expected = paired_difference(np.stack([r[1] for r in runs]), np.stack([base[1]] * 2), weights=base[2].astype(float))
-    found = comparison.data["forgetting"]["plain"]
-    said = found["arms"]["full"]
-    assert said["estimate"] == pytest.approx(expected.estimate) and said["ci95"] == pytest.approx(list(expected.ci95))
+    entry = comparison.data["forgetting"]["plain"]
+    change = entry["arms"]["full"]
+    assert change["estimate"] == pytest.approx(expected.estimate) and change["ci95"] == pytest.approx(
+        list(expected.ci95)
+    )
     before, after = comparison.data["base"]["metrics"], comparison.data["arms"]["full"]["metrics"]
-    assert said["estimate"] == pytest.approx(after["plain"]["loss"] - before["plain"]["loss"], abs=1e-6)
-    assert found["margin"] == pytest.approx(0.01 * before["plain"]["loss"])
+    assert change["estimate"] == pytest.approx(after["plain"]["loss"] - before["plain"]["loss"], abs=1e-6)
+    assert entry["margin"] == pytest.approx(0.01 * before["plain"]["loss"])
 
 
-def test_it_stands_in_the_table_the_words_and_the_plot(comparison):
+def test_forgetting_is_in_the_table_the_text_and_the_plot(comparison):
     assert "Plain loss" in comparison.table()
     (line,) = forgetting(comparison.data)
     assert line.startswith("Plain loss before tuning") and line.count("95 % interval") == 2
     assert (comparison.folder / "plots" / "forgetting.png").is_file()
 
 
-def test_a_set_that_the_hub_does_not_give_is_a_note_and_a_file_that_is_not_there_an_error(instruct, prose):
+def test_an_unreachable_set_is_a_note_and_a_missing_file_is_an_error(instruct, prose):
     task = task_of(instruct(evaluate_also={"plain": {"path": "nobody/nothing", "format": "text"}}))
     made = task.prepare()
     assert "plain" not in made.splits and "Left out: evaluate_also.plain" in " ".join(made.notes)
     with pytest.raises(RecipeError, match=r"evaluate_also\.plain.*is not there"):
         task_of(instruct(evaluate_also={"plain": {"path": "./none.jsonl", "format": "text"}})).prepare()
     with pytest.raises(RecipeError, match="asks for 100"):
-        task_of(instruct(evaluate_also={"plain": {"path": str(prose), "text": "said", "test": 100}})).prepare()
+        task_of(instruct(evaluate_also={"plain": {"path": str(prose), "text": "body", "test": 100}})).prepare()
 
 
-def test_the_causal_recipes_say_what_they_forget_and_the_classifiers_why_they_do_not(classify, tmp_path):
+def test_causal_recipes_measure_forgetting_and_classifiers_say_why_not(classify, tmp_path):
     for name in ("gpt2-code", "smollm2-alpaca"):
         assert load_recipe(name).evaluate_also["plain"]["path"] == "Salesforce/wikitext"
         shown = load_recipe(name, embedded=True).evaluate_also["plain"]

@@ -1,4 +1,4 @@
-"""The report: what it says, that it is whole in one file, and that nothing from outside is read as markup."""
+"""The report: its text, its files, and that untrusted text is never read as markup."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVIL = "<script>alert('x')</script>|`a`[red]\n$x_1$"
 
 
 def small(**lora) -> dict:
-    """Two arms, full and lora r=16, accuracy as the metric, three seeds, equivalent. Invented."""
+    """Invent a comparison of full and lora r=16 by accuracy, three seeds, equivalent."""
     comparison = image_comparison(embedded=False)
     full, arm = comparison["arms"]["full"], comparison["arms"]["lora"]
     full |= {"trainable_parameters": 134_515_008, "checkpoint_bytes": 538_060_032, "peak_memory_bytes": 8_000_000_000}
@@ -44,7 +44,7 @@ def small(**lora) -> dict:
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with attributes, and the text outside style."""
+    """The tags of a page with their attributes, and its text without style."""
 
     VOID = ("meta", "link", "img", "br", "path", "use")
 
@@ -75,7 +75,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> tuple[Path, list[Path]]:
-    """One whole report on disk, seven arms."""
+    """A report of seven arms on disk."""
     folder = tmp_path_factory.mktemp("report")
     return folder, write_reports(image_comparison(), folder)
 
@@ -94,7 +94,7 @@ def printed(comparison: dict, width: int = 120, **options) -> str:
 # The sentence
 
 
-def test_an_equivalent_arm_gets_the_sentence_that_the_design_promises():
+def test_the_sentence_of_an_equivalent_arm():
     assert sentences.verdict_sentence(small(), "lora") == (
         "LoRA r=16 keeps 99.1 % of full fine-tuning's accuracy (difference -0.4 points, 95 % interval -1.1 to +0.3: "
         "equivalent within 1.5 points), with 1.4 % of the parameters, 41 % of the memory, 1.7x the speed and a 7.4 MB "
@@ -102,7 +102,7 @@ def test_an_equivalent_arm_gets_the_sentence_that_the_design_promises():
     )
 
 
-def test_a_worse_arm_is_called_worse_first():
+def test_the_sentence_of_a_worse_arm_starts_with_that():
     sentence = sentences.verdict_sentence(image_comparison(embedded=False), "lora")
     assert sentence.startswith(
         "LoRA r=8 is worse than full fine-tuning: it keeps 90.4 % of full's accuracy (difference -8.5 points, "
@@ -110,14 +110,14 @@ def test_a_worse_arm_is_called_worse_first():
     )
 
 
-def test_a_better_arm_reaches_more_than_all_of_fulls_accuracy():
+def test_a_better_arm_reaches_more_than_100_percent_of_full():
     comparison = small(metric={"mean": 0.47, "sd": 0.01, "values": [0.47] * 3})
     comparison["differences"]["lora"] = difference(0.026, 0.012, 0.04, "better")
     sentence = sentences.verdict_sentence(comparison, "lora")
     assert "is better than full fine-tuning: it reaches 105.9 % of full's accuracy (difference +2.6 points" in sentence
 
 
-def test_what_is_not_shown_is_said_not_to_be_shown():
+def test_the_sentence_of_an_open_verdict():
     comparison = small()
     comparison["differences"]["lora"] = difference(-0.01, -0.034, 0.013, "not shown")
     sentence = sentences.verdict_sentence(comparison, "lora")
@@ -125,16 +125,16 @@ def test_what_is_not_shown_is_said_not_to_be_shown():
     assert "-3.4 to +1.3, which neither excludes zero nor stays within 1 point" in sentence
 
 
-def test_one_seed_is_named_as_not_covering_luck():
+def test_one_seed_is_a_caveat():
     comparison = small(metric={"mean": 0.44, "sd": None, "values": [0.44]})
     comparison["differences"]["lora"]["seeds"] = 1
     assert sentences.verdict_sentence(comparison, "lora").endswith(
-        "One seed: the interval covers the test examples only, not the luck of the seed."
+        "One seed: the interval covers the test examples only, not the variation between seeds."
     )
     assert "One seed" not in sentences.verdict_sentence(small(), "lora")
 
 
-def test_without_a_full_arm_the_figures_stand_alone_and_say_so():
+def test_without_a_full_arm_the_sentence_has_absolute_figures():
     comparison = small()
     del comparison["arms"]["full"], comparison["differences"]
     sentence = sentences.verdict_sentence(comparison, "lora")
@@ -143,19 +143,19 @@ def test_without_a_full_arm_the_figures_stand_alone_and_say_so():
     assert "keeps" not in sentence
 
 
-def test_a_full_arm_that_failed_is_named_with_its_reason():
+def test_a_failed_full_arm_is_named_with_its_reason():
     comparison = small()
     comparison["arms"]["full"] |= {"status": "out-of-memory", "error": None, "metric": {"mean": None, "values": []}}
     sentence = sentences.verdict_sentence(comparison, "lora")
     assert "full fine-tuning has no result to compare it with (out of memory)" in sentence
 
 
-def test_an_arm_that_failed_has_its_error_in_its_sentence():
+def test_a_failed_arm_has_its_error_in_its_sentence():
     comparison = small(status="failed", error=TRACEBACK, metric=None)
     assert sentences.verdict_sentence(comparison, "lora") == "LoRA r=16 has no result: failed: ValueError: loss is nan."
 
 
-def test_a_difference_without_an_interval_claims_no_verdict():
+def test_a_difference_without_an_interval_has_no_verdict():
     comparison = small()
     comparison["differences"] = {}
     sentence = sentences.verdict_sentence(comparison, "lora")
@@ -191,12 +191,12 @@ def test_the_full_arm_is_not_compared_with_itself():
 @pytest.mark.parametrize(
     ("low", "high", "verdict", "shown"),
     [
-        (-0.0104, 0.003, "not shown", "-1.04 to +0.30"),  # -1.0 would look as if it lay within 1 point
-        (-0.031, -0.0003, "worse", "-3.10 to -0.03"),  # -0.0 would look as if it held zero
+        (-0.0104, 0.003, "not shown", "-1.04 to +0.30"),  # -1.0 would be within 1 point
+        (-0.031, -0.0003, "worse", "-3.10 to -0.03"),  # -0.0 would include zero
         (-0.0099, 0.0099, "equivalent", "-1.0 to +1.0"),
     ],
 )
-def test_rounding_never_contradicts_the_verdict(low, high, verdict, shown):
+def test_the_rounded_interval_agrees_with_the_verdict(low, high, verdict, shown):
     comparison = small()
     comparison["differences"]["lora"] = difference((low + high) / 2, low, high, verdict)
     assert sentences.describe_difference(comparison, "lora").interval == shown
@@ -224,11 +224,11 @@ def test_the_report_leads_with_the_adapter_named_lora():
         ("head", {"method": "head"}, "Head only"),
     ],
 )
-def test_an_arm_is_called_by_its_method_and_rank_and_by_its_name_where_that_says_more(name, arm, label):
+def test_the_label_of_an_arm_has_method_rank_and_a_name_that_adds_to_them(name, arm, label):
     assert facts.label({"arms": {name: arm}}, name) == label
 
 
-def test_what_was_forgotten_stands_beside_what_was_before():
+def test_forgetting_compares_each_arm_with_the_base():
     (line,) = sentences.forgetting(image_comparison())
     assert line.startswith("Clean accuracy before tuning 98.6 %; after: full fine-tuning 95.1 % (-3.5 points), ")
     assert "LoRA r=8 96.7 % (-1.9 points)" in line
@@ -257,7 +257,7 @@ def test_what_was_forgotten_stands_beside_what_was_before():
         (fmt.human_bytes(None), "-"), (fmt.seconds(float("inf")), "-"),
     ],
 )  # fmt: skip
-def test_numbers_are_written_as_people_read_them(shown, expected):
+def test_numbers_are_formatted_for_people(shown, expected):
     assert shown == expected
 
 
@@ -279,7 +279,7 @@ def test_a_failed_arm_is_a_row_with_its_reason():
     assert last.reason == "out of memory: The process was killed by the system (signal 9) at step 3"
 
 
-def test_a_cell_holds_its_share_of_full():
+def test_a_cell_has_its_share_of_full():
     row = next(row for row in rows.table(image_comparison()).rows if row.name == "lora")
     assert str(row.cells["checkpoint_bytes"]) == "111 kB (6.6 %)"
     assert str(row.cells["difference"]) == "-8.5 points (-10.1 to -6.9)"
@@ -294,7 +294,7 @@ def test_columns_without_any_value_are_left_out():
     assert not {"difference", "verdict"} & {column.key for column in rows.table(comparison).columns}
 
 
-def test_records_hold_raw_numbers_for_pandas():
+def test_records_are_raw_numbers_for_pandas():
     import pandas
 
     frame = pandas.DataFrame(rows.records(image_comparison())).set_index("arm")
@@ -307,7 +307,7 @@ def test_records_hold_raw_numbers_for_pandas():
 # Files
 
 
-def test_a_report_is_markdown_a_page_and_the_images_that_the_markdown_shows(report):
+def test_a_report_is_markdown_with_images_and_a_page(report):
     folder, written = report
     assert [path.name for path in written[:2]] == ["comparison.md", "comparison.html"]
     shown = re.findall(r"\]\((plots/[a-z]+\.png)\)", (folder / "comparison.md").read_text("utf-8"))
@@ -323,7 +323,7 @@ def test_the_same_comparison_gives_the_same_report(report, tmp_path):
         assert old.read_bytes() == new.read_bytes(), old.name
 
 
-def test_a_write_that_fails_leaves_the_old_report_whole(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_report_unchanged(tmp_path, monkeypatch):
     comparison = sft_comparison()
     comparison["arms"] = {"lora": comparison["arms"]["lora"] | {"curves": []}}
     (tmp_path / "comparison.md").write_text("old")
@@ -338,7 +338,7 @@ def test_a_write_that_fails_leaves_the_old_report_whole(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_figures_of_an_earlier_report_go_when_they_no_longer_belong(tmp_path):
+def test_stale_plots_are_removed(tmp_path):
     (tmp_path / "plots").mkdir()
     for name in ("rank.png", "mine.png"):
         (tmp_path / "plots" / name).write_bytes(b"old")
@@ -346,7 +346,7 @@ def test_figures_of_an_earlier_report_go_when_they_no_longer_belong(tmp_path):
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["mine.png"]
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_importing_the_package_is_light():
     heavy = "[name for name in ('matplotlib', 'jinja2', 'rich') if name in sys.modules]"
     code = f"import sys, peft_recipes.reporting.write; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -366,7 +366,7 @@ def test_the_page_loads_nothing_from_outside(report):
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)\)", html))
 
 
-def test_the_page_is_well_formed_and_its_ids_are_its_own(page):
+def test_the_page_is_well_formed_with_unique_ids(page):
     assert page.balanced and not page.open
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -374,7 +374,7 @@ def test_the_page_is_well_formed_and_its_ids_are_its_own(page):
     assert targets and set(targets) <= set(ids)
 
 
-def test_the_page_can_be_heard(page):
+def test_the_page_works_with_a_screen_reader(page):
     assert page.all("html")[0]["lang"] == "en"
     assert all(attrs.get("alt") for attrs in page.all("img"))
     assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
@@ -386,20 +386,20 @@ def test_the_page_can_be_heard(page):
     assert "Quality by rank" in page.text and "rank 2 77.1 %; rank 8 80.2 %; rank 16 81.8 %" in page.text
 
 
-def test_the_page_leads_with_the_verdict_and_holds_every_part(page):
+def test_the_page_starts_with_the_verdict_and_has_every_section(page):
     text = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
-    text = text[text.index("How it was measured") + 10 :]  # what comes after the list of sections
+    text = text[text.index("How it was measured") + 10 :]  # what follows the list of sections
     parts = [
         sentences.verdict_headline(image_comparison(), "lora"), "All arms, side by side", "Base, untuned",
         "Difference from full",
         "F1 by class", "Examples before and after", "What each arm forgot", "What to try next", "How it was measured",
         "Invented CPU", "Runs that failed",
     ]  # fmt: skip
-    places = [text.find(part) for part in parts]
-    assert -1 not in places and places == sorted(places)
+    positions = [text.find(part) for part in parts]
+    assert -1 not in positions and positions == sorted(positions)
 
 
-def test_every_colour_of_a_figure_follows_dark_mode(report):
+def test_every_colour_of_a_figure_is_a_css_variable(report):
     html = (report[0] / "comparison.html").read_text("utf-8")
     figures = re.findall(r'<svg viewBox="[^"]*" role="img".*?</svg>', html, re.DOTALL)
     assert len(figures) == 9
@@ -409,7 +409,7 @@ def test_every_colour_of_a_figure_follows_dark_mode(report):
     assert "prefers-color-scheme: dark" in html and "@media print" in html
 
 
-def test_answers_stand_side_by_side_and_long_ones_fold():
+def test_answers_are_side_by_side_and_long_ones_fold():
     html = render_html(sft_comparison(), [])
     page = Page(html)
     assert html.count('class="card question') == 3
@@ -419,12 +419,12 @@ def test_answers_stand_side_by_side_and_long_ones_fold():
     assert page.text.count("Air scatters short waves more than long ones.") >= 30
 
 
-def test_answers_to_another_prompt_are_not_shown_beside_it():
+def test_answers_to_another_prompt_are_left_out():
     comparison = sft_comparison()
     comparison["arms"]["lora-all"]["answers"][1]["prompt"] = "Another question"
-    asked, found = details.side_by_side(comparison)[1]
-    assert asked["prompt"] == "Why is the sky blue?"
-    assert [who for who, _ in found] == ["Base, untuned", "Full fine-tuning", "LoRA r=16"]
+    prompt, answers = details.side_by_side(comparison)[1]
+    assert prompt["prompt"] == "Why is the sky blue?"
+    assert [label for label, _ in answers] == ["Base, untuned", "Full fine-tuning", "LoRA r=16"]
 
 
 def test_a_broken_sample_image_is_left_out():
@@ -435,11 +435,11 @@ def test_a_broken_sample_image_is_left_out():
     assert sample_sheet(image_comparison(samples=None)) is None
 
 
-# Nothing from outside is markup
+# Untrusted text is never markup
 
 
 def hostile() -> dict:
-    """A comparison whose every text from outside tries to be markup."""
+    """Return a comparison in which every untrusted text is markup."""
     comparison = sft_comparison(
         title=EVIL, recipe=EVIL, dataset=EVIL, model=EVIL, notes=[EVIL], task=EVIL, embedded=True
     )
@@ -453,7 +453,7 @@ def hostile() -> dict:
     return comparison
 
 
-def test_markup_from_outside_is_shown_as_text_on_the_page():
+def test_untrusted_markup_is_text_on_the_page():
     comparison = hostile()
     html = render_html(comparison, plots(comparison))
     page = Page(html)
@@ -461,7 +461,7 @@ def test_markup_from_outside_is_shown_as_text_on_the_page():
     assert page.text.count("<script>alert('x')</script>") > 20
 
 
-def test_markup_from_outside_is_shown_as_text_in_markdown():
+def test_untrusted_markup_is_text_in_markdown():
     from markdown_it import MarkdownIt
 
     comparison = hostile()
@@ -484,13 +484,13 @@ def test_a_narrow_markdown_table_keeps_quality_and_costs():
     assert base == "| Base, untuned | 67.3 % |  |  | 98.6 % |  |  |  |  |"
 
 
-def test_a_fence_is_longer_than_any_run_of_backticks_inside():
+def test_a_fence_is_longer_than_any_run_of_backticks_in_the_text():
     assert fence("a\n````\nb").startswith("`````text\n") and fence("x").startswith("```text\n")
     assert fence("``\x00`").startswith("````text")
     assert escape("a|b\n<i>_x_") == r"a\|b &lt;i&gt;\_x\_"
 
 
-def test_markup_and_control_characters_do_nothing_in_the_terminal():
+def test_untrusted_markup_and_control_characters_are_text_in_the_terminal():
     comparison = hostile()
     comparison["title"] = "\x1b[31mred\x1b[0m [bold]b[/bold] \u202eright"
     shown = printed(comparison, force_terminal=False)
@@ -502,7 +502,7 @@ def test_markup_and_control_characters_do_nothing_in_the_terminal():
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_the_terminals_table_fits_and_cuts_no_figure(width):
+def test_the_table_fits_the_terminal_without_cut_figures(width):
     shown = printed(image_comparison(), width)
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
@@ -515,7 +515,7 @@ def test_the_terminal_shows_why_an_arm_failed():
     assert "✗ LoRA r=16 (lora-wide): out of memory: The process was killed by the system (signal 9) at step 3" in shown
 
 
-def test_the_terminal_says_what_was_forgotten_where_the_table_has_no_room_for_it():
+def test_forgetting_is_below_a_narrow_table():
     assert "Clean accuracy before tuning" in " ".join(printed(image_comparison(), 60).split())
     assert "Clean accuracy before tuning" not in printed(image_comparison(), 120)
 
@@ -523,7 +523,7 @@ def test_the_terminal_says_what_was_forgotten_where_the_table_has_no_room_for_it
 # Figures
 
 
-def test_a_figure_is_there_only_where_there_is_something_to_see():
+def test_a_plot_without_data_is_left_out():
     assert [plot.name for plot in plots(image_comparison())] == [
         "difference", "parameters", "loss", "validation", "time", "rank", "forgetting", "memory", "checkpoint",
     ]  # fmt: skip
@@ -531,11 +531,11 @@ def test_a_figure_is_there_only_where_there_is_something_to_see():
     assert plots({"arms": {}}) == []
 
 
-def test_the_rank_curve_joins_only_arms_that_differ_in_rank_alone():
+def test_the_rank_curve_joins_only_arms_that_differ_only_in_rank():
     assert facts.rank_groups(image_comparison()) == [["lora-r2", "lora", "lora-r16"]]
 
 
-def test_the_callers_own_matplotlib_settings_and_figures_are_left_alone():
+def test_the_callers_matplotlib_settings_and_figures_are_unchanged():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -546,13 +546,13 @@ def test_the_callers_own_matplotlib_settings_and_figures_are_left_alone():
     assert pyplot is None or not pyplot.get_fignums()
 
 
-def test_a_name_with_dollars_is_no_formula_in_a_figure():
+def test_a_name_with_dollars_is_not_a_formula_in_a_figure():
     comparison = small()
     comparison["arms"] = {"full": comparison["arms"]["full"], r"a$\bad{$": comparison["arms"]["lora"]}
     assert r"a$\bad{$" in re.sub("<desc.*?</desc>", "", plots(comparison)[0].svg())
 
 
-def test_no_two_arms_look_alike_even_without_colour():
+def test_arms_have_different_styles_even_without_colour():
     arms = {"full": {"method": "full"}, "head": {"method": "head"}} | {
         f"lora-{n}": {"method": "LORA"} for n in range(6)
     }
@@ -561,9 +561,9 @@ def test_no_two_arms_look_alike_even_without_colour():
     assert len({(style.colour, str(style.line)) for style in styles}) == len(styles)
 
 
-def test_labels_are_spread_apart_and_stay_inside():
-    placed = spread_out([5.0, 5.0, 5.1, 9.9], 1.0, 0.0, 10.0)
-    ordered = sorted(placed)
+def test_labels_are_spread_apart_and_stay_within_limits():
+    spread = spread_out([5.0, 5.0, 5.1, 9.9], 1.0, 0.0, 10.0)
+    ordered = sorted(spread)
     assert all(b - a >= 0.999 for a, b in itertools.pairwise(ordered)) and 0 <= ordered[0] <= ordered[-1] <= 10
     assert spread_out([], 1, 0, 1) == [] and spread_out([12.0], 1, 0, 10) == [10]
 
@@ -573,9 +573,9 @@ def test_labels_are_spread_apart_and_stay_inside():
 
 def without(path: str, value: object = None) -> dict:
     comparison = image_comparison()
-    *way, last = path.split("/")
+    *parents, last = path.split("/")
     holder = comparison
-    for step in way:
+    for step in parents:
         holder = holder[step]
     if value is None:
         holder.pop(last)
@@ -607,7 +607,7 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("name", INCOMPLETE)
-def test_an_incomplete_comparison_is_reported_as_far_as_it_goes(name):
+def test_an_incomplete_comparison_has_a_report(name):
     comparison = copy.deepcopy(INCOMPLETE[name])
     shown = render_html(comparison, []) + escape(render_markdown(comparison) + printed(comparison))
     shown += "".join(f"<p>{plot.title} {plot.caption} {plot.alt}</p>" for plot in plots(comparison))
@@ -623,23 +623,23 @@ def advised(comparison: dict) -> str:
     return "\n".join(advice.next_steps(comparison))
 
 
-def test_a_worse_adapter_is_advised_by_what_the_other_arms_showed():
-    told = advised(image_comparison())
+def test_advice_for_a_worse_adapter_uses_the_other_arms():
+    lines = advised(image_comparison())
     assert (
         "LoRA r=8 is 8.5 points worse than full fine-tuning. Higher ranks helped (rank 2 77.1 %, rank 16 81.8 %)"
-        in told
+        in lines
     )
-    assert "`peft-recipes compare mnist-shift --arms full,lora --embedded --set arms.lora.peft.r=32`" in told
-    assert "More targets helped: adapting conv2 too took it from 80.2 % to 86.1 %" in told
+    assert "`peft-recipes compare mnist-shift --arms full,lora --embedded --set arms.lora.peft.r=32`" in lines
+    assert "More targets helped: adapting conv2 too took it from 80.2 % to 86.1 %" in lines
 
 
-def test_a_rank_that_did_not_help_is_not_advised():
+def test_a_higher_rank_that_did_not_help_is_not_advised():
     comparison = image_comparison()
     comparison["arms"]["lora-r16"]["metric"]["mean"] = comparison["arms"]["lora-r2"]["metric"]["mean"] + 0.002
     assert "A higher rank did not help" in advised(comparison) and "peft.r=" not in advised(comparison)
 
 
-def test_an_adapter_at_fulls_learning_rate_is_told_to_try_ten_times_it():
+def test_an_adapter_at_the_learning_rate_of_full_should_try_ten_times_as_much():
     comparison = image_comparison()
     comparison["arms"]["lora"]["learning_rate"] = 3e-3
     assert "Its learning rate, 3e-3, is 1.0x full's" in advised(comparison)
@@ -648,7 +648,7 @@ def test_an_adapter_at_fulls_learning_rate_is_told_to_try_ten_times_it():
     assert "learning rate" not in advised(comparison)
 
 
-def test_an_arm_no_better_than_the_base_is_said_not_to_learn():
+def test_an_arm_no_better_than_the_base_learned_next_to_nothing():
     comparison = small(metric={"mean": 0.676, "sd": 0.001, "values": [0.676] * 3})
     assert "LoRA r=16 learned next to nothing (67.3 % before, 67.6 % after)" in advised(comparison)
 
@@ -662,7 +662,7 @@ def test_more_seeds_are_advised_only_where_the_verdict_is_open_or_rests_on_one()
     assert "rests on one seed" in advised(sft_comparison())
 
 
-def test_memory_near_the_machines_limit_is_said():
+def test_memory_close_to_the_limit_is_pointed_out():
     comparison = small()
     comparison["environment"]["memory_bytes"] = 9_000_000_000
     assert "Full fine-tuning took 8.0 GB of this machine's 9.0 GB" in advised(comparison)
@@ -670,59 +670,59 @@ def test_memory_near_the_machines_limit_is_said():
     assert "machine's" not in advised(comparison)
 
 
-def test_an_arm_out_of_memory_is_told_how_to_need_less():
+def test_an_arm_out_of_memory_should_halve_its_batch():
     assert "LoRA r=16 (lora-wide) ran out of memory: halve `training.per_device_train_batch_size`" in advised(
         image_comparison()
     )
 
 
 def with_validation(*values: float) -> dict:
-    points = [[25 * (place + 1), value] for place, value in enumerate(values)]
+    points = [[25 * (index + 1), value] for index, value in enumerate(values)]
     return small(curves=[{"seed": 0, "loss": [], "validation": points}])
 
 
-def test_validation_that_still_rises_asks_for_more_steps():
-    told = advised(with_validation(0.30, 0.36, 0.40, 0.44))
-    assert "still getting better on validation at the end (40.0 % at step 75, 44.0 % at step 100)" in told
-    assert "training.max_steps=200" in told
+def test_more_steps_are_advised_while_validation_improves():
+    lines = advised(with_validation(0.30, 0.36, 0.40, 0.44))
+    assert "still getting better on validation at the end (40.0 % at step 75, 44.0 % at step 100)" in lines
+    assert "training.max_steps=200" in lines
 
 
-def test_validation_that_fell_says_it_trained_too_long():
+def test_validation_that_got_worse_means_too_long_training():
     assert "was best on validation at step 50 (44.0 %) and ended at 40.0 %" in advised(
         with_validation(0.3, 0.44, 0.42, 0.40)
     )
     assert "validation" not in advised(with_validation(0.30, 0.438, 0.44, 0.44))
 
 
-def test_stand_ins_lead_to_the_command_for_the_real_thing():
+def test_stand_ins_come_with_the_command_for_the_real_data():
     assert "`peft-recipes compare mnist-shift`" in advised(image_comparison())
     assert "stand-ins" not in advised(small())
 
 
-def test_an_equivalent_adapter_is_advised_to_save_more():
-    told = advised(small())
-    assert "--set arms.lora.peft.r=8`" in told
+def test_an_equivalent_adapter_should_try_half_the_rank():
+    lines = advised(small())
+    assert "--set arms.lora.peft.r=8`" in lines
 
 
 def test_forgetting_and_slow_serving_are_pointed_out_with_their_numbers():
-    told = advised(small())
-    assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning lost 3.5 points)" in told
-    assert "`merge_and_unload`): an answer takes 0.79 ms with the adapter and 0.62 ms merged" in told
+    lines = advised(small())
+    assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning lost 3.5 points)" in lines
+    assert "`merge_and_unload`): an answer takes 0.79 ms with the adapter and 0.62 ms merged" in lines
 
 
-def test_beside_a_loss_full_that_gained_is_said_to_have_gained():
+def test_forgetting_names_a_gain_of_full():
     comparison = small()
     base = comparison["base"]["metrics"]["clean"]["accuracy"]
     comparison["arms"]["full"]["metrics"]["clean"]["accuracy"] = base + 0.012
     assert "LoRA r=16 lost 1.9 points on clean (full fine-tuning gained 1.2 points)" in advised(comparison)
 
 
-def test_in_a_terminal_a_command_is_followed_by_nothing_that_would_be_copied_with_it():
+def test_a_command_in_the_terminal_has_no_full_stop():
     shown = printed(small(), width=400)
     assert any(line.rstrip().endswith("--set arms.lora.peft.r=8") for line in shown.splitlines())
 
 
-def test_columns_that_a_terminal_has_no_room_for_are_named():
+def test_missing_columns_of_a_narrow_terminal_are_named():
     narrow, wide = printed(image_comparison(), width=80), printed(image_comparison(), width=400)
     assert "(no room here for" in narrow and "they are in the report" in " ".join(narrow.split())
     assert "(no room here for" not in wide
@@ -733,8 +733,8 @@ def test_advice_is_short():
     assert advice.next_steps({"arms": {}}) == []
 
 
-def test_latency_of_base_adapter_and_merged_is_told_at_any_width():
-    """In the table where it has room, in a line below it elsewhere; in Markdown and HTML always in the table."""
+def test_latency_is_shown_at_any_width():
+    """In the table, or below it in a narrow terminal."""
     comparison = sft_comparison()
     narrow, wide = printed(comparison, width=80), printed(comparison, width=240)
     assert "Latency at batch 1: the base 41.0 ms" in narrow and "48.0 ms (merged 41.5 ms)" in narrow.replace("\n", " ")

@@ -104,7 +104,7 @@ def test_an_extracted_adapter_is_tested_beside_full_and_the_trained_one_of_its_r
         )
     assert 0 < found["change"]["cut_off"] < 1 and 0 < found["change"]["held"] < 1
     told = " ".join(extraction_words(found))
-    assert "Beside full" in told and "Beside lora" in told and "lost" in told
+    assert "Compared with full" in told and "Compared with lora" in told and "lost" in told
     assert all(finding.ok is not False for finding in check_adapter(tmp_path / "four"))
     alone = extract(runs, 2, tmp_path / "two")
     assert [row["arm"] for row in alone["beside"]] == ["full"]

@@ -1,4 +1,4 @@
-"""The bootstrap: exact properties first, then those that only many simulated comparisons can show."""
+"""The bootstrap: exact properties, then error rates and power over many simulated comparisons."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peft_recipes.statistics import bootstrap as st
+from peft_recipes.statistics import bootstrap
 from peft_recipes.statistics.bootstrap import (
     Difference,
     margin_for,
     metric_interval,
     paired_difference,
-    summary,
     verdict,
 )
 
 COMPARISONS = 2_000
-FEW = 500  # resamples inside simulations; the procedure is that of 10,000
+FEW = 500  # resamples in simulations, instead of 10,000
 
 
 def right_or_wrong(seeds: int, examples: int, chance: float = 0.8, seed: int = 0) -> np.ndarray:
@@ -31,7 +30,7 @@ def losses(seeds: int, examples: int, seed: int = 0) -> np.ndarray:
 # --- exact properties -------------------------------------------------------------------------------------------------
 
 
-def test_an_arm_against_its_own_runs_differs_by_exactly_nothing():
+def test_an_arm_compared_with_itself_has_a_difference_of_exactly_zero():
     runs = right_or_wrong(3, 50)
     difference = paired_difference(runs, runs)
     assert difference.estimate == 0 and difference.ci95 == (0, 0)
@@ -39,7 +38,7 @@ def test_an_arm_against_its_own_runs_differs_by_exactly_nothing():
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
-def test_the_estimate_is_the_mean_difference_and_lies_in_its_interval(seeds):
+def test_the_estimate_is_the_mean_difference_and_is_inside_its_interval(seeds):
     arm, full = right_or_wrong(seeds, 120, 0.7), right_or_wrong(seeds, 120, 0.8, seed=1)
     difference = paired_difference(arm, full, resamples=1_000)
     assert difference.estimate == pytest.approx(arm.mean() - full.mean())
@@ -58,14 +57,14 @@ def test_swapped_arms_mirror_the_interval(make, weighted):
     assert other.ci95 == pytest.approx((-one.ci95[1], -one.ci95[0]))
 
 
-def test_weights_make_the_metric_a_mean_over_tokens():
+def test_with_weights_the_metric_is_a_mean_over_tokens():
     arm, full, tokens = losses(2, 40), losses(2, 40, seed=1), np.arange(1, 41)
     weighted = paired_difference(arm, full, weights=tokens, resamples=500).estimate
     assert weighted == pytest.approx(np.average(arm - full, axis=1, weights=tokens).mean())
     assert weighted != pytest.approx((arm - full).mean())
 
 
-def test_only_the_proportions_of_weights_matter():
+def test_scaling_the_weights_changes_nothing():
     arm, full, tokens = losses(3, 40), losses(3, 40, seed=1), np.arange(1.0, 41.0)
     one = paired_difference(arm, full, weights=tokens, resamples=500)
     assert paired_difference(arm, full, weights=8 * tokens, resamples=500).ci95 == pytest.approx(one.ci95)
@@ -73,7 +72,7 @@ def test_only_the_proportions_of_weights_matter():
     assert same == paired_difference(arm, full, resamples=500)
 
 
-def test_one_seed_gives_one_interval_and_another_gives_another():
+def test_the_interval_depends_on_the_seed_of_the_bootstrap_only():
     arm, full = losses(3, 60), losses(3, 60, seed=1)
     once = paired_difference(arm, full, resamples=300, seed=4)
     assert paired_difference(arm, full, resamples=300, seed=4) == once
@@ -81,56 +80,50 @@ def test_one_seed_gives_one_interval_and_another_gives_another():
 
 
 @pytest.mark.parametrize("jitter", [0.0, 1e-9])
-def test_resampled_means_spread_as_theory_says_counted_or_drawn(jitter):
-    """Few distinct values are counted, many are drawn row by row: the same distribution."""
+def test_resampled_means_have_the_standard_error_of_the_mean(jitter):
+    """Few distinct values are drawn as multinomial counts, many by index: the distribution is the same."""
     values = right_or_wrong(1, 400)[0] + jitter * np.arange(400)
-    means = st._resampled_means(values, np.ones(400), 20_000, np.random.default_rng(0))
+    means = bootstrap._resampled_means(values, np.ones(400), 20_000, np.random.default_rng(0))
     assert means.mean() == pytest.approx(values.mean(), abs=5e-4)
     assert means.std() == pytest.approx(values.std() / 20, rel=0.02)
 
 
-def test_one_seed_gives_the_textbook_interval_of_paired_differences():
+def test_with_one_seed_the_interval_is_the_paired_t_interval():
     arm, full = losses(1, 2_000), losses(1, 2_000, seed=1)
-    textbook = stats.t.interval(0.95, 1_999, (arm - full).mean(), stats.sem((arm - full)[0]))
-    assert paired_difference(arm, full).ci95 == pytest.approx(textbook, abs=0.002)
+    expected = stats.t.interval(0.95, 1_999, (arm - full).mean(), stats.sem((arm - full)[0]))
+    assert paired_difference(arm, full).ci95 == pytest.approx(expected, abs=0.002)
 
 
-def test_runs_that_differ_far_more_than_examples_give_the_interval_of_a_t_test():
-    """Run means 0, 1, 2 against 0, 1, 2 and nothing else: variance 2/3, four degrees of freedom."""
+def test_without_variation_between_examples_the_interval_is_that_of_a_t_test_on_run_means():
+    """Run means 0, 1, 2 against 1, 2, 0: variance 2/3, four degrees of freedom."""
     arm = np.array([[0.0], [1.0], [2.0]]) + np.zeros((3, 50))
     low, high = paired_difference(arm, arm[[1, 2, 0]]).ci95
     expected = stats.t.ppf(0.975, 4) * np.sqrt(2 / 3)
     assert -low == pytest.approx(high) and high == pytest.approx(min(expected, 2.0), rel=0.03)
 
 
-def test_pairing_by_example_cancels_difficulty():
+def test_pairing_cancels_the_difficulty_of_examples():
     difficulty = np.random.default_rng(0).normal(0, 10, 200)
     arm, full = losses(3, 200) + difficulty, losses(3, 200, seed=1) + difficulty
     low, high = paired_difference(arm, full, resamples=1_000).ci95
     assert high - low < 0.6  # unpaired, difficulty alone would make it 4
 
 
-def test_more_confidence_is_a_wider_interval():
+def test_a_higher_confidence_gives_a_wider_interval():
     arm, full = losses(3, 100), losses(3, 100, seed=1)
     widths = [np.diff(paired_difference(arm, full, confidence=level).ci95)[0] for level in (0.8, 0.95, 0.99)]
     assert widths == sorted(widths) and widths[0] < widths[2]
 
 
-def test_one_and_two_seeds_say_what_they_cannot_show():
+def test_one_and_two_seeds_come_with_a_note():
     notes = [paired_difference(losses(n, 20), losses(n, 20, seed=1), resamples=50).note for n in (1, 2, 3)]
     assert "One seed" in notes[0] and "Two seeds" in notes[1] and notes[2] is None
 
 
-def test_to_dict_is_plain_json():
+def test_to_dict_returns_json_types():
     fields = Difference(0.5, (0.25, 0.75), 3, 10).to_dict()
     assert fields == {"estimate": 0.5, "ci95": [0.25, 0.75], "seeds": 3, "examples": 10}
     assert Difference(0.5, (0.25, 0.75), 1, 10, "careful").to_dict()["note"] == "careful"
-
-
-@pytest.mark.parametrize("df", [1, 1.1, 1.5, 2, 3.7, 10, 250, 1e6])
-@pytest.mark.parametrize("probability", [0.9, 0.975, 0.995])
-def test_student_quantiles_agree_with_scipy(df, probability):
-    assert st._student_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +139,13 @@ def test_student_quantiles_agree_with_scipy(df, probability):
         ((0.0, 0.02), "not shown", "not shown"),
     ],
 )
-def test_the_verdict_follows_from_the_interval_alone(interval, higher, lower):
+def test_the_verdict_depends_on_the_interval_only(interval, higher, lower):
     difference = Difference(0.0, interval, 3, 100)
     assert verdict(difference, 0.01, higher_is_better=True) == higher
     assert verdict(difference, 0.01, higher_is_better=False) == lower
 
 
-def test_margins_are_a_point_of_accuracy_and_a_percent_of_the_loss():
+def test_the_margin_is_one_point_of_accuracy_or_one_percent_of_the_loss():
     assert margin_for("accuracy", 0.9) == margin_for("macro_f1", 0.9) == margin_for("token_accuracy", 0.4) == 0.01
     assert margin_for("loss", 2.5) == pytest.approx(0.025)
     with pytest.raises(ValueError, match="perplexity"):
@@ -161,14 +154,7 @@ def test_margins_are_a_point_of_accuracy_and_a_percent_of_the_loss():
         margin_for("loss", float("nan"))
 
 
-def test_summary_has_no_deviation_for_one_value():
-    assert summary([0.5]) == (0.5, None)
-    assert summary([1.0, 3.0]) == (2.0, pytest.approx(np.sqrt(2)))
-    with pytest.raises(ValueError):
-        summary([])
-
-
-def test_a_metric_interval_holds_the_mean_and_stays_within_what_scores_can_be():
+def test_a_metric_interval_contains_the_mean_and_stays_in_the_range_of_the_scores():
     runs = right_or_wrong(2, 30, 0.95)
     low, high = metric_interval(runs)
     assert 0 <= low < runs.mean() < high <= 1
@@ -183,18 +169,18 @@ def test_a_metric_interval_holds_the_mean_and_stays_within_what_scores_can_be():
         (np.ones(5), np.ones(5), None, r"\[seeds, examples\]"),
         (np.ones((2, 0)), np.ones((2, 0)), None, "two test examples"),
         (np.ones((0, 5)), np.ones((0, 5)), None, "at least one seed"),
-        (np.array([[1.0, 2.0], [1.0, np.nan]]), np.ones((2, 2)), None, "arm holds 1 .* seed row 1, example 1"),
-        (np.ones((2, 2)), np.full((2, 2), np.inf), None, "full holds 4 .* not finite"),
-        (np.ones((2, 5)), np.ones((2, 5)), np.ones(4), r"one number an example \(5\)"),
+        (np.array([[1.0, 2.0], [1.0, np.nan]]), np.ones((2, 2)), None, "arm has 1 .* seed row 1, example 1"),
+        (np.ones((2, 2)), np.full((2, 2), np.inf), None, "full has 4 .* not finite"),
+        (np.ones((2, 5)), np.ones((2, 5)), np.ones(4), r"one number per example \(5\)"),
         (np.ones((2, 2)), np.ones((2, 2)), np.array([1, 0]), "above 0"),
     ],
 )
-def test_scores_that_cannot_be_compared_are_refused(arm, full, weights, message):
+def test_scores_that_cannot_be_compared_are_an_error(arm, full, weights, message):
     with pytest.raises(ValueError, match=message):
         paired_difference(arm, full, weights=weights)
 
 
-def test_settings_that_make_no_interval_are_refused():
+def test_invalid_settings_are_an_error():
     for settings in ({"resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}):
         with pytest.raises(ValueError, match="resamples >= 1 and 0 < confidence < 1"):
             paired_difference(right_or_wrong(2, 9), right_or_wrong(2, 9, seed=1), **settings)
@@ -206,7 +192,7 @@ def test_settings_that_make_no_interval_are_refused():
 
 
 def accuracy_runs(seeds, examples, run_sd, rng, gap=0.0):
-    """[2, seeds, examples] of 0/1: chances logit normal; a run effect (sd in accuracy) moves the undecided most."""
+    """Simulate [2, seeds, examples] of 0/1: logit-normal chances, run effects (sd in accuracy) largest near 0.5."""
     chance = 1 / (1 + np.exp(-rng.normal(1.5, 1.5, examples)))
     moves = chance * (1 - chance) / 0.1398  # 1 on average
     effects = rng.normal(0, run_sd, (2, seeds, 1)) + np.array([gap, 0.0])[:, None, None]
@@ -214,13 +200,13 @@ def accuracy_runs(seeds, examples, run_sd, rng, gap=0.0):
 
 
 def loss_runs(seeds, examples, run_sd, rng):
-    """[2, seeds, examples] of skewed losses: difficulty, run effect, noise."""
+    """Simulate [2, seeds, examples] of skewed losses: difficulty, run effect, noise."""
     noise = rng.gamma(2.0, 0.15, (2, seeds, examples)) - 0.3
     return rng.gamma(4.0, 0.25, examples) + rng.normal(0, run_sd, (2, seeds, 1)) + noise
 
 
 def intervals(make, *shape, **options):
-    """[2,000, 2] intervals of comparisons on fresh examples with fresh runs."""
+    """Return [2,000, 2] intervals of comparisons with new examples and runs."""
     rng = np.random.default_rng(7)
     weights = rng.integers(10, 200, shape[1]) if make is loss_runs else None
     pairs = (make(*shape, rng, **options) for _ in range(COMPARISONS))
@@ -250,16 +236,16 @@ def excluded(bounds: np.ndarray) -> float:
         (loss_runs, 5, 200, 0.1),
     ],
 )
-def test_without_a_difference_three_to_seven_percent_of_intervals_exclude_zero(make, seeds, examples, run_sd):
+def test_three_to_seven_percent_of_intervals_of_equal_arms_exclude_zero(make, seeds, examples, run_sd):
     assert 0.03 <= excluded(intervals(make, seeds, examples, run_sd)) <= 0.07
 
 
-def test_one_seed_cannot_protect_against_what_another_seed_would_change():
-    """Why the note exists, and that these simulations can fail."""
+def test_one_seed_makes_false_claims_where_runs_vary():
+    """Why `note` exists; also shows that these simulations can fail."""
     assert excluded(intervals(accuracy_runs, 1, 300, 0.03)) > 0.15
 
 
-def test_an_arm_against_itself_under_other_seeds_is_seldom_better_or_worse():
+def test_equal_arms_are_rarely_called_better_or_worse():
     bounds = intervals(accuracy_runs, 3, 400, 0.015)
     claims = [verdict(Difference(0.0, tuple(b), 3, 400), 0.01, True) for b in bounds]
     assert 0.005 <= np.mean([claim == "better" for claim in claims]) <= 0.04
@@ -267,15 +253,15 @@ def test_an_arm_against_itself_under_other_seeds_is_seldom_better_or_worse():
 
 
 @pytest.mark.parametrize(("seeds", "run_sd"), [(1, 0.0), (3, 0.01), (5, 0.0), (5, 0.02)])
-def test_three_points_are_found_as_often_as_theory_says(seeds, run_sd):
-    """Between the t test that learns the variance from the runs' means and the z test that knows it."""
+def test_the_power_lies_between_that_of_the_t_test_and_the_z_test(seeds, run_sd):
+    """The t test estimates the variance from the run means; the z test knows it. The difference is three points."""
     examples, pool = 500, np.random.default_rng(0).normal(1.5, 1.5, 200_000)
     chance = 1 / (1 + np.exp(-pool))
     variance = (2 * run_sd**2 + 2 * np.mean(chance * (1 - chance)) / examples) / seeds
     shift, df = 0.03 / np.sqrt(variance), 2 * (seeds - 1) or examples - 1
-    best = stats.norm.sf(stats.norm.ppf(0.975) - shift)
-    learned = stats.nct.sf(stats.t.ppf(0.975, df), df, shift)
+    z_test = stats.norm.sf(stats.norm.ppf(0.975) - shift)
+    t_test = stats.nct.sf(stats.t.ppf(0.975, df), df, shift)
     bounds = intervals(accuracy_runs, seeds, examples, run_sd, gap=-0.03)
-    found = np.mean(bounds[:, 1] < 0)
-    assert learned - 0.03 <= found <= best + 0.03
+    power = np.mean(bounds[:, 1] < 0)
+    assert t_test - 0.03 <= power <= z_test + 0.03
     assert np.mean(bounds[:, 0] > 0) <= 0.01  # the wrong sign

@@ -1,4 +1,4 @@
-"""Which rank is enough: groups of ranks, the verdict from intervals, and how it is told."""
+"""Which rank is enough: groups of ranks, the verdict from intervals, and its text, table and plot."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def lora(rank: int, targets=("q_lin",), **options) -> Arm:
 
 @pytest.fixture
 def ranks(classify):
-    """A recipe with the ranks 2, 4, 8 of one LoRA, and a LoRA that is none of them."""
+    """A recipe with the ranks 2, 4, 8 of one LoRA, and a LoRA with other targets."""
     arms = {f"lora-r{rank}": lora(rank) for rank in (8, 2, 4)}
     return classify(arms={"full": Arm(learning_rate=5e-3), **arms, "other": lora(4, ("v_lin",))})
 
 
-def told(low: float, high: float) -> dict:
+def interval(low: float, high: float) -> dict:
     return {"estimate": (low + high) / 2, "ci95": [low, high], "verdict": "not shown"}
 
 
-def test_arms_that_differ_in_rank_and_alpha_alone_are_one_group(ranks):
+def test_arms_that_differ_only_in_rank_and_alpha_form_a_group(ranks):
     assert rank_groups(ranks.arms) == [["lora-r2", "lora-r4", "lora-r8"]]
     arms = {**ranks.arms, "dora": lora(16, use_dora=True)}
     assert rank_groups(arms) == [["lora-r2", "lora-r4", "lora-r8"]]
@@ -40,44 +40,45 @@ def test_arms_that_differ_in_rank_and_alpha_alone_are_one_group(ranks):
     ("intervals", "enough"),
     [
         ({2: (-0.05, -0.02), 4: (-0.008, 0.004)}, "lora-r4"),
-        ({2: (-0.009, 0.02), 4: (-0.008, 0.004)}, "lora-r2"),  # not worse is enough, though not shown to be equivalent
-        ({2: (-0.05, -0.02), 4: (-0.02, 0.03)}, "lora-r8"),  # might be worse
-        ({2: (0.02, 0.04), 4: (-0.5, -0.4)}, "lora-r2"),  # better on test than the one that validation chose
+        ({2: (-0.009, 0.02), 4: (-0.008, 0.004)}, "lora-r2"),  # not worse is enough, even if not shown to be equivalent
+        ({2: (-0.05, -0.02), 4: (-0.02, 0.03)}, "lora-r8"),  # may be worse
+        ({2: (0.02, 0.04), 4: (-0.5, -0.4)}, "lora-r2"),  # better on test than the best on validation
     ],
 )
 def test_the_smallest_rank_that_is_not_worse_by_more_than_the_margin_is_enough(ranks, intervals, enough):
     validation = {"lora-r2": 0.7, "lora-r4": 0.9, "lora-r8": 0.9, "other": 0.99}
-    against = lambda name, best: told(*intervals[ranks.arms[name].peft.r]) if best == "lora-r8" else None  # noqa: E731
-    (group,) = rank_verdicts(ranks, list(ranks.arms), validation, against, 0.01)
+    (group,) = rank_verdicts(
+        ranks, list(ranks.arms), validation, lambda name, _: interval(*intervals[ranks.arms[name].peft.r]), 0.01
+    )
     assert (group["against"], group["enough"]) == ("lora-r8", enough)
     assert group["ranks"] == {"lora-r2": 2, "lora-r4": 4, "lora-r8": 8}
 
 
-def test_a_loss_is_better_when_it_is_lower(ranks):
+def test_a_lower_loss_is_better(ranks):
     ranks.metric = "loss"
     validation = {"lora-r2": 1.2, "lora-r4": 1.0, "lora-r8": 1.1}
-    (group,) = rank_verdicts(ranks, list(validation), validation, lambda *_: told(-0.1, 0.005), 0.01)
+    (group,) = rank_verdicts(ranks, list(validation), validation, lambda *_: interval(-0.1, 0.005), 0.01)
     assert (group["against"], group["enough"]) == ("lora-r4", "lora-r2")
-    (group,) = rank_verdicts(ranks, list(validation), validation, lambda *_: told(-0.001, 0.1), 0.01)
+    (group,) = rank_verdicts(ranks, list(validation), validation, lambda *_: interval(-0.001, 0.1), 0.01)
     assert group["enough"] == "lora-r4"
 
 
-def test_a_failed_rank_is_no_reference_and_one_rank_is_no_group(ranks):
+def test_a_failed_rank_is_not_the_reference_and_one_rank_is_not_a_group(ranks):
     assert rank_verdicts(ranks, list(ranks.arms), {"lora-r2": 0.9}, lambda *_: None, 0.01) == []
     (group,) = rank_verdicts(ranks, list(ranks.arms), {"lora-r2": 0.9, "lora-r8": 0.8}, lambda *_: None, 0.01)
     assert group["enough"] == "lora-r2" and group["differences"] == {}
 
 
-def shown(enough: str, low: float, high: float) -> dict:
+def with_ranks(enough: str, low: float, high: float) -> dict:
     group = {
         "ranks": {"lora-r2": 2, "lora": 8, "lora-r16": 16}, "against": "lora-r16", "margin": 0.01, "enough": enough,
-        "differences": {"lora-r2": told(-0.06, -0.03), "lora": told(low, high)},
+        "differences": {"lora-r2": interval(-0.06, -0.03), "lora": interval(low, high)},
     }  # fmt: skip
     return image_comparison(ranks=[group])
 
 
-def test_it_is_told_in_words_in_the_table_and_in_the_plot():
-    comparison = shown("lora", -0.008, 0.004)
+def test_the_verdict_is_in_the_text_the_table_and_the_plot():
+    comparison = with_ranks("lora", -0.008, 0.004)
     (line,) = rank_lines(comparison)
     assert line.startswith("r=8 is enough: of LoRA's ranks 2, 8 and 16") and "-0.8 to +0.4" in line and "50 %" in line
     cells = {row.name: str(row.cells.get("ranks", "")) for row in table(comparison).rows}
@@ -87,14 +88,14 @@ def test_it_is_told_in_words_in_the_table_and_in_the_plot():
     assert line in render_markdown(comparison)
     plot = quality_by_parameters(comparison)
     assert "Ringed: the smallest rank that is enough, r=8" in plot.caption
-    (line,) = rank_lines(shown("lora-r16", -0.03, 0.004))
+    (line,) = rank_lines(with_ranks("lora-r16", -0.03, 0.004))
     assert line.startswith("No rank below r=16 is shown to be enough") and "r=8 may be worse" in line
     assert rank_lines(image_comparison()) == []
     assert "ranks" not in [column.key for column in table(image_comparison()).columns]
 
 
-def test_a_comparison_of_ranks_has_its_verdict(ranks, tmp_path):
-    made = compared_here(ranks, ["lora-r2", "lora-r8"], [0, 1], tmp_path)  # no full arm is needed
+def test_a_comparison_has_the_verdict_on_its_ranks(ranks, tmp_path):
+    made = compared_here(ranks, ["lora-r2", "lora-r8"], [0, 1], tmp_path)  # needs no full arm
     (group,) = made.data["ranks"]
     other = next(name for name in group["ranks"] if name != group["against"])
     values = {name: made.data["arms"][name]["metric"]["mean"] for name in group["ranks"]}
