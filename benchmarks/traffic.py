@@ -90,7 +90,7 @@ def in_process(folder: Path, kind: str) -> None:
         seen.clear()
         train(recipe, arm, output=folder / f"{kind}-{processes.count()}")
         mine = [after - before for before, after in itertools.pairwise(seen)]
-        each = processes.gathered(round(statistics.median(mine[1:])))
+        each = processes.all_gather(round(statistics.median(mine[1:])))
         model, _ = with_arm_on_meta(recipe, bases.load_config(recipe), recipe.arms[arm], arm)
         weights, learning = (
             sum(p.numel() * 4 for p in model.parameters() if p.requires_grad or everything) for everything in (1, 0)
@@ -99,12 +99,12 @@ def in_process(folder: Path, kind: str) -> None:
         sizes = scaling.model_sizes(model, step)
         rows[arm] = {
             "sent": each,
-            "formula": scaling.traffic(sizes, processes.kind(), processes.count()),
+            "formula": scaling.traffic(sizes, processes.distributed_type(), processes.count()),
             "sizes": asdict(sizes),
         }
     measured = factors()
-    if processes.is_main():
-        made = {"kind": processes.kind(), "processes": processes.count(), "arms": rows, "gloo": measured}
+    if processes.is_rank_zero():
+        made = {"kind": processes.distributed_type(), "processes": processes.count(), "arms": rows, "gloo": measured}
         (folder / f"{kind}-{processes.count()}.json").write_text(json.dumps(made))
 
 

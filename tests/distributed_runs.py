@@ -1,7 +1,7 @@
-"""Trains the runs of a list, one after another, in every process that `accelerate launch` starts with this script.
+"""Trains a list of runs one after another, on every rank that `accelerate launch` starts with this script.
 
-python tests/distributed_runs.py JOBS.json: [[recipe.yaml, arm, output, {options of train}], ...]. A job "kill-at" or
-"signal-at" sends its signal to the named process at the end of that step.
+python tests/distributed_runs.py JOBS.json: [[recipe.yaml, arm, output, {options of train}], ...]. The option
+"signal": [rank, step, number] sends that signal to a rank at the end of a step.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from peft_recipes.runs.folder import resolved_recipe
 from peft_recipes.training import stages
 
 
-def at_step(process: int, step: int, number: int) -> None:
-    """Sends a signal to this process, if it is that one, when that step has ended."""
+def signal_at_step(rank: int, step: int, number: int) -> None:
+    """Send a signal to this process at the end of a step, if it has that rank."""
     log_step = stages.log_step
 
     def logged(lines, now, *rest):
         log_step(lines, now, *rest)
-        if now == step and processes.index() == process:
+        if now == step and processes.rank() == rank:
             stages.log_step = log_step
             os.kill(os.getpid(), number)
 
@@ -32,18 +32,16 @@ def at_step(process: int, step: int, number: int) -> None:
 
 
 def main(jobs: list[list]) -> None:
-    """Each job, in order; what one raises is printed and the next one goes on (an interruption is no end here)."""
+    """Run the jobs in order. An error is printed and ends the process; after an interruption the next job starts."""
     quiet_libraries()
     for yaml, arm, output, options in jobs:
         if signalled := options.pop("signal", None):
-            at_step(*signalled)
+            signal_at_step(*signalled)
         try:
             train(resolved_recipe(Path(yaml)), arm, output=output, **options)
         except BaseException as error:
-            print(
-                f"process {processes.index()}: {arm} of {output}: {type(error).__name__}: {processes.said(error)}",
-                flush=True,
-            )
+            message = processes.error_message(error)
+            print(f"rank {processes.rank()}: {arm} of {output}: {type(error).__name__}: {message}", flush=True)
             if os.environ.get("TRACE"):
                 import traceback
 

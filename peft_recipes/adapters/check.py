@@ -27,7 +27,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.guards.checks import folder_is_adapter_only, same_outputs, targets_hit_modules
 from peft_recipes.models.meta import meta_model
 from peft_recipes.models.quantisation import dequantised
-from peft_recipes.runs.outputs import OUTPUTS, answers, stored_outputs
+from peft_recipes.runs.outputs import OUTPUTS, stored_outputs, verification_logits
 from peft_recipes.tasks.base import Task
 
 
@@ -150,7 +150,7 @@ def _check_outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> li
         return load(prepared, quantise)[0]
 
     def outputs(model: nn.Module) -> list[torch.Tensor]:
-        return [answers(model, batch) for batch in inputs]
+        return [verification_logits(model, batch) for batch in inputs]
 
     model = PeftModel.from_pretrained(load_base().eval(), saved.folder).eval()
     stored = stored_outputs(saved.folder)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peft_recipes.distributed.processes import Elsewhere, is_main, joined, leave_quietly
+from peft_recipes.distributed.processes import OtherRankFailed, is_rank_zero, joined, wait_for_rank_zero_to_fail
 from peft_recipes.errors import RecipeError
 from peft_recipes.runs.checkpoints import disk_full
 from peft_recipes.training.interruption import EXIT_CODES
@@ -49,13 +49,13 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except RecipeError as error:
             if not joined():
-                leave_quietly()
+                wait_for_rank_zero_to_fail()
             say_problems(error)
             raise typer.Exit(2) from None
-        except Elsewhere:  # the process that failed says why, and its exit code is the launcher's
+        except OtherRankFailed:  # the process that failed says why, and its exit code is the launcher's
             raise typer.Exit(0) from None
         except tuple(EXIT_CODES) as error:
-            if is_main():
+            if is_rank_zero():
                 say("Interrupted. What was finished is kept; the same command goes on from there.")
             raise typer.Exit(EXIT_CODES[type(error)]) from None
         except BrokenPipeError:

@@ -107,13 +107,13 @@ def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, ove
         if not quiet:
             os.environ.pop("TQDM_DISABLE", None)
         run = train_arm(recipe, arm, seed=seed, resume=resume, overwrite=overwrite, quiet=quiet, **options)
-    except (RecipeError, processes.Elsewhere):
+    except (RecipeError, processes.OtherRankFailed):
         raise
     except Exception as error:  # a run that failed midway: its run.json has the traceback
-        where = f" in process {processes.index()}" if processes.count() > 1 else ""
-        say(f"The run failed{where}: {type(error).__name__}: {processes.said(error)}")
+        where = f" in process {processes.rank()}" if processes.count() > 1 else ""
+        say(f"The run failed{where}: {type(error).__name__}: {processes.error_message(error)}")
         raise typer.Exit(1) from None
-    if not processes.is_main():
+    if not processes.is_rank_zero():
         return
     if as_json:
         print(json.dumps(run.data, indent=1))

@@ -10,8 +10,8 @@ from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
 from peft_recipes.comparison.pool import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes, teller
 from peft_recipes.data.cache import stored
-from peft_recipes.distributed.batches import check_spreadable, shared_out
-from peft_recipes.distributed.launch import Launch, installed, read_launch, slots
+from peft_recipes.distributed.batches import check_shardable, split_batch
+from peft_recipes.distributed.launch import Launch, check_installed, job_environments, read_launch
 from peft_recipes.errors import RecipeError
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.recipe.recipe import Recipe
@@ -51,7 +51,7 @@ def compare(
     seeds = _chosen_seeds(seeds)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
-    launched, places = _chosen_launch(recipe, names, launch, processes, jobs), slots(jobs)
+    launched, places = _chosen_launch(recipe, names, launch, processes, jobs), job_environments(jobs)
     output = Path(output)
     check_output(output)
     folder = output / recipe.name
@@ -86,10 +86,11 @@ def _chosen_launch(
         return None
     if jobs != 1:
         raise RecipeError("--launch and --jobs contradict each other: one run on all devices, or one device a run.")
-    chosen = installed(read_launch(launch, processes))
-    shared_out(recipe.training, chosen.processes)
+    chosen = read_launch(launch, processes)
+    check_installed(chosen)
+    split_batch(recipe.training, chosen.processes)
     for arm in names:
-        check_spreadable(recipe, arm, chosen.shares(recipe.arms[arm]))
+        check_shardable(recipe, arm, chosen.distributed_type_of(recipe.arms[arm]))
     return chosen
 
 
@@ -147,7 +148,7 @@ def _finished(output: Path, recipe: Recipe, job: Job, fingerprint: str, launch: 
     if run is None or not run.ok or run.data.get("signature") != signature(recipe, *job, fingerprint):
         return False
     where = run.data["environment"]
-    wanted = (launch.processes, launch.shares(recipe.arms.get(job[0]))) if launch else (1, None)
+    wanted = (launch.processes, launch.distributed_type_of(recipe.arms.get(job[0]))) if launch else (1, None)
     return (where.get("processes", 1), where.get("distributed")) == wanted
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from peft_recipes.distributed.processes import Elsewhere
+from peft_recipes.distributed.processes import OtherRankFailed
 from peft_recipes.distributed.quiet import quiet_libraries, skip_bitsandbytes
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.quantisation import OPTIMIZERS
@@ -42,7 +42,7 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
         write_json(folder / RUN_FILE, facts)
         print(error, file=sys.stderr)
         return 2
-    except Elsewhere:  # said, and written, by the process that failed
+    except OtherRankFailed:  # said, and written, by the process that failed
         return 0
     except tuple(EXIT_CODES) as error:
         return EXIT_CODES[type(error)]

@@ -1,4 +1,4 @@
-"""Several processes of one run, started by Accelerate: ranks, launch configurations, batch splitting, gathered weights.
+"""Runs of several ranks under Accelerate: collectives, launch configurations, batch splitting, full state dicts.
 
 Imports `models` and below. Start with processes.py.
 """

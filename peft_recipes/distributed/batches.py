@@ -1,4 +1,4 @@
-"""A recipe's batch, written as for one process, shared out: the examples of an optimiser step stay the same."""
+"""The batch of an optimiser step, which a recipe writes as for one process, split over ranks."""
 
 from __future__ import annotations
 
@@ -9,47 +9,43 @@ from peft_recipes.errors import RecipeError
 if TYPE_CHECKING:
     from peft_recipes.recipe.recipe import Recipe
 
-_BATCH, _ACCUMULATED = "per_device_train_batch_size", "gradient_accumulation_steps"
+_BATCH, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
-def whole_batch(training: dict[str, Any]) -> int:
-    """Examples of an optimiser step, whatever the number of processes."""
-    return training.get(_BATCH, 8) * training.get(_ACCUMULATED, 1)
+def effective_batch_size(training: dict[str, Any]) -> int:
+    """Examples per optimiser step, over all ranks."""
+    return training.get(_BATCH, 8) * training.get(_ACCUMULATION, 1)
 
 
-def shared_out(training: dict[str, Any], processes: int) -> tuple[int, int]:
-    """per_device_train_batch_size and gradient_accumulation_steps of each of so many processes.
+def split_batch(training: dict[str, Any], processes: int) -> tuple[int, int]:
+    """per_device_train_batch_size and gradient_accumulation_steps of each rank, for the same effective batch size.
 
-    As large a batch as the recipe's own allows, so that as few as possible are accumulated. Raises RecipeError where
-    the examples of a step do not divide, with the nearest numbers that do.
+    The batch is as large as the recipe's allows, to accumulate as little as possible. Raises RecipeError where the
+    effective batch size is not divisible, with the nearest numbers that are.
     """
-    whole = whole_batch(training)
-    if whole % processes:
-        raise RecipeError(_indivisible(training, whole, processes))
-    each = whole // processes
-    batch = next(size for size in range(min(training.get(_BATCH, 8), each), 0, -1) if each % size == 0)
-    return batch, each // batch
+    total = effective_batch_size(training)
+    if total % processes:
+        multiples = (total // processes * processes, -(-total // processes) * processes)
+        nearest = min((n for n in multiples if n), key=lambda n: abs(n - total))
+        divisor = min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - processes))
+        raise RecipeError(
+            f"training: {training.get(_BATCH, 8)} examples a batch times {training.get(_ACCUMULATION, 1)} accumulated "
+            f"are {total} a step, which {processes} processes can't share evenly. The nearest that they can: {nearest} "
+            f"(--set training.{_BATCH}={nearest} --set training.{_ACCUMULATION}=1); or {divisor} "
+            f"process{'es' * (divisor > 1)}."
+        )
+    per_rank = total // processes
+    batch = next(size for size in range(min(training.get(_BATCH, 8), per_rank), 0, -1) if per_rank % size == 0)
+    return batch, per_rank // batch
 
 
-def check_spreadable(recipe: Recipe, arm: str, kind: str | None) -> None:
-    """Raises RecipeError for what does not go with weights that are spread over processes (FSDP2)."""
-    chosen, where = recipe.arms.get(arm), "not with FSDP2, whose weights are spread over the processes. Launch with ddp"
-    if kind != "FSDP2":
+def check_shardable(recipe: Recipe, arm: str, distributed_type: str | None) -> None:
+    """Raise RecipeError for an arm or an option that does not work with weights sharded by FSDP2."""
+    chosen, where = recipe.arms.get(arm), "not with FSDP2, which shards the weights over ranks. Launch with ddp"
+    if distributed_type != "FSDP2":
         return
     if recipe.training.get("load_best_model_at_end"):
         raise RecipeError(f"training.load_best_model_at_end: {where}, or leave it out.")
     if chosen is not None and (chosen.quantise or chosen.method_name == "ADALORA"):
-        what = f"a base in {chosen.quantise}" if chosen.quantise else "AdaLoRA, which looks at whole weights,"
+        what = f"a base in {chosen.quantise}" if chosen.quantise else "AdaLoRA, which needs complete weights,"
         raise RecipeError(f"arm '{arm}': {what} is {where}.")
-
-
-def _indivisible(training: dict[str, Any], whole: int, processes: int) -> str:
-    near = [n for n in (whole // processes * processes, -(-whole // processes) * processes) if n]
-    near.sort(key=lambda n: abs(n - whole))
-    divisors = sorted((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - processes))
-    sizes = " or ".join(f"--set training.{_BATCH}={n} --set training.{_ACCUMULATED}=1" for n in near[:1])
-    return (
-        f"training: {training.get(_BATCH, 8)} examples a batch times {training.get(_ACCUMULATED, 1)} accumulated are "
-        f"{whole} a step, which {processes} processes can't share evenly. The nearest that they can: {near[0]} "
-        f"({sizes}); or {divisors[0]} process{'es' * (divisors[0] > 1)}."
-    )

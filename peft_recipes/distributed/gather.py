@@ -1,4 +1,4 @@
-"""Models and optimizers that FSDP2 spreads over processes, made whole and spread again. All processes must call."""
+"""Full and sharded state dicts of models and optimizers under FSDP2. Collective: every rank must call."""
 
 from __future__ import annotations
 
@@ -15,71 +15,72 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def tensor(given: torch.Tensor) -> torch.Tensor:
-    """A tensor's whole value, gathered where it is spread."""
-    found = given.detach()
-    return found.full_tensor() if isinstance(found, DTensor) else found
+def full_tensor(value: torch.Tensor) -> torch.Tensor:
+    """The full value of a tensor, gathered where it is sharded."""
+    value = value.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def settle(model: nn.Module) -> None:
-    """Gives back what FSDP2 still holds gathered of a forward pass, so that every weight is in its parts."""
+def local_shard(value: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a tensor."""
+    value = value.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any parameter of a model is sharded."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the parameters that FSDP2 keeps gathered after a forward pass, so that every parameter is sharded."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def is_spread(model: nn.Module) -> bool:
-    """Whether any weight of a model is held in parts."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
+def trainable_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable parameters and the buffers, gathered on the CPU of rank 0; empty on the other ranks.
 
-
-def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that learn, and the buffers, whole and on the CPU, in the main process; empty in the others.
-
-    One at a time, and never the frozen base: a base of 70B, gathered to store an adapter of 100 MB, fills a machine.
+    Tensors are gathered one at a time, and the frozen base never: 70B parameters would fill a machine's memory to
+    store an adapter of 100 MB.
     """
-    settle(model)
-    found, stored = {}, model.state_dict()
-    buffers = ((name, held) for name, held in model.named_buffers() if name in stored)
-    for name, p in [*((name, p) for name, p in model.named_parameters() if p.requires_grad), *buffers]:
-        value = tensor(p)
-        if processes.is_main():
-            found[name] = value.cpu()
-    return found
+    reshard(model)
+    stored = model.state_dict()
+    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    state = {}
+    for name, value in tensors.items():
+        full = full_tensor(value)
+        if processes.is_rank_zero():
+            state[name] = full.cpu()
+    return state
 
 
-def own_part(given: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor."""
-    found = given.detach()
-    return found.to_local() if isinstance(found, DTensor) else found
-
-
-def added_up(sums: dict[str, int], model: nn.Module) -> dict[str, int]:
-    """Each process's numbers, added up where the model's weights are held in parts."""
-    if not is_spread(model):
+def sum_over_ranks(sums: dict[str, int], model: nn.Module) -> dict[str, int]:
+    """Each entry summed over the ranks where the model is sharded, with int64's overflow."""
+    if not is_sharded(model):
         return sums
-    each = processes.gathered(list(sums.values()))
-    wrapped = ((sum(same) + 2**63) % 2**64 - 2**63 for same in zip(*each, strict=True))  # as int64 adds
-    return dict(zip(sums, wrapped, strict=True))
+    totals = torch.tensor(processes.all_gather(list(sums.values())), dtype=torch.int64).sum(0).tolist()
+    return dict(zip(sums, totals, strict=True))
 
 
-def gathered(state: Any) -> Any:
-    """An optimizer's state_dict with every tensor whole and on the CPU; without tensors in other processes."""
+def full_state_dict(state: Any) -> Any:
+    """An optimizer's state dict with every tensor gathered on the CPU of rank 0; without tensors on other ranks."""
     if isinstance(state, torch.Tensor):
-        value = tensor(state)
-        return value.cpu() if processes.is_main() else None
+        value = full_tensor(state)
+        return value.cpu() if processes.is_rank_zero() else None
     if isinstance(state, dict):
-        return {key: gathered(value) for key, value in state.items()}
-    return [gathered(value) for value in state] if isinstance(state, list) else state
+        return {key: full_state_dict(value) for key, value in state.items()}
+    return [full_state_dict(value) for value in state] if isinstance(state, list) else state
 
 
-def spread(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A whole state_dict as this process's part of an optimizer takes it. Nothing is sent: each has read the whole."""
+def shard_state_dict(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """A full state dict, sharded as the optimizer's parameters are. Every rank has read it, so nothing is sent."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, values in state["state"].items():
-        p = parameters[number]
+    for index, values in state["state"].items():
+        p = parameters[index]
         for key, value in values.items():
             if isinstance(p, DTensor) and isinstance(value, torch.Tensor) and value.shape == p.shape:
-                place = value.to(p.device)
-                values[key] = distribute_tensor(place, p.device_mesh, p.placements, src_data_rank=None)
+                values[key] = distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
     return state

@@ -1,7 +1,7 @@
-"""Several processes of one run, as `accelerate launch` starts them: who is who, and how one's failure ends them all.
+"""The ranks of a run under `accelerate launch`: collectives over Python objects, and one failure that ends all ranks.
 
-What is trained goes through Accelerate's own group. What is here goes through a second one, over gloo: objects, waits
-as long as the main process takes, and agreements that no process may miss.
+Training uses Accelerate's process group. The functions here use a second one, over gloo, which can carry any object
+and waits up to a day while rank 0 evaluates, saves and verifies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,43 +18,40 @@ from peft_recipes.models import hub
 
 T = TypeVar("T")
 
-_PATIENCE = datetime.timedelta(days=1)  # the main process evaluates, saves and checks while the others wait
-_control: Any = None  # the group, once joined
-_runs = 0  # how many runs this process has joined: failures are told under a run's number
-_ENDED = ("closed by peer", "connection reset", "connection refused", "nccl", "socket", "broken pipe")
+JOBS = "PEFT_RECIPES_JOBS"  # environment variable: how many runs share this machine at a time
+
+_TIMEOUT = datetime.timedelta(days=1)
+_group: Any = None  # the gloo group, once joined
+_runs = 0  # runs this process has joined; failures are stored under a run's number
+_LOST_PEER = ("closed by peer", "connection reset", "connection refused", "nccl", "socket", "broken pipe")
 
 
-class Elsewhere(Exception):
-    """Another process of the run has failed and says so; this one ends without a word."""
+class OtherRankFailed(Exception):
+    """Another rank of the run has failed and reports why; this rank ends without a message."""
 
 
 def count() -> int:
-    """How many processes train together; 1 where none was launched."""
+    """The world size; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def index() -> int:
-    """This one's number; 0 is the main process."""
+def rank() -> int:
+    """The rank of this process; 0 without a launcher."""
     return int(os.environ["RANK"]) if count() > 1 else 0
 
 
-def is_main() -> bool:
-    """Whether this process prints, writes and asks the Hub."""
-    return index() == 0
+def is_rank_zero() -> bool:
+    """Whether this process prints, writes and accesses the Hub."""
+    return rank() == 0
 
 
 def local_count() -> int:
-    """How many of them run on this machine."""
+    """How many ranks run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if count() > 1 else 1
 
 
-def is_local_main() -> bool:
-    """Whether this is the first process of its machine."""
-    return count() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def kind() -> str | None:
-    """How they share the work: "DDP", "FSDP2", "ZeRO-2"; None for one process."""
+def distributed_type() -> str | None:
+    """How the ranks share the work: "DDP", "FSDP2", "ZeRO-2"; None for one process."""
     if count() == 1:
         return None
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -66,146 +62,145 @@ def kind() -> str | None:
 
 
 def facts() -> dict[str, Any]:
-    """What a run's environment says of its processes. jobs: how many runs shared the machine at a time."""
+    """The entries of run.json's environment about ranks. jobs: how many runs shared the machine at a time."""
     return {
         "processes": count(),
         "machines": count() // local_count(),
-        "distributed": kind(),
+        "distributed": distributed_type(),
         "jobs": int(os.environ.get(JOBS, "1")),
     }
 
 
-JOBS = "PEFT_RECIPES_JOBS"
-
-
 def join(device: str) -> None:
-    """Joins the run's group, and the one for what processes tell each other. Nothing where there is one process."""
-    global _control, _runs
+    """Join Accelerate's process group and the gloo group. Does nothing for one process."""
+    global _group, _runs
     if count() == 1:
         return
-    if kind() in ("FSDP1", "ZeRO-3"):
-        raise RecipeError(f"{kind()} is not supported: an adapter's weights come back in parts. Use FSDP2 instead: "
-                          "recipes/accelerate/fsdp2.yaml.")  # fmt: skip
+    if distributed_type() in ("FSDP1", "ZeRO-3"):
+        raise RecipeError(f"{distributed_type()} is not supported: an adapter's weights come back in parts. Use FSDP2 "
+                          "instead: recipes/accelerate/fsdp2.yaml.")  # fmt: skip
     import torch.distributed as dist
     from accelerate import PartialState
 
     if not dist.is_initialized():
         PartialState(cpu=device == "cpu")
-    if _control is None:
-        _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    if _group is None:
+        _group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     _runs += 1
 
 
 def joined() -> bool:
-    """Whether this process can tell the others of its run."""
-    return _control is not None
+    """Whether this process can reach the other ranks of its run."""
+    return _group is not None
 
 
-def gathered(value: T) -> list[T]:
-    """Every process's value, in their order, in every process."""
+def all_gather(value: T) -> list[T]:
+    """The values of all ranks, in rank order, on every rank."""
     if count() == 1:
         return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, value, group=_control)
-    return found
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value, group=_group)
+    return values
 
 
-def from_main(work: Callable[[], T]) -> T:
-    """What the main process's `work` returns, in every process. Where it raises, the others raise Elsewhere."""
+def from_rank_zero(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and broadcast its result. Where it raises, the other ranks raise OtherRankFailed."""
     if count() == 1:
         return work()
     import torch.distributed as dist
 
-    made: list[Any] = [None, False]
+    message: list[Any] = [None, False]  # the result, and whether rank 0 failed
     error: BaseException | None = None
-    if is_main():
+    if is_rank_zero():
         try:
-            made[0] = work()
-        except BaseException as problem:
-            error, made = problem, [None, True]
-    dist.broadcast_object_list(made, src=0, group=_control)
+            message[0] = work()
+        except BaseException as raised:
+            error, message = raised, [None, True]
+    dist.broadcast_object_list(message, src=0, group=_group)
     if error is not None:
         raise error
-    if made[1]:
-        raise Elsewhere
-    return made[0]
+    if message[1]:
+        raise OtherRankFailed
+    return message[0]
 
 
-def fetched(work: Callable[[], T]) -> T:
-    """`work` done by the first process of each machine, then by the others, offline: from what that one fetched."""
+def local_rank_zero_first(work: Callable[[], T]) -> T:
+    """Run `work` on the first rank of each machine, which may download; then, offline, on the other ranks."""
     if count() == 1:
         return work()
-    made: Any = None
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    result: Any = None
     error: Exception | None = None
-    if is_local_main():
+    if first:
         try:
-            made = work()
-        except Exception as problem:
-            error = problem
-    failed = any(gathered(error is not None))
+            result = work()
+        except Exception as raised:
+            error = raised
+    failed = any(all_gather(error is not None))
     if error is not None:
         raise error
     if failed:
-        raise Elsewhere
-    if not is_local_main():
+        raise OtherRankFailed
+    if not first:
         hub.work_offline()
-        made = work()
-    return made
+        result = work()
+    return result
 
 
-def largest(*numbers: int) -> list[int]:
-    """The largest of each number over all processes: what one asks for, all do, at the same step."""
+def all_reduce_max(*numbers: int) -> list[int]:
+    """The maximum of each number over all ranks, so that what one rank requests, all do at the same step."""
     if count() == 1:
         return list(numbers)
     import torch
     import torch.distributed as dist
 
-    found = torch.tensor(numbers, dtype=torch.int64)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
-    return found.tolist()
+    maxima = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX, group=_group)
+    return maxima.tolist()
 
 
-def wait() -> None:
-    """Until every process is here."""
+def barrier() -> None:
+    """Wait until every rank is here."""
     if count() > 1:
         import torch.distributed as dist
 
-        dist.barrier(group=_control)
+        dist.barrier(group=_group)
 
 
-def failed(error: BaseException) -> BaseException:
-    """What to raise in this process for an error of the run: the error where it is the first, else Elsewhere.
+def report_failure(error: BaseException) -> BaseException:
+    """Record an error of the run for all ranks; return what to raise on this one.
 
-    An interruption is everybody's, and stays what it is.
+    That is the error itself on the first rank that fails and OtherRankFailed on the others. An interruption reaches
+    every rank by itself and is returned as it is.
     """
-    if count() == 1 or _control is None or isinstance(error, (Elsewhere, KeyboardInterrupt, Terminated)):
+    if count() == 1 or _group is None or isinstance(error, (OtherRankFailed, KeyboardInterrupt, Terminated)):
         return error
-    told = {"process": index(), "type": type(error).__name__, "error": said(error)}
-    first = json.loads(_store().compare_set(_key(), "", json.dumps(told)))
-    return error if first["process"] == index() else Elsewhere()
+    failure = {"process": rank(), "type": type(error).__name__, "error": error_message(error)}
+    first = json.loads(_store().compare_set(_key(), "", json.dumps(failure)))
+    return error if first["process"] == rank() else OtherRankFailed()
 
 
-def failure() -> dict[str, Any] | None:
-    """What the first process that failed in this run has told: process, type and error; None while none has."""
+def first_failure() -> dict[str, Any] | None:
+    """The process, type and error of the first rank that failed in this run; None while none has."""
     if count() == 1 or not _store().check([_key()]):
         return None
     return json.loads(_store().get(_key()))
 
 
-def said(error: BaseException) -> str:
-    """An error in words; of a peer that is gone, what that means."""
+def error_message(error: BaseException) -> str:
+    """An error's message; for a lost connection, that another rank was killed or is unreachable."""
     text = str(error)
-    if count() > 1 and isinstance(error, RuntimeError) and any(word in text.lower() for word in _ENDED):
-        return ("Another process of this run has ended without a word: killed, which is what the system does when "
+    if count() > 1 and isinstance(error, RuntimeError) and any(words in text.lower() for words in _LOST_PEER):
+        return ("Another process of this run has ended without a message: killed, which is what the system does when "
                 f"memory runs out, or unreachable. ({' '.join(text.split())[:160]})")  # fmt: skip
     return text
 
 
 @contextlib.contextmanager
 def unsharded(wanted: bool) -> Iterator[None]:
-    """Within it, where `wanted`, every process holds the whole model (DDP), whatever the launcher was told."""
+    """Within it, where `wanted`, every rank holds the complete model (DDP), whatever the launch configuration."""
     names = [name for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if name in os.environ]
     before = {name: os.environ.pop(name) for name in names} if wanted else {}
     try:
@@ -214,19 +209,19 @@ def unsharded(wanted: bool) -> Iterator[None]:
         os.environ.update(before)
 
 
-def environment_alone() -> dict[str, str]:
-    """This process's environment without what the launcher put there."""
-    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ROLE_RANK", "GROUP_RANK")
-    starts = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "LOCAL_WORLD", "ROLE_", "GROUP_")
-    return {key: value for key, value in os.environ.items() if key not in ours and not key.startswith(starts)}
+def environment_without_launcher() -> dict[str, str]:
+    """This process's environment without the launcher's variables, for a subprocess that trains alone."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ROLE_RANK", "GROUP_RANK")
+    prefixes = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "LOCAL_WORLD", "ROLE_", "GROUP_")
+    return {key: value for key, value in os.environ.items() if key not in names and not key.startswith(prefixes)}
 
 
-def leave_quietly() -> None:
-    """Ends a launched process that is not the main one: the main one says what was wrong with what was given.
+def wait_for_rank_zero_to_fail() -> None:
+    """On the other ranks, wait 30 s: rank 0 reports the same mistake and its exit ends this process.
 
-    Returns where the main process does not fail too, and so does not end this one: then there is something to say.
+    Returns where rank 0 did not fail, so that this rank reports the mistake itself.
     """
-    if count() > 1 and not is_main():
+    if not is_rank_zero():
         import threading
 
         threading.Event().wait(30)
@@ -240,9 +235,3 @@ def _store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
-
-
-def say(text: str) -> None:
-    """A line on stderr, of the main process alone."""
-    if is_main():
-        print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Keeps the libraries' own chatter off the user's terminal; errors still come through."""
+"""Keeps the libraries' progress bars and warnings off the terminal; errors still come through."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Best called before transformers and datasets are imported; where they are (a recipe's module), they are told."""
+    """Silence the libraries; call it before transformers and datasets are imported, where that is possible."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of torch.distributed, in each process
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch.distributed's, on each rank
     warnings.filterwarnings("ignore")
     for name in ("bitsandbytes", "datasets", "accelerate", "trl", "peft", "torch", "httpx", "huggingface_hub"):
-        # datasets logs as an error what it then raises, and what it raises is said in our own words
+        # datasets logs as an error what it then raises; we show the exception in our own words.
         logging.getLogger(name).setLevel(logging.CRITICAL if name == "datasets" else logging.ERROR)
-    if "transformers" in sys.modules:
+    if "transformers" in sys.modules:  # a recipe's module may have imported it
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.set_verbosity_error()

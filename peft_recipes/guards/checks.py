@@ -85,9 +85,9 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
 
     from peft_recipes.distributed import gather
 
-    gather.settle(model)
+    gather.reshard(model)
     learning = dict(model.named_parameters())
-    now = {path: gather.tensor(learning[path]).cpu() for path in before}  # all, as every process gathers the same
+    now = {path: gather.full_tensor(learning[path]).cpu() for path in before}  # all, as every process gathers the same
     if before and all(torch.equal(old, now[path]) for path, old in before.items()):
         raise RuntimeError(
             f"arm '{name}': after training none of its weights has moved. Is its learning rate 0, or does gradient "
@@ -131,14 +131,14 @@ def frozen_sums(model: nn.Module) -> dict[str, int]:
 
     from peft_recipes.distributed import gather
 
-    gather.settle(model)
+    gather.reshard(model)
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {
-        path: int(gather.own_part(p).contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))
+        path: int(gather.local_shard(p).contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64))
         for path, p in model.named_parameters()
         if not p.requires_grad and p.device.type != "meta"
     }
-    return gather.added_up(sums, model)
+    return gather.sum_over_ranks(sums, model)
 
 
 def frozen_unchanged(before: dict[str, int], model: nn.Module, name: str) -> None:

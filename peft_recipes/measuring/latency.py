@@ -1,4 +1,4 @@
-"""Latency at batch 1."""
+"""Latency at batch size 1."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from peft_recipes.hardware.device import synchronise
 
 
 def median_milliseconds(call: Callable[[Any], Any], inputs: list[Any], device: str, budget: float = 2.0) -> float:
-    """The median time of `call` over `inputs`, one at a time, after a warm-up of two calls.
+    """The median time of `call` on one input, in milliseconds, after a warm-up of two calls.
 
-    At least five inputs are timed, further ones while `budget` seconds last: a large model on a CPU is slow enough to
-    be timed by few.
+    Times at least five inputs, and further ones while `budget` seconds last: a large model on a CPU is slow.
     """
-    for given in inputs[:2]:
-        call(given)
+    for value in inputs[:2]:
+        call(value)
     times: list[float] = []
-    for given in inputs:
+    for value in inputs:
         if len(times) >= 5 and sum(times) > budget:
             break
         synchronise(device)
         start = time.perf_counter()
-        call(given)
+        call(value)
         synchronise(device)
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)

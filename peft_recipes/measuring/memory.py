@@ -10,18 +10,19 @@ from peft_recipes.kernels import allocator
 class PeakMemory:
     """The peak of a phase, in bytes: allocated on the GPU, or resident on the CPU.
 
-    On the CPU VmHWM, reset through /proc/self/clear_refs where that is allowed; otherwise the resident set as it was
-    at the end of each step, and `method` says so.
+    On the CPU this is VmHWM, reset through /proc/self/clear_refs. Where that is not allowed, it is the resident set
+    sampled at each `read`, and `method` says so.
     """
 
     def __init__(self, device: str):
         self.device, self.peak = device, 0
-        self.method = (
-            "max_memory_allocated" if device == "cuda" else "VmHWM" if _reset_hwm() else "resident set sampled"
-        )
+        if device == "cuda":
+            self.method = "max_memory_allocated"
+        else:
+            self.method = "VmHWM" if _reset_hwm() else "resident set sampled"
 
     def reset(self) -> None:
-        """Forgets what came before (loading, an evaluation between steps)."""
+        """Start a new phase, without loading or the evaluation before it."""
         if self.device == "cuda":
             import torch
 
@@ -30,7 +31,7 @@ class PeakMemory:
             _reset_hwm()
 
     def release(self) -> None:
-        """Gives back to the system what was freed but is still held, so that no peak holds loading or evaluation."""
+        """Return freed memory to the system, so that no peak includes loading or evaluation."""
         if self.device == "cuda":
             import torch
 
@@ -39,18 +40,19 @@ class PeakMemory:
             allocator.give_back()
 
     def read(self) -> int:
-        """Takes the peak since the last reset into account, and returns the largest so far."""
+        """Update the peak with the memory since the last reset, and return it."""
         if self.device == "cuda":
             import torch
 
-            now = torch.cuda.max_memory_allocated()
+            current = torch.cuda.max_memory_allocated()
         elif self.method == "VmHWM":
-            now = _status_bytes("VmHWM")
+            status = Path("/proc/self/status").read_text().splitlines()
+            current = next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)
         else:
             import psutil
 
-            now = psutil.Process().memory_info().rss
-        self.peak = max(self.peak, now)
+            current = psutil.Process().memory_info().rss
+        self.peak = max(self.peak, current)
         return self.peak
 
 
@@ -60,10 +62,3 @@ def _reset_hwm() -> bool:
         return True
     except OSError:
         return False
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -1,10 +1,11 @@
-"""Clocks and memory: what a run cost, by the definitions that the report prints beside its figures."""
+"""Step times, training memory and throughput of a run, as the report defines them."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -17,7 +18,7 @@ from peft_recipes.measuring.memory import PeakMemory
 if TYPE_CHECKING:
     from peft_recipes.data.packing import Counts
 
-WARMUP_STEPS = 3  # the first steps fill caches and are reported apart
+WARMUP_STEPS = 3  # the first steps fill caches and are reported separately
 
 
 class Stopwatch:
@@ -27,29 +28,24 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()
 
-    def __call__(self, name: str) -> Stopwatch._Phase:
-        return Stopwatch._Phase(self, name)
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def total(self) -> float:
         """Seconds since this stopwatch was made."""
         return time.perf_counter() - self._start
 
-    class _Phase:
-        def __init__(self, watch: Stopwatch, name: str):
-            self.watch, self.name = watch, name
-
-        def __enter__(self) -> None:
-            self.start = time.perf_counter()
-
-        def __exit__(self, *_: object) -> None:
-            spent = time.perf_counter() - self.start
-            self.watch.seconds[self.name] = self.watch.seconds.get(self.name, 0.0) + spent
-
 
 class StepMeter(TrainerCallback):
-    """Times every optimiser step, the device synchronised at both ends, and watches memory and the loss.
+    """Time every optimiser step, the device synchronised at both ends; record peak memory and losses.
 
-    Evaluations between steps are in neither figure. `on_step(step, of, loss)` is told of every step.
+    Evaluations between steps count in neither. on_step: called after every step with (step, of, loss). finite_loss:
+    raise FloatingPointError for a loss that is not finite.
     """
 
     def __init__(
@@ -60,13 +56,13 @@ class StepMeter(TrainerCallback):
         self.losses: list[list[float]] = []
         self.validation: list[dict[str, float]] = []
         self._on_step, self._start = on_step, 0.0
-        self._came_from_elsewhere = True  # from loading, later from evaluations
+        self._release_memory = True  # after loading, and after each evaluation
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         synchronise(self.device)
-        if self._came_from_elsewhere:
+        if self._release_memory:
             self.memory.release()
-            self._came_from_elsewhere = False
+            self._release_memory = False
         self.memory.reset()
         self._start = time.perf_counter()
 
@@ -78,7 +74,7 @@ class StepMeter(TrainerCallback):
             self._on_step(state.global_step, state.max_steps, self.losses[-1][1] if self.losses else None)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._came_from_elsewhere = True
+        self._release_memory = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -91,32 +87,32 @@ class StepMeter(TrainerCallback):
             self.validation.append({"step": state.global_step, **point})
 
     def state(self) -> dict[str, Any]:
-        """What was measured so far, as JSON takes it."""
+        """The measurements so far, for the run state of a checkpoint."""
         return {"steps": self.steps, "losses": self.losses, "validation": self.validation, "peak": self.memory.peak}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what another process measured up to its checkpoint."""
+        """Continue from the measurements of a checkpoint."""
         self.steps, self.losses, self.validation = state["steps"], state["losses"], state["validation"]
-        self.memory.peak = state["peak"] if processes.is_main() else 0  # it is the main process's
+        self.memory.peak = state["peak"] if processes.is_rank_zero() else 0  # rank 0's peak
 
     def figures(
         self, counts: list[Counts], first_pass: dict[str, Any] | None = None, tokens_each: list[int] | None = None
     ) -> dict[str, Any]:
-        """The run's training figures. counts: of each step, in order.
+        """The training figures of run.json. counts: of each step, in order; tokens_each: the tokens of each rank.
 
-        seconds, tokens_per_second and examples_per_second leave the first 3 steps out (all steps count where there
-        are no more than that); warmup_seconds has them. computed_tokens is below tokens where a shared prefix was
-        computed once; padding_share is padding among the computed positions. Both are None for images.
-        first_pass: seconds and peak_memory_bytes of what was computed once before the first step (a frozen
-        backbone's features, a reference's log-probabilities): it is training, so it counts, in seconds and in rates.
+        seconds, tokens_per_second and examples_per_second leave out the 3 warm-up steps (unless there are no others);
+        warmup_seconds holds them. computed_tokens is below tokens where a shared prefix is computed once;
+        padding_share is padding among the computed positions. Both are None for images.
+        first_pass: seconds and peak_memory_bytes of a pass before the first step (the features of a frozen backbone,
+        reference log-probabilities). It is part of training, so it counts in seconds and throughput.
 
-        Of several processes: counts are theirs together; seconds are the slowest one's, and the rates by those;
-        peak_memory_bytes is the largest of one process, peak_memory_bytes_sum that of all together (their peaks need
-        not have come at one moment; pages that CPU processes share count in each); processes has each one's own.
+        With several ranks, counts are of all together; seconds are the slowest rank's, and give the throughput;
+        peak_memory_bytes is the largest of one rank, peak_memory_bytes_sum the sum over ranks (their peaks may come at
+        different times; pages that CPU processes share count in each); processes has the figures of each rank.
         """
         skip = WARMUP_STEPS if len(self.steps) > WARMUP_STEPS else 0
         before = first_pass or {"seconds": 0.0, "peak_memory_bytes": 0}
-        each = processes.gathered(
+        each = processes.all_gather(
             {
                 "seconds": sum(self.steps[skip:]) + before["seconds"],
                 "peak_memory_bytes": max(self.memory.peak, before["peak_memory_bytes"]),
@@ -127,7 +123,7 @@ class StepMeter(TrainerCallback):
         seconds = max(process["seconds"] for process in each)
         tokens, computed, examples = ([getattr(c, n) for c in counts] for n in ("tokens", "computed", "examples"))
 
-        def rate(each: list[int]) -> float | None:
+        def per_second(each: list[int]) -> float | None:
             return sum(each[skip:]) / seconds if any(each) and seconds else None
 
         return {
@@ -140,8 +136,8 @@ class StepMeter(TrainerCallback):
             "computed_tokens": sum(computed) or None,
             "padding_share": sum(c.padding for c in counts) / sum(computed) if any(computed) else None,
             "examples": sum(examples),
-            "tokens_per_second": rate(tokens),
-            "examples_per_second": rate(examples),
+            "tokens_per_second": per_second(tokens),
+            "examples_per_second": per_second(examples),
             "first_pass_seconds": first_pass and first_pass["seconds"],
             "peak_memory_bytes": max(process["peak_memory_bytes"] for process in each),
             "peak_memory_bytes_sum": sum(process["peak_memory_bytes"] for process in each),

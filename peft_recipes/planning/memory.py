@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.distributed.batches import shared_out
+from peft_recipes.distributed.batches import split_batch
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.meta import meta_model
 from peft_recipes.planning.scaling import Spread
@@ -30,7 +30,7 @@ def spread_of(arm: Arm | None, hardware: Hardware, launch: Launch | None = None,
     """How a run of an arm is shared here: under a launch, or beside other jobs. On a CPU all share one memory."""
     if launch is None:
         return Spread(on_one=jobs) if jobs > 1 and hardware.device == "cpu" else None
-    kind, processes = launch.shares(arm), launch.processes
+    kind, processes = launch.distributed_type_of(arm), launch.processes
     return Spread(kind, processes, on_one=processes if hardware.device == "cpu" else 1)
 
 
@@ -98,7 +98,7 @@ def arm_step_memory(
         return step_memory(model, batch, _in_precision(task), learns=False)
     if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    size, accumulated = shared_out(training, spread.processes)
+    size, accumulated = split_batch(training, spread.processes)
     batch = task.largest_batch(model, prepared, size)
     optim = str(arm.optim or training.get("optim"))
     parts = step_memory(model, batch, _in_precision(task), _optimizer(optim))
@@ -199,7 +199,7 @@ def _rough(task: Task, prepared: Prepared | None, config: Any, arm: Arm, name: s
     parts = {"weights": 4 * (parameters.total + parameters.adapter), "gradients": trains, "optimizer": 2 * trains,
              "activations": _activations_bound(task, config) or 0}  # fmt: skip
     parts["total"] = sum(parts.values())
-    accumulated = shared_out(task.recipe.training, spread.processes)[1]
+    accumulated = split_batch(task.recipe.training, spread.processes)[1]
     return _shared(parts, task, config, arm, name, spread, accumulated)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.distributed.batches import shared_out
+from peft_recipes.distributed.batches import split_batch
 from peft_recipes.errors import RecipeError
 from peft_recipes.planning.memory import memory, spread_of, surely_fits, too_large
 from peft_recipes.planning.scaling import Spread
@@ -43,7 +43,7 @@ def plan(
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
     if spread is not None:
-        shared_out(recipe.training, spread.processes)
+        split_batch(recipe.training, spread.processes)
     task = task_of(recipe)
     prepared, notes = _data(recipe, task)
     rows = prepared.rows if prepared else None

@@ -144,7 +144,7 @@ def kind_of(name: str) -> str:
     from peft_recipes.distributed.launch import launch_files, read_launch
 
     try:
-        return read_launch(name, 2).kind
+        return read_launch(name, 2).distributed_type
     except RecipeError as error:
         if not name.endswith((".yaml", ".yml")):
             raise RecipeError(unknown("launch configuration", name, launch_files(), "--config")) from None

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that is under way: written beside and renamed, so that one with a name is whole; found again."""
+"""Checkpoints of a run in progress, written atomically, and the search for the newest complete one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from typing import Any
 from peft_recipes.runs.files import write_json
 
 FOLDER = "trainer"  # in the run's folder
-STATE_FILE = "run_state.json"  # written last: what our trainers count, and the other files' sizes
+STATE_FILE = "run_state.json"  # written last: the trainer's counts, and the sizes of the other files
 _PREFIX, _STAGING = "checkpoint-", ".writing"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_MESSAGES = ("no space left", "file too large", "disk quota", "file write failed")
 
 
-class NoRoom(RuntimeError):
-    """The disk is full."""
+class DiskFull(RuntimeError):
+    """The disk has no room for a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its folder (for Trainer's `resume_from_checkpoint`), its step, what was stored beside."""
+    """A complete checkpoint: its folder (for Trainer's `resume_from_checkpoint`), its step and its run state."""
 
     folder: Path
     step: int
@@ -34,54 +35,47 @@ class Checkpoint:
 
 
 def newest(folder: Path, signature: str) -> tuple[Checkpoint | None, list[str]]:
-    """The last whole checkpoint of a run of this signature, or None; and a word on each broken one that was skipped."""
+    """The last complete checkpoint of this signature, or None; and a message for each broken one that was skipped."""
     skipped = []
-    for place in sorted(folder.glob(f"{_PREFIX}*"), key=_step, reverse=True):
+    for path in sorted(folder.glob(f"{_PREFIX}*"), key=_step, reverse=True):
         try:
-            state = _whole(place)
+            state = _checked_state(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            skipped.append(f"{place.name} is broken and was skipped: {error}")
+            skipped.append(f"{path.name} is broken and was skipped: {error}")
             continue
         if state.get("signature") == signature:
-            return Checkpoint(place, _step(place), state), skipped
+            return Checkpoint(path, _step(path), state), skipped
     return None, skipped
 
 
-def _step(place: Path) -> int:
-    number = place.name.removeprefix(_PREFIX)
+def _step(path: Path) -> int:
+    number = path.name.removeprefix(_PREFIX)
     return int(number) if number.isdigit() else -1
 
 
-def _whole(place: Path) -> dict[str, Any]:
-    """Its state. Raises where a file is missing or is not what was written."""
-    state = json.loads((place / STATE_FILE).read_text(encoding="utf-8"))
-    for name, size in state["files"].items():
-        found = (place / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found:,} bytes instead of {size:,}")
-        if name.endswith(".json"):
-            json.loads((place / name).read_text(encoding="utf-8"))
-        if name.endswith(".safetensors"):
-            _readable(place / name)
-    return state
-
-
-def _readable(path: Path) -> None:
+def _checked_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's run state. Raises ValueError or OSError where a file is missing or cut short."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, "pt") as file:
-            file.keys()
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} can't be read: {error}") from error
+    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    for name, size in state["files"].items():
+        path = folder / name
+        if (actual := path.stat().st_size) != size:
+            raise ValueError(f"{name} has {actual:,} bytes instead of {size:,}")
+        if name.endswith(".json"):
+            json.loads(path.read_text(encoding="utf-8"))
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(path, "pt") as file:
+                    file.keys()
+            except SafetensorError as error:
+                raise ValueError(f"{path.name} can't be read: {error}") from error
+    return state
 
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside the checkpoints to write the next one into; gone afterwards, whatever happens.
-
-    Raises NoRoom where the disk is full; the checkpoints that were there still are.
-    """
+    """A temporary folder for the next checkpoint. Raises DiskFull; the earlier checkpoints are kept."""
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -89,42 +83,42 @@ def staged(folder: Path) -> Iterator[Path]:
         yield staging
     except Exception as error:
         if disk_full(error):
-            shutil.rmtree(staging, ignore_errors=True)
-            raise NoRoom(_no_room(folder, error)) from error
+            shutil.rmtree(staging, ignore_errors=True)  # before the free space is measured for the message
+            raise DiskFull(_disk_full_message(folder, error)) from error
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish(made: Path, folder: Path, state: dict[str, Any]) -> Path:
-    """Gives a checkpoint that was written whole its name in `folder`."""
-    sizes = {p.relative_to(made).as_posix(): p.stat().st_size for p in sorted(made.rglob("*")) if p.is_file()}
-    write_json(made / STATE_FILE, {**state, "files": sizes})
-    final = folder / made.name
-    if final.exists():  # of a run that was resumed at this very step, or of another signature
+def publish(checkpoint: Path, folder: Path, state: dict[str, Any]) -> Path:
+    """Move a checkpoint that is completely written to `folder`, with its run state."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    write_json(checkpoint / STATE_FILE, {**state, "files": sizes})
+    final = folder / checkpoint.name
+    if final.exists():  # of a run resumed at this very step, or of another signature
         shutil.rmtree(final)
-    os.replace(made, final)
+    os.replace(checkpoint, final)
     return final
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an exception says that there is no room on the disk, in the words of any of the libraries that write."""
-    link: BaseException | None = error
-    while link is not None:
-        text = str(link).lower()
-        if getattr(link, "errno", None) in _DISK_FULL or any(
-            words in text for words in ("no space left", "file too large", "disk quota", "file write failed")
-        ):
+    """Whether an exception, or one that caused it, means a full disk, as any of the writing libraries report it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause).lower()
+        if getattr(cause, "errno", None) in _DISK_FULL or any(words in text for words in _DISK_FULL_MESSAGES):
             return True
-        link = link.__cause__ or link.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _no_room(folder: Path, error: BaseException) -> str:
+def _disk_full_message(folder: Path, error: BaseException) -> str:
+    free = ""
     with contextlib.suppress(OSError):
         free = f", {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free"
-    steps = sorted(_step(p) for p in folder.glob(f"{_PREFIX}*"))
-    kept = f"The checkpoint of step {steps[-1]} is whole" if steps else "Nothing was lost but this run's steps"
+    steps = sorted(_step(path) for path in folder.glob(f"{_PREFIX}*"))
+    kept = f"The checkpoint of step {steps[-1]} is complete" if steps else "Only the steps of this run are lost"
     return (
         f"No room on the disk for a checkpoint in {folder}{free} ({' '.join(str(error).split())[:120]}). {kept}. "
         "Make room and call again: the run goes on from its last checkpoint."

@@ -1,4 +1,4 @@
-"""What run.json says of a run whatever becomes of it, and of one that failed."""
+"""The entries of run.json known whether or not the run succeeds, and those of a failed run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def facts(
     attention: str | None = None,
     parameters: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The facts of a run: recipe, arm, data, and the environment that its figures come from."""
+    """The facts of a run: recipe, arm, data, and the environment of its figures."""
     arm = recipe.arms.get(arm_name)
     return {
         "schema": 1,
@@ -63,34 +63,32 @@ def facts(
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """What run.json says of a failed run beside its facts. Of several processes, what the first that failed said."""
-    told = processes.failure() or {"process": 0, "type": type(error).__name__, "error": processes.said(error)}
-    where = f" (in process {told['process']} of {processes.count()})" if processes.count() > 1 else ""
+    """The status, error and traceback of a failed run; of several ranks, the error of the first that failed."""
+    own = {"process": 0, "type": type(error).__name__, "error": processes.error_message(error)}
+    first = processes.first_failure() or own
+    where = f" (in process {first['process']} of {processes.count()})" if processes.count() > 1 else ""
+    out_of_memory = isinstance(error, MemoryError) or first["type"] == "MemoryError"
     return {
-        "status": "out-of-memory" if out_of_memory(error, told) else "failed",
-        "error": f"{told['type']}: {told['error']}{where}",
+        "status": "out-of-memory" if out_of_memory or says_out_of_memory(first["error"]) else "failed",
+        "error": f"{first['type']}: {first['error']}{where}",
         "traceback": traceback.format_exc(),
     }
 
 
-def out_of_memory(error: BaseException, told: dict[str, Any] | None = None) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or in the CPU's allocator."""
-    short = isinstance(error, MemoryError) or (told or {}).get("type") == "MemoryError"
-    return short or says_out_of_memory(str(told["error"] if told else error))
-
-
 def _notes(hardware: Hardware) -> list[str]:
-    found, said = processes.facts(), []
-    if found["processes"] > 1:
-        where = f" on {found['machines']} machines" if found["machines"] > 1 else ""
-        said.append(f"Trained by {found['processes']} processes{where} ({found['distributed']}).")
+    ranks, notes = processes.facts(), []
+    if ranks["processes"] > 1:
+        where = f" on {ranks['machines']} machines" if ranks["machines"] > 1 else ""
+        notes.append(f"Trained by {ranks['processes']} processes{where} ({ranks['distributed']}).")
         if hardware.device == "cpu":
-            said.append("The processes share this machine's cores: their timings say nothing of processes with a "
-                        "device of their own.")  # fmt: skip
-    if found["jobs"] > 1:
+            notes.append(
+                "The processes share this machine's cores: their timings say nothing of processes with a device of "
+                "their own."
+            )
+    if ranks["jobs"] > 1:
         shared = "its processor and its memory" if hardware.device == "cpu" else "a GPU each, but one processor"
-        said.append(f"Up to {found['jobs']} runs at a time shared this machine ({shared}): timings are of that.")
-    return said
+        notes.append(f"Up to {ranks['jobs']} runs at a time shared this machine ({shared}): timings are of that.")
+    return notes
 
 
 def _target_modules(arm: Arm | None) -> list[str] | None:

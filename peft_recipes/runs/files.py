@@ -1,4 +1,4 @@
-"""Atomic writes of text and JSON, and the folders they go to."""
+"""Atomic writes of text and JSON, and the folders for them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from peft_recipes.errors import RecipeError
 
 
 def write_json(path: Path, data: Any) -> None:
-    """JSON beside and renamed: a reader sees the old file or the new one, whole."""
+    """Write JSON atomically: a reader sees the complete old file or the complete new one."""
     write_text(path, json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finite(data: Any) -> Any:
-    """Data as JSON takes it: a figure that is no number (a perplexity beyond all bounds) is null."""
+    """The data with null for NaN and infinity, which JSON lacks (the perplexity of a diverged run)."""
     if isinstance(data, dict):
         return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -27,7 +27,7 @@ def finite(data: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text beside and renamed."""
+    """Write text atomically, through a temporary file in the same folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -37,18 +37,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_output(output: Path, what: str = "--output ") -> None:
-    """Raises RecipeError where nothing can be written below `output`; writes nothing itself. what: it is called."""
-    place = output.absolute()
-    while not place.exists() and not place.is_symlink():
-        place = place.parent
-    if not place.is_dir():
-        raise RecipeError(f"{what}{output}: {place} is a file, so no folder can be made there.")
-    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        raise RecipeError(f"{what}{output}: {place} can't be written. Name another folder, or make it writable.")
+    """Raise RecipeError where nothing can be written below `output`; writes nothing. what: its name in the message."""
+    parent = output.absolute()
+    while not parent.exists() and not parent.is_symlink():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise RecipeError(f"{what}{output}: {parent} is a file, so no folder can be made there.")
+    if not os.access(parent, os.W_OK | os.X_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
+        raise RecipeError(f"{what}{output}: {parent} can't be written. Name another folder, or make it writable.")
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and those above it. Raises RecipeError where it can't be made."""
+    """Make a folder and its parents. Raises RecipeError where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +56,7 @@ def make_folder(folder: Path) -> None:
 
 
 def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
-    """Removes what an earlier run left in its folder."""
+    """Delete what an earlier run left in its folder, except the names in `keep`."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name not in keep:
@@ -64,7 +64,7 @@ def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
 
 
 def file_sizes(folder: Path, names: list[str] | None = None) -> dict[str, int]:
-    """Bytes on disk of the files directly in a folder (of those named, where names are given)."""
+    """Bytes of the files directly in a folder, or of those in `names`."""
     return {
         p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file() and (not names or p.name in names)
     }

@@ -1,4 +1,4 @@
-"""Run folders: where a run lies, what is in it, its run.json; written beside and renamed, so it is whole or absent."""
+"""Run folders: their path, their run.json and recipe.yaml, and the signature that identifies a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import read_yaml
 from peft_recipes.runs.files import check_output
 
-BASE = "base"  # the row of the untrained base, which is no arm
+BASE = "base"  # the untrained base in the place of an arm
 RUN_FILE = "run.json"
 
 
@@ -45,7 +45,7 @@ def run_folder(output: Path, recipe: Recipe, arm: str, seed: int) -> Path:
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run of a folder, or None where none was finished there. Raises RecipeError for a run.json that is broken."""
+    """Read the run of a folder; None without a run.json. Raises RecipeError for a broken one."""
     path = folder / RUN_FILE
     if not path.is_file():
         return None
@@ -59,17 +59,17 @@ def read_run(folder: Path) -> Run | None:
 
 
 def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
-    """What makes a run's figures: two runs with one signature need not both be trained."""
+    """A hash of all that determines a run's figures: of two runs with one signature, one need not be trained."""
     plain = recipe.to_dict()
     for key in ("title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds"):
         plain.pop(key)
     plain["arms"] = plain["arms"].get(arm)
-    said = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()[:20]
+    text = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def read_comparison_file(folder: str | Path) -> dict[str, Any]:
-    """The comparison.json of a folder. Raises RecipeError where there is none or it can't be read."""
+    """Read a folder's comparison.json. Raises RecipeError where it is missing or broken."""
     path = Path(folder) / "comparison.json"
     if not path.is_file():
         below = sorted(p.parent for p in Path(folder).glob("*/comparison.json"))
@@ -85,7 +85,7 @@ def read_comparison_file(folder: str | Path) -> dict[str, Any]:
 
 
 def resolved_recipe(path: Path) -> Recipe:
-    """The recipe.yaml of a run, which alone reproduces it."""
+    """Read a run's recipe.yaml, which alone reproduces the run."""
     if not path.is_file():
         raise RecipeError(f"{path} is not there: the folder is not a run of peft-recipes.")
     with within(str(path)):
@@ -93,7 +93,7 @@ def resolved_recipe(path: Path) -> Recipe:
 
 
 def check_free(output: Path, folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raises RecipeError where a run can't be written to its folder, or would replace one unasked."""
+    """Raise RecipeError where a run can't be written to its folder, or would replace one without --overwrite."""
     check_output(output)
     if folder.is_dir() and any(folder.iterdir()) and not (resume or overwrite):
         what = "a finished run" if (folder / RUN_FILE).is_file() else "an unfinished run"
@@ -101,11 +101,13 @@ def check_free(output: Path, folder: Path, resume: bool, overwrite: bool) -> Non
 
 
 def finished(folder: Path, signature: str) -> Run | None:
-    """The finished run of a folder. Raises RecipeError where it is one of another recipe, data or code."""
-    done = read_run(folder)
-    if done is None or not done.ok:
+    """A folder's finished run, if any. Raises RecipeError where its recipe, data or code are others."""
+    run = read_run(folder)
+    if run is None or not run.ok:
         return None
-    if done.data.get("signature") == signature:
-        return done
-    raise RecipeError(f"{folder} holds a finished run of another recipe, data or code. Replace it with "
-                      "--overwrite, or name another --output.")  # fmt: skip
+    if run.data.get("signature") != signature:
+        raise RecipeError(
+            f"{folder} holds a finished run of another recipe, data or code. Replace it with --overwrite, or name "
+            "another --output."
+        )
+    return run

@@ -1,4 +1,4 @@
-"""The lock of a run or comparison folder: two processes never write one folder."""
+"""The lock of a run or comparison folder: two processes never write to the same folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOCK_FILES = (".lock", ".lock-holder")
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
-    """Two processes never write one folder; a dead one's lock does not count (the system lets go of it).
+    """Hold the lock of a folder. The system releases the lock of a process that was killed.
 
-    wait: until the other is done (True), or for so many seconds. Raises RecipeError, naming the other, where it is not.
+    wait: until the other process is done (True), or so many seconds. Raises RecipeError, which names that process.
     """
     from filelock import FileLock, Timeout
 
@@ -39,5 +39,5 @@ def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)  # before it is let go: whoever waits for it looks whether it still has its name
+        path.unlink(missing_ok=True)  # before the release: a waiting process checks that its file still exists
         lock.release()

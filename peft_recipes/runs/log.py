@@ -1,4 +1,4 @@
-"""What a run writes while it works and when it has: log.jsonl, a line an event, and predictions.parquet."""
+"""The files a run writes while it trains: log.jsonl, one event a line, and bad_batch.json."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, TextIO
 from peft_recipes.runs.files import write_json, write_text
 
 
-def opened_log(path: Path, step: int) -> TextIO:
-    """log.jsonl, with what was logged up to the step that the run goes on from."""
+def open_log(path: Path, step: int) -> TextIO:
+    """Open log.jsonl with the events up to `step`, from which the run resumes; 0 starts a new log."""
     if step and path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= step]
         write_text(path, "".join(f"{line}\n" for line in lines))
@@ -22,33 +22,34 @@ def opened_log(path: Path, step: int) -> TextIO:
 
 
 def no_log() -> TextIO:
-    """What a process that is not the main one writes its events to."""
+    """A log that discards its events, for the ranks other than 0."""
     return open(os.devnull, "w")
 
 
 def _logged_step(line: str) -> float:
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         return json.loads(line).get("step", math.inf)
-    return math.inf  # half a line, of a process that was killed while it wrote
+    return math.inf  # the incomplete last line of a process that was killed
 
 
 def log_step(lines: TextIO, step: int, of: int, loss: float | None) -> None:
-    """An optimiser step: its number, of how many, and the last loss that was logged."""
+    """Log an optimiser step: its number, the number of steps, and the last logged loss."""
     log(lines, step=step, of=of, loss=loss)
 
 
-def log(lines: TextIO, **line: Any) -> None:
-    """One event, with its time."""
-    lines.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+def log(lines: TextIO, **event: Any) -> None:
+    """Log one event with its time."""
+    lines.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
 
 
 def write_bad_batch(folder: Path, trainer: Any, ids: list[str]) -> Path:
-    """bad_batch.json: the examples of the step that a run stopped at, by id and as the model was given them."""
+    """Write bad_batch.json: the ids and model inputs of the examples in the step that stopped a run."""
     step = max(trainer.state.global_step, 1)
-    rows = trainer.train_dataset
+    dataset = trainer.train_dataset
     examples = [
-        {"id": ids[place], **{k: v for k, v in rows[place].items() if isinstance(v, (list, int, float, str))}}
-        for place in trainer.examples_of_step(step)
+        {"id": ids[index], **{k: v for k, v in dataset[index].items() if isinstance(v, (list, int, float, str))}}
+        for index in trainer.examples_of_step(step)
     ]
-    write_json(folder / "bad_batch.json", {"step": step, "examples": examples})
-    return folder / "bad_batch.json"
+    path = folder / "bad_batch.json"
+    write_json(path, {"step": step, "examples": examples})
+    return path

@@ -1,4 +1,7 @@
-"""verification.safetensors: a few test inputs and the logits of the trained model for them."""
+"""verification.safetensors: a few test inputs and the trained model's logits for them.
+
+Whoever loads the adapter can compare the logits of the loaded copy with these.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,11 @@ if TYPE_CHECKING:
     import torch
     import torch.nn as nn
 
-
-# What the trained model answered to a few test examples; whoever loads the adapter can ask its copy the same.
 OUTPUTS = "verification.safetensors"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file. Raises RecipeError for a broken one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -26,17 +28,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise RecipeError(f"{path} can't be read, it may be cut short: {error}.") from error
 
 
-def answers(model: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What is stored of a model's logits for one input: of a language model those after the last token."""
+def verification_logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits for one input, in fp32 on the CPU; of a language model those of the last position."""
     import torch
 
     with torch.no_grad():
-        logits = model(**given).logits.detach().float().cpu()
+        logits = model(**inputs).logits.detach().float().cpu()
     return logits[:, -1] if logits.dim() == 3 else logits
 
 
 def store_outputs(folder: Path, inputs: list[dict[str, torch.Tensor]], outputs: list[torch.Tensor]) -> None:
-    """Writes inputs and what the trained model gave for them beside the adapter."""
+    """Write inputs and the trained model's logits for them to the adapter's folder."""
     from safetensors.torch import save_file
 
     tensors = {f"{key}.{i}": t.cpu().contiguous() for i, given in enumerate(inputs) for key, t in given.items()}
@@ -44,12 +46,12 @@ def store_outputs(folder: Path, inputs: list[dict[str, torch.Tensor]], outputs: 
 
 
 def stored_outputs(folder: Path) -> tuple[list[dict[str, torch.Tensor]], list[torch.Tensor]] | None:
-    """The inputs and outputs that `store_outputs` wrote; None where there are none."""
+    """The inputs and logits that `store_outputs` wrote; None without the file."""
     if not (folder / OUTPUTS).is_file():
         return None
-    inputs: dict[str, dict[str, torch.Tensor]] = {}
+    by_number: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in read_tensors(folder / OUTPUTS).items():
         key, _, number = name.rpartition(".")
-        inputs.setdefault(number, {})[key] = tensor
-    rows = [inputs[number] for number in sorted(inputs)]
-    return rows, [row.pop("outputs") for row in rows]
+        by_number.setdefault(number, {})[key] = tensor
+    inputs = [by_number[number] for number in sorted(by_number)]
+    return inputs, [tensors.pop("outputs") for tensors in inputs]

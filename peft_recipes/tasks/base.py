@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.data import columns, sources
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.distributed import processes
-from peft_recipes.distributed.batches import shared_out
+from peft_recipes.distributed.batches import split_batch
 from peft_recipes.errors import RecipeError, within
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.kernels import activations
@@ -131,7 +131,7 @@ class Task(ABC):
     def _batch(self) -> dict[str, int]:
         if processes.count() == 1:
             return {}
-        batch, accumulated = shared_out(self.recipe.training, processes.count())
+        batch, accumulated = split_batch(self.recipe.training, processes.count())
         return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:

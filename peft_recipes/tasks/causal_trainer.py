@@ -94,7 +94,7 @@ class SharedRows(CountingMixin):
             while len(tried) > 2 and logits_bytes(base.config, padded(tried)) > LOGITS_BYTES:
                 tried = tried[: len(tried) // 2]
             # Of several processes the main one alone is sure to hold the weights by now, and all must choose the same.
-            gap = processes.from_main(lambda: largest_gap(model, shared(tried), padded(tried)))
+            gap = processes.from_rank_zero(lambda: largest_gap(model, shared(tried), padded(tried)))
             if not gap <= _SAME_LOSS:
                 why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
         return (padded if why else shared), why

@@ -30,7 +30,7 @@ class CheckpointMixin(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """The library's; on the CPU FSDP2 as well, in whose place Accelerate puts DDP there, without a word."""
         super().create_accelerator_and_postprocess()
-        if processes.kind() == "FSDP2" and not self.is_fsdp_enabled:
+        if processes.distributed_type() == "FSDP2" and not self.is_fsdp_enabled:
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
             state = self.accelerator.state
@@ -45,19 +45,19 @@ class CheckpointMixin(Trainer):
             return
         folder, step, state = Path(self.args.output_dir), self.state.global_step, self.run_state()
         made = folder / f"checkpoint-{step}"
-        with checkpoints.staged(folder) if processes.is_main() else contextlib.nullcontext(folder) as staging:
+        with checkpoints.staged(folder) if processes.is_rank_zero() else contextlib.nullcontext(folder) as staging:
             self.args.output_dir = str(staging)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.output_dir = str(folder)
-            if processes.is_main():
+            if processes.is_rank_zero():
                 made = checkpoints.publish(staging / f"checkpoint-{step}", folder, state)
-        processes.wait()
+        processes.barrier()
         if self.state.best_global_step:
             best = folder / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best if best.is_dir() else made)
-        if processes.is_main():
+        if processes.is_rank_zero():
             rotate_checkpoints(str(folder), self.args.save_total_limit or 1, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -65,8 +65,8 @@ class CheckpointMixin(Trainer):
         if self.run_state is None or not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
-        weights = gather.learnt(self.model)
-        if processes.is_main():
+        weights = gather.trainable_state_dict(self.model)
+        if processes.is_rank_zero():
             self._save(output_dir, state_dict=weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -74,8 +74,8 @@ class CheckpointMixin(Trainer):
         if self.run_state is None or not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = gather.gathered(self.optimizer.state_dict())
-        if processes.is_main():
+        state = gather.full_state_dict(self.optimizer.state_dict())
+        if processes.is_rank_zero():
             torch.save(state, Path(output_dir) / _OPTIMIZER)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
 
@@ -84,7 +84,7 @@ class CheckpointMixin(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         stored = torch.load(Path(checkpoint) / _OPTIMIZER, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(gather.spread(stored, self.optimizer))
+        self.optimizer.load_state_dict(gather.shard_state_dict(stored, self.optimizer))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -95,8 +95,8 @@ class CheckpointMixin(Trainer):
         with tempfile.TemporaryDirectory(prefix="rng-") as folder:
             super()._save_rng_state(folder)
             mine = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-        each = processes.gathered(mine)
-        if processes.is_main():
+        each = processes.all_gather(mine)
+        if processes.is_rank_zero():
             for name, content in (item for files in each for item in files.items()):
                 (Path(output_dir) / name).write_bytes(content)
 
@@ -114,7 +114,7 @@ class CheckpointMixin(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from peft import PeftModel
 
-        if not processes.is_main():
+        if not processes.is_rank_zero():
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.run_state is not None and isinstance(model, PeftModel):

@@ -81,7 +81,9 @@ def _trained_alone(recipe: Recipe) -> None:
         yaml = Path(temporary) / "recipe.yaml"
         recipe.to_yaml(yaml)
         command = [sys.executable, "-m", "peft_recipes.tasks.pretraining", str(yaml)]
-        done = subprocess.run(command, env=processes.environment_alone(), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=processes.environment_without_launcher(), capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise RuntimeError(f"The base could not be trained: {done.stderr.strip().splitlines()[-1:]}")
 

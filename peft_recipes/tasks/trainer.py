@@ -85,7 +85,7 @@ class CountingMixin(MethodMixin, CheckpointMixin):
 
     def step_counts(self) -> list[Counts]:
         """The counts of each optimiser step, in order, over all processes (which must all ask)."""
-        each = processes.gathered([_sum(step) for step in self._counts if step])
+        each = processes.all_gather([_sum(step) for step in self._counts if step])
         return [_sum(same) for same in zip(*each, strict=True)]
 
     def own_tokens(self) -> int:
@@ -105,7 +105,7 @@ class CountingMixin(MethodMixin, CheckpointMixin):
 
     def restore_counts(self, counts: list[Counts]) -> None:
         """The counts of the steps before a checkpoint, of all processes, which from now on the main one keeps."""
-        mine = counts if processes.is_main() else [Counts(0, 0, 0, 0)] * len(counts)
+        mine = counts if processes.is_rank_zero() else [Counts(0, 0, 0, 0)] * len(counts)
         self._counts = [*([step] for step in mine), []]
 
 

@@ -32,7 +32,7 @@ class CheckpointCallback(TrainerCallback):
         passed, last = time.monotonic() - self._last, state.global_step >= state.max_steps
         due = passed >= (self.seconds / 5 if last else self.seconds)
         # All processes stop, and store, at the same step; the clock is the main one's.
-        asked, due = processes.largest(self.interruption.asked or 0, due and processes.is_main())
+        asked, due = processes.all_reduce_max(self.interruption.asked or 0, due and processes.is_rank_zero())
         self._stopped = asked > 0
         if self._stopped:
             self.interruption.ask(asked)

@@ -36,7 +36,7 @@ class Fit:
         trainer = self.trainer
         before = checks.trainable_snapshot(trainer.model)
         # The other processes may hold no base yet: FSDP2 sends them their parts of the main one's.
-        frozen = self.guard("frozen", checks.frozen_sums, trainer.model) if processes.is_main() else {}
+        frozen = self.guard("frozen", checks.frozen_sums, trainer.model) if processes.is_rank_zero() else {}
         trainer.add_callback(LearningCallback(self.guard, before, self.arm))
         resumed = self._restore()
         trainer.run_state = lambda: self._state(resumed)
@@ -47,7 +47,7 @@ class Fit:
         self.guard("learning", checks.weights_moved, before, trained, self.arm)
         self.guard("frozen", checks.frozen_unchanged, frozen or {}, trained, self.arm)
         figures = self.meter.figures(
-            trainer.step_counts(), getattr(trainer, "pass_figures", None), processes.gathered(trainer.own_tokens())
+            trainer.step_counts(), getattr(trainer, "pass_figures", None), processes.all_gather(trainer.own_tokens())
         )
         return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed}
 
@@ -83,10 +83,10 @@ class Fit:
 
 def _own_dropout(seed: int) -> None:
     """Processes but the main one draw from seeds of their own: else all would drop the same places."""
-    if processes.index():
+    if processes.rank():
         import transformers
 
-        transformers.set_seed(seed + processes.index())
+        transformers.set_seed(seed + processes.rank())
 
 
 def first_batch_is_padded_right(trainer: Trainer, processor: Any) -> None:

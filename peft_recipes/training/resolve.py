@@ -117,7 +117,7 @@ def fit_memory(resolved: Resolved, name: str) -> Recipe:
 def _spread(hardware: Hardware) -> Spread:
     """How this run is spread. On a CPU all processes of a machine share its memory."""
     on_one = processes.local_count() if hardware.device == "cpu" else 1
-    return Spread(processes.kind(), processes.count(), on_one=on_one * processes.facts()["jobs"])
+    return Spread(processes.distributed_type(), processes.count(), on_one=on_one * processes.facts()["jobs"])
 
 
 def with_precision(recipe: Recipe, folder: Path | None) -> Recipe:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.distributed import processes
-from peft_recipes.distributed.batches import check_spreadable, shared_out
+from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import Guards
 from peft_recipes.hardware.device import choose
@@ -47,7 +47,7 @@ def train(
     and whatever stopped the run otherwise (run.json records it).
 
     Under `accelerate launch` every rank calls it and gets the same run; rank 0 prints, writes and accesses the Hub.
-    Where one rank fails, that one raises what stopped it and the others `processes.Elsewhere`.
+    Where one rank fails, that one raises what stopped it and the others `processes.OtherRankFailed`.
     """
     if arm not in (BASE, *recipe.arms):
         recipe = choose_arms(recipe, [arm]).recipe
@@ -60,13 +60,13 @@ def train(
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:
             processes.join(choose(recipe.training, recipe.threads).device)
-            processes.from_main(lambda: check_free(Path(output), folder, resume, overwrite))
-            shared_out(recipe.training, processes.count())
-            check_spreadable(recipe, arm, processes.kind())
-            recipe = processes.from_main(lambda: with_precision(recipe, folder if resume else None))
+            processes.from_rank_zero(lambda: check_free(Path(output), folder, resume, overwrite))
+            split_batch(recipe.training, processes.count())
+            check_shardable(recipe, arm, processes.distributed_type())
+            recipe = processes.from_rank_zero(lambda: with_precision(recipe, folder if resume else None))
             return _run(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait)
         except Exception as error:
-            raised = processes.failed(error)
+            raised = processes.report_failure(error)
             if raised is error:
                 raise
             raise raised from error
@@ -93,27 +93,29 @@ def _run(
 
         task_of(recipe)  # imports the task's trainer, which is not to be counted with the data
     with watch("data"):
-        resolved = processes.fetched(lambda: resolve(recipe, [arm], data=data))
+        resolved = processes.local_rank_zero_first(lambda: resolve(recipe, [arm], data=data))
     signed = signature(resolved.recipe, arm, seed, resolved.prepared.fingerprint)
-    if resume and (done := processes.from_main(lambda: finished(folder, signed))):
+    if resume and (done := processes.from_rank_zero(lambda: finished(folder, signed))):
         return done
     resolved.task.check_arguments(resolved.recipe.arms.get(arm), resolved.hardware)
     with watch("plan"):
-        resolved.recipe = resolved.task.recipe = processes.from_main(lambda: _fitted_to_memory(resolved, arm, guard))
+        resolved.recipe = resolved.task.recipe = processes.from_rank_zero(
+            lambda: _fitted_to_memory(resolved, arm, guard)
+        )
     setup = stages.Setup(resolved, arm, seed, folder, signed, guard, watch)
     transformers.set_seed(seed)  # for the head, the adapter and dropout; the order of the data has its own (data_seed)
     with watch("load"):
         base, new_weights = stages.load_base(setup)
     setup.attention = getattr(base.config, "_attn_implementation", None)
     # Where rank 0 alone reads the base, the other ranks can't know its new weights.
-    model, parameters = stages.apply(setup, base, processes.from_main(lambda: new_weights))
+    model, parameters = stages.apply(setup, base, processes.from_rank_zero(lambda: new_weights))
     with contextlib.ExitStack() as held:
-        checkpoint = processes.from_main(lambda: stages.take_folder(setup, held, resume, wait))
+        checkpoint = processes.from_rank_zero(lambda: stages.take_folder(setup, held, resume, wait))
         try:
             found = stages.train_and_store(setup, model, parameters, checkpoint, interruption, quiet)
         except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
             raise _failed(setup, error, interruption) from (error.__cause__ or error)
-        found = processes.from_main(lambda: stages.finish(setup, found, card=data is None))
+        found = processes.from_rank_zero(lambda: stages.finish(setup, found, card=data is None))
     return Run(folder, found)
 
 
@@ -126,8 +128,8 @@ def _fitted_to_memory(resolved: Resolved, arm: str, guard: Guards) -> Recipe:
 def _failed(setup: stages.Setup, error: Exception, interruption: Interruption) -> Exception:
     """Record a failed run in run.json, and return what to raise for it."""
     interruption.shield()  # the signal that ends the other ranks must not end this one
-    raised = processes.failed(error)  # announced before run.json is written, which holds the first rank's words
-    if processes.is_main():
+    raised = processes.report_failure(error)  # announced before run.json is written, which holds the first rank's words
+    if processes.is_rank_zero():
         with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
             write_json(setup.folder / RUN_FILE, stages.run_facts(setup) | facts.failure(error))
     if raised is error and isinstance(error, RecipeError):  # a run that failed midway, not a user's mistake

@@ -21,7 +21,7 @@ from peft_recipes.runs.checkpoints import Checkpoint
 from peft_recipes.runs.files import clear, make_folder, write_json
 from peft_recipes.runs.folder import RUN_FILE, Run
 from peft_recipes.runs.lock import LOCK_FILES, locked
-from peft_recipes.runs.log import log, log_step, no_log, opened_log, write_bad_batch
+from peft_recipes.runs.log import log, log_step, no_log, open_log, write_bad_batch
 from peft_recipes.runs.predictions import Evaluation, write_predictions
 from peft_recipes.training.callbacks import CheckpointCallback
 from peft_recipes.training.fit import Fit, first_batch_is_padded_right
@@ -61,7 +61,7 @@ class Setup:
 def load_base(setup: Setup) -> tuple[nn.Module, list[str]]:
     """The base with the task's head, and the names of its new weights; rank 0 downloads first."""
     quantise = setup.arm.quantise if setup.arm else None
-    return processes.fetched(lambda: setup.resolved.task.load_base(setup.resolved.prepared, quantise))
+    return processes.local_rank_zero_first(lambda: setup.resolved.task.load_base(setup.resolved.prepared, quantise))
 
 
 def apply(setup: Setup, base: nn.Module, new_weights: list[str]) -> tuple[nn.Module, Parameters]:
@@ -101,7 +101,7 @@ def train_and_store(
 ) -> dict[str, Any]:
     """Fit, evaluate, save and verify; returns the content of run.json."""
     at = checkpoint.step if checkpoint else 0
-    with opened_log(setup.folder / "log.jsonl", at) if processes.is_main() else no_log() as lines:
+    with open_log(setup.folder / "log.jsonl", at) if processes.is_rank_zero() else no_log() as lines:
         trainer, meter = _trainer(setup, model, lines, interruption, quiet)
         figures = None
         if setup.arm is not None:
@@ -111,7 +111,7 @@ def train_and_store(
         evaluations = _evaluate(setup, trainer)
         trained = _gathered_model(setup, trainer)
         # The other ranks wait for rank 0, which has the gathered model.
-        return processes.from_main(lambda: _store(setup, trained, evaluations, figures, parameters, lines))
+        return processes.from_rank_zero(lambda: _store(setup, trained, evaluations, figures, parameters, lines))
 
 
 def finish(setup: Setup, data: dict[str, Any], *, card: bool) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _trainer(
         finite_loss="finite-loss" not in recipe.skip_checks,
     )
     callbacks = [meter, CheckpointCallback(recipe.checkpoint_seconds, interruption)]
-    quiet = quiet or not processes.is_main()
+    quiet = quiet or not processes.is_rank_zero()
     folder = setup.folder / checkpoints.FOLDER
     arguments = resolved.task.arguments(setup.arm, setup.seed, resolved.hardware, folder, quiet)
     trainer = resolved.task.trainer(model, resolved.prepared, arguments, callbacks)
@@ -170,7 +170,7 @@ def _fit(
     try:
         return Fit(trainer, meter, setup.guard, setup.arm_name, setup.signature, checkpoint, interruption).do()
     except FloatingPointError as error:
-        if not processes.is_main():
+        if not processes.is_rank_zero():
             raise
         path = write_bad_batch(setup.folder, trainer, setup.resolved.prepared.ids["train"])
         raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
@@ -190,12 +190,12 @@ def _gathered_model(setup: Setup, trainer: Trainer) -> nn.Module | None:
     """The trained model; where FSDP2 spread it over ranks, its gathered weights on a fresh base, on rank 0 alone."""
     # Without the wrapper of a lower precision: what is saved is checked as it will be loaded.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if not gather.is_spread(model):
+    if not gather.is_sharded(model):
         return model
     import transformers
 
-    learnt = gather.learnt(model)
-    if not processes.is_main():
+    learnt = gather.trainable_state_dict(model)
+    if not processes.is_rank_zero():
         return None
     transformers.set_seed(setup.seed)  # so that a new head of the untrained base is drawn the same again
     quantise = setup.arm.quantise if setup.arm else None

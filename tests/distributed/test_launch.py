@@ -1,4 +1,4 @@
-"""Launch configurations, the batch shared out, the order of examples, jobs at a time: what needs no second process."""
+"""Launch configurations, batch splitting, the order of examples, several jobs at a time; all in one process."""
 
 from __future__ import annotations
 
@@ -8,28 +8,23 @@ import pytest
 from torch.utils.data import SequentialSampler
 
 from peft_recipes import RecipeError, compare
-from peft_recipes.distributed.batches import shared_out, whole_batch
-from peft_recipes.distributed.launch import installed, launch_files, read_launch, slots
+from peft_recipes.distributed.batches import effective_batch_size, split_batch
+from peft_recipes.distributed.launch import check_installed, job_environments, launch_files, read_launch
 from peft_recipes.tasks.step_sampler import Shares
 
 
-def test_accelerates_own_parser_takes_what_is_shipped():
-    kinds = {name: read_launch(name) for name in launch_files()}
-    assert {name: launch.kind for name, launch in kinds.items()} == {
-        "ddp": "DDP", "fsdp2": "FSDP2", "deepspeed_zero2": "ZeRO-2"
-    }  # fmt: skip
-    assert all(launch.processes == 2 for launch in kinds.values())
+def test_accelerates_parser_reads_the_shipped_configurations():
+    launches = {name: read_launch(name) for name in launch_files()}
+    types = {name: launch.distributed_type for name, launch in launches.items()}
+    assert types == {"ddp": "DDP", "fsdp2": "FSDP2", "deepspeed_zero2": "ZeRO-2"}
+    assert all(launch.processes == 2 for launch in launches.values())
     assert read_launch("fsdp2", 8).processes == 8
     command = read_launch("ddp", 4).command("peft_recipes.comparison.worker", "r.yaml")
-    assert command[command.index("--num_processes") + 1] == "4" and command[-3:] == [
-        "-m",
-        "peft_recipes.comparison.worker",
-        "r.yaml",
-    ]
+    assert command[command.index("--num_processes") + 1] == "4"
+    assert command[-3:] == ["-m", "peft_recipes.comparison.worker", "r.yaml"]
 
 
-def test_accelerate_launch_reads_the_same_from_them():
-    """The validation of `accelerate launch` itself, on its own parsed arguments."""
+def test_accelerate_launch_validates_the_shipped_configurations():
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     for name, flag in (("ddp", "multi_gpu"), ("fsdp2", "use_fsdp"), ("deepspeed_zero2", "use_deepspeed")):
@@ -43,7 +38,7 @@ def test_accelerate_launch_reads_the_same_from_them():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("distributed_type: MULTI_GPU\nnum_machines: 4\nnum_processes: 32\n", "4 machines.*on each"),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n", "FSDP of version 1 is not supported.*fsdp2"),
@@ -51,17 +46,17 @@ def test_accelerate_launch_reads_the_same_from_them():
         ("distributed_type: 'NO'\n", "NO is not supported"),
         ("distributed_type: MULTI_GPU\nnum_process: 2\n", "can't read it.*num_process"),
         ("distributed_type: MULTI_GPU\nnum_processes: 1\n", "needs 2 processes or more, got 1"),
-        ("distributed_type: [\n", "no YAML"),
+        ("distributed_type: [\n", "not valid YAML"),
     ],
 )
-def test_a_configuration_that_will_not_do_says_why(tmp_path, text, said):
+def test_an_unsupported_configuration_says_why(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(f"compute_environment: LOCAL_MACHINE\nmixed_precision: 'no'\nuse_cpu: false\n{text}")
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         read_launch(file)
 
 
-def test_a_comparison_refuses_what_it_cannot_launch_before_it_writes(classify, tmp_path, monkeypatch):
+def test_a_comparison_refuses_an_impossible_launch_before_it_writes(classify, tmp_path, monkeypatch):
     cases = [
         ({"launch": "fspd2"}, "Did you mean 'fsdp2'"),
         ({"launch": "ddp", "jobs": 2}, "contradict each other"),
@@ -69,44 +64,42 @@ def test_a_comparison_refuses_what_it_cannot_launch_before_it_writes(classify, t
         ({"launch": "ddp", "processes": 3}, r"16 a step, which 3 processes can't share evenly. The nearest.* 15 "),
         ({"jobs": 0}, "--jobs 0"),
     ]
-    for options, said in cases:
-        with pytest.raises(RecipeError, match=said):
+    for options, message in cases:
+        with pytest.raises(RecipeError, match=message):
             compare(classify(), ["lora"], output=tmp_path / "o", **options)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="pip install deepspeed"):
-        installed(read_launch("deepspeed_zero2"))
+        check_installed(read_launch("deepspeed_zero2"))
     assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulated", "processes", "shared"),
+    ("batch", "accumulated", "processes", "split"),
     [(8, 1, 2, (4, 1)), (8, 4, 2, (8, 2)), (8, 1, 8, (1, 1)), (6, 3, 2, (3, 3)), (1, 8, 4, (1, 2)), (4, 2, 1, (4, 2))],
 )
-def test_the_batch_of_a_step_stays_the_recipes(batch, accumulated, processes, shared):
+def test_splitting_keeps_the_effective_batch_size(batch, accumulated, processes, split):
     training = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
-    assert shared_out(training, processes) == shared
-    assert shared[0] * shared[1] * processes == whole_batch(training) and shared[0] <= batch
+    assert split_batch(training, processes) == split
+    assert split[0] * split[1] * processes == effective_batch_size(training) and split[0] <= batch
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
-    with pytest.raises(
-        RecipeError, match=r"8 a step, which 3 .* 9 \(--set training\..*=9 .*; or 2 processes|or 4 proc"
-    ):
-        shared_out({}, 3)
+def test_an_indivisible_batch_names_the_nearest_divisible_one():
+    with pytest.raises(RecipeError, match=r"8 a step, which 3 .* 9 \(--set training\..*=9 .*; or 2 processes"):
+        split_batch({}, 3)
     with pytest.raises(RecipeError, match="The nearest that they can: 16 "):
-        shared_out({}, 16)
+        split_batch({}, 16)
 
 
 @pytest.mark.parametrize("examples", [1, 5, 16, 33, 43])
 @pytest.mark.parametrize(("batch", "accumulated"), [(8, 1), (4, 2), (2, 4)])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_shares_of_a_step_are_what_one_process_would_see(examples, batch, accumulated, processes):
-    each, steps = shared_out(
+def test_the_ranks_together_see_the_steps_of_one_process(examples, batch, accumulated, processes):
+    each, steps = split_batch(
         {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}, processes
     )
     shares = [Shares(SequentialSampler(range(examples)), each, steps, processes, i) for i in range(processes)]
     made = [list(share) for share in shares]
-    assert {len(batches) for batches in made} == {len(shares[0])}  # all do as many batches
+    assert {len(batches) for batches in made} == {len(shares[0])}  # every rank has as many batches
     seen = []
     for number in range(0, len(shares[0]), steps):
         step = [place for batches in made for part in batches[number : number + steps] for place in part]
@@ -115,33 +108,33 @@ def test_the_shares_of_a_step_are_what_one_process_would_see(examples, batch, ac
         assert all(len(part) <= each for batches in made for part in batches)
         seen += real
     assert seen == list(range(examples))
-    hidden = [part for part in itertools.chain(*made) if part[0] < 0]
-    assert all(len(part) == 1 for part in hidden)  # one example, its labels hidden, where there is none left
+    ignored = [part for part in itertools.chain(*made) if part[0] < 0]
+    assert all(len(part) == 1 for part in ignored)  # a rank without examples gets one whose labels are ignored
 
 
 def test_jobs_get_a_device_each(monkeypatch):
     import torch
 
-    assert slots(1) == [{}]
+    assert job_environments(1) == [{}]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert slots(2) == [{"PEFT_RECIPES_JOBS": "2", "OMP_NUM_THREADS": "2"}] * 2
+    assert job_environments(2) == [{"PEFT_RECIPES_JOBS": "2", "OMP_NUM_THREADS": "2"}] * 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(2)] == ["5", "7"]
+    assert [job["CUDA_VISIBLE_DEVICES"] for job in job_environments(2)] == ["5", "7"]
     with pytest.raises(RecipeError, match=r"has 2 GPUs.* --jobs 2"):
-        slots(3)
+        job_environments(3)
 
 
-def test_two_jobs_at_a_time_give_the_same_comparison_and_say_so(classify, tmp_path):
+def test_two_jobs_at_a_time_are_noted_in_the_comparison(classify, tmp_path):
     recipe = classify().with_changes({"training": {"num_train_epochs": 1}})
-    told = []
-    made = compare(recipe, ["full", "lora"], output=tmp_path, jobs=2, on_progress=told.append)
+    events = []
+    made = compare(recipe, ["full", "lora"], output=tmp_path, jobs=2, on_progress=events.append)
     assert made.failed == [] and set(made.data["arms"]) == {"full", "lora"}
-    first_end = next(i for i, news in enumerate(told) if news.state == "ok")
-    assert len({news.job for news in told[:first_end]}) == 2  # two were under way before one had ended
+    first_end = next(i for i, event in enumerate(events) if event.state == "ok")
+    assert len({event.job for event in events[:first_end]}) == 2  # both had started before one ended
     assert any("2 runs at a time shared this machine" in note for note in made.data["notes"])
     assert made.data["environment"]["jobs"] == 2
     assert "2 runs at a time" in (made.folder / "comparison.md").read_text()

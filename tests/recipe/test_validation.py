@@ -125,7 +125,7 @@ def test_class_names_that_contradict_the_datas_own_are_refused(tmp_path):
 @pytest.mark.parametrize("messages", [None, "text", [{"role": "user"}], [{"role": "user", "content": None}] * 2])
 def test_messages_that_are_none_name_their_row(tmp_path, messages):
     with pytest.raises(RecipeError, match="row"):
-        columns.said(messages, "messages", "7", "rows.jsonl")
+        columns.checked_messages(messages, "messages", "7", "rows.jsonl")
 
 
 def test_an_empty_answer_of_a_csv_is_left_out_and_counted(instruct, tmp_path):

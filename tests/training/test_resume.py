@@ -167,7 +167,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_kept(recipes, tmp_path, mon
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     at_step(monkeypatch, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1])))
     try:
-        with pytest.raises(checkpoints.NoRoom, match=r"No room .*step 2 is whole.*Make room"):
+        with pytest.raises(checkpoints.DiskFull, match=r"No room .*step 2 is complete.*Make room"):
             train(recipe, "full", output=tmp_path / "cut")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
