@@ -49,7 +49,7 @@ def _answered(case, folder: Path, there: dict[str, Path]) -> bool:
     before = sorted(folder.rglob("*"))
     shown = CliRunner().invoke(app, words)
     text = " ".join((shown.stdout + shown.stderr).split())
-    right = shown.exit_code == case.code and case.said in text and "Traceback" not in text
+    right = shown.exit_code == case.code and case.message in text and "Traceback" not in text
     return right and sorted(folder.rglob("*")) == before
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the table of methods: `make readme` does, and a test holds the page against the table."""
+"""Writes docs/methods.md from the table of methods: `make readme` does, and a test compares the page with the table."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ PAGE = Path(__file__).with_name("methods.md")
 
 _HEAD = """# Methods
 
-Written by `make readme` from the table in `peft_recipes/methods.py`; `peft-recipes methods` prints the same.
+Written by `make readme` from the table in `peft_recipes/arms/methods.py`; `peft-recipes methods` prints the same.
 
 Any of these is an arm of any recipe: `peft-recipes compare RECIPE --arms full,lora,dora,ia3`, also in `plan`,
-`train --arm dora`, and from Python. `--arms all` is the recipe's own arms and every method that fits its base and task,
-and says which do not and why. A recipe's own arm of a name wins. Rates are to start from; rows marked * move with the
-rate of the recipe's own LoRA, which knows its base better than any table. `--set arms.dora.learning_rate=1e-3` and
-`--set arms.dora.peft.r=8` change an arm as they would one of the recipe's own.
+`train --arm dora`, and from Python. `--arms all` takes the recipe's own arms and every method that fits its base and
+task, and reports the others with the reason. If the recipe has an arm of the same name, that arm is used. The learning
+rates are starting points; those marked * are scaled with the learning rate of the recipe's own LoRA arm.
+`--set arms.dora.learning_rate=1e-3` and `--set arms.dora.peft.r=8` change such an arm like one of the recipe's own.
 """
 
 
 def page() -> str:
     """The page's text."""
     found = table()
-    rows = ["| name | method | rate | defaults | can't | paper |", "|:---|:---|---:|:---|:---|:---|"]
+    rows = ["| name | method | learning rate | defaults | can't | paper |", "|:---|:---|---:|:---|:---|:---|"]
     rows += [_row(row) for row in found["methods"]]
     reasons = {why: [n for n, w in found["left_out"].items() if w == why] for why in found["left_out"].values()}
     missing = ["## Not in the table", "", *(f"- {', '.join(names)}: {why}." for why, names in reasons.items())]

@@ -1,10 +1,10 @@
-"""Adapters measured honestly beside full fine-tuning.
+"""Train PEFT adapters and full fine-tuning under the same conditions, and report the difference with evidence.
 
     from peft_recipes import load_recipe, compare
     comparison = compare(load_recipe("mnist-shift", embedded=True), arms=["full", "lora"], seeds=[0, 1, 2])
     print(comparison.verdict("lora"))
 
-The names below are imported when they are first used: `import peft_recipes` itself brings in nothing heavy.
+The names below are imported on first use, so `import peft_recipes` itself is fast.
 """
 
 from __future__ import annotations

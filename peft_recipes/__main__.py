@@ -1,4 +1,4 @@
-"""`python -m peft_recipes`, and so `accelerate launch -m peft_recipes`."""
+"""Run the command line as `python -m peft_recipes`, also under `accelerate launch -m peft_recipes`."""
 
 from peft_recipes.cli.app import app
 

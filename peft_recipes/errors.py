@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and the words that point at the nearest valid name."""
+"""RecipeError, the exception for user errors, and messages that suggest the nearest valid name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 
-class RecipeError(Exception):
-    """A mistake in what the user gave: a recipe, a name, a file, a setting.
+class RecipeError(ValueError):
+    """An error in the user's input: a recipe, a name, a file, a setting.
 
-    The command line shows its message alone, without a traceback, and exits with 2. The message says what happened,
-    where, and what to do about it; `problems` holds one line a problem when there are several.
+    The command line prints the message without a traceback and exits with 2. The message says what happened, where,
+    and what to do; `problems` holds one line per problem.
     """
 
     def __init__(self, *problems: str):
@@ -20,32 +20,32 @@ class RecipeError(Exception):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The words " Did you mean 'x'?" for the closest of `names`, or an empty string when none is close."""
+    """Return " Did you mean 'x'?" for the closest of `names`, or "" when none is close."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def unknown(kind: str, name: str, names: Iterable[str], where: str = "") -> str:
-    """One line for a name that is not among `names`: the nearest, then all that are valid."""
+    """Return the one-line message for a name that is not among `names`: the nearest one, then all valid ones."""
     valid = sorted(names)
-    place = f" in {where}" if where else ""
-    return f"Unknown {kind} '{name}'{place}.{nearest(name, valid)} Valid: {', '.join(valid) or 'none'}."
+    location = f" in {where}" if where else ""
+    return f"Unknown {kind} '{name}'{location}.{nearest(name, valid)} Valid: {', '.join(valid) or 'none'}."
 
 
 @contextlib.contextmanager
-def within(place: str) -> Iterator[None]:
-    """Puts a place ("mine.yaml") before every problem that is raised within it."""
+def within(location: str) -> Iterator[None]:
+    """Prefix every problem of a RecipeError raised in the block with its location, e.g. "mine.yaml"."""
     try:
         yield
     except RecipeError as error:
-        raise RecipeError(*(p if place in p else f"{place}: {p}" for p in error.problems)) from error
+        raise RecipeError(*(p if location in p else f"{location}: {p}" for p in error.problems)) from error
 
 
 def says_out_of_memory(text: str) -> bool:
-    """Whether an error's words say that memory ran out, on a GPU or in the CPU's allocator."""
+    """Return whether an error message reports that a GPU's or the CPU's memory ran out."""
     text = text.lower()
     return any(words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory"))
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception: what KeyboardInterrupt is to SIGINT, so that what is open is closed on the way out."""
+    """SIGTERM as an exception, like KeyboardInterrupt for SIGINT, so that open files are closed on the way out."""

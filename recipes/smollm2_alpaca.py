@@ -1,8 +1,14 @@
-"""SmolLM2-135M-Instruct follows instructions: Alpaca in the model's own chat template, the loss on the answers.
+"""Instruction-tune SmolLM2-135M-Instruct on Alpaca, in its own chat template, with the loss on the answers only.
 
-peft-recipes compare smollm2-alpaca --set training.max_steps=60
-python recipes/smollm2_alpaca.py --arm lora
-accelerate launch recipes/smollm2_alpaca.py --arm lora
+    peft-recipes compare smollm2-alpaca --set training.max_steps=60
+    python recipes/smollm2_alpaca.py --arm lora
+    accelerate launch recipes/smollm2_alpaca.py --arm lora
+
+With --embedded: the same model from its 4-bit GGUF, 1,000 questions about docstrings, and 10 steps. Expect from
+`peft-recipes compare smollm2-alpaca --embedded --arms full,lora --seeds 0,1,2`, as in
+adapters/smollm2-alpaca/comparison.json (2 CPU cores): test loss 2.816 for full and 2.841 for lora, a difference of
+0.025 (95 % interval -0.009 to 0.057, equivalence within 1 % not shown); 21 and 14 s of training per run; peak memory
+3.6 and 2.2 GB; checkpoints of 538 and 7.4 MB.
 """
 
 from peft import LoraConfig
@@ -15,7 +21,7 @@ recipe = Recipe(
     task="sft",
     model="HuggingFaceTB/SmolLM2-135M-Instruct",
     dataset=Dataset("tatsu-lab/alpaca", train=5_000, validation=100, test=200),
-    evaluate_also={  # what tuning on instructions makes the model forget: plain English, the loss on every token
+    evaluate_also={  # forgetting: the loss on plain English, on every token
         "plain": {
             "path": "Salesforce/wikitext",
             "name": "wikitext-2-raw-v1",
@@ -31,7 +37,7 @@ recipe = Recipe(
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "eval_strategy": "steps",
-        "eval_steps": 0.25,  # four times a run
+        "eval_steps": 0.25,  # four times per run
     },
     arms={
         "full": Arm(learning_rate=2e-5),
@@ -59,7 +65,7 @@ recipe = Recipe(
         "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 40}},
         "max_length": 128,
         "training": {"max_steps": 10, "eval_steps": 0.5},
-        "arms": {  # rates: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, on the validation split
+        "arms": {  # learning rates: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, validation split
             "full": {"learning_rate": 1e-4},
             "lora": {"learning_rate": 1e-2},
             "lora-all": {"learning_rate": 1e-3},

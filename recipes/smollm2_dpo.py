@@ -1,8 +1,12 @@
-"""SmolLM2-135M-Instruct learns which of two answers people preferred, by DPO: no reward model, the base as reference.
+"""Align SmolLM2-135M-Instruct with preferences by DPO: no reward model, and the untrained base as reference.
 
-peft-recipes compare smollm2-dpo --set training.max_steps=100
-python recipes/smollm2_dpo.py --arm lora
-accelerate launch recipes/smollm2_dpo.py --arm lora
+    peft-recipes compare smollm2-dpo --set training.max_steps=100
+    python recipes/smollm2_dpo.py --arm lora
+    accelerate launch recipes/smollm2_dpo.py --arm lora
+
+With --embedded: the same model from its 4-bit GGUF, 160 questions about docstrings, each with the right answer and
+another object's, and 20 steps. benchmarks/learning_rates/smollm2-dpo-embedded.json has the learning rates tried for
+it (12 steps) and the preference accuracies on 24 validation pairs: 0.79 for full, 0.75 for lora.
 """
 
 from peft import LoraConfig
@@ -23,7 +27,7 @@ recipe = Recipe(
         "warmup_steps": 0.1,
         "beta": 0.1,
         "eval_strategy": "steps",
-        "eval_steps": 0.25,  # four times a run
+        "eval_steps": 0.25,  # four times per run
     },
     arms={
         "full": Arm(learning_rate=1e-6),
@@ -39,17 +43,21 @@ recipe = Recipe(
     embedded={
         "model": "embedded:smollm2-135m-instruct",
         "dataset": {
-            "path": "embedded:docstring-preferences", "test_split": None, "train": 160, "validation": 24, "test": 80,
+            "path": "embedded:docstring-preferences",
+            "test_split": None,
+            "train": 160,
+            "validation": 24,
+            "test": 80,
         },
         "max_length": 128,
         "training": {"max_steps": 20, "eval_steps": 0.5},
         "prompts": [{"kind": "question", "prompt": "What does numpy.cumsum do?"}],
-        "arms": {  # rates: benchmarks/learning_rates/smollm2-dpo-embedded.json, on the validation split (12 steps)
+        "arms": {  # learning rates: benchmarks/learning_rates/smollm2-dpo-embedded.json, validation split, 12 steps
             "full": {"learning_rate": 3e-5},
             "lora": {"learning_rate": 1e-3},
         },
     },
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     main(recipe)

@@ -1,4 +1,4 @@
-"""Small random models and small data, made here: no test needs a network, a Hub or anything outside this folder."""
+"""Small random models and datasets, built here: no test needs a network, a Hub or a file outside this folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Before any library reads them: nothing may ask a Hub, and nothing of the user's caches may be used or changed.
+# Set before any library reads them: no test may contact a Hub or touch the user's caches.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PEFT_RECIPES_TESTING="1")
 
 GOOD = ["bright", "lovely", "warm", "happy", "fine", "splendid", "glad", "sweet"]
@@ -23,7 +23,7 @@ _TEMPLATE = (
 
 @pytest.fixture(autouse=True, scope="session")
 def own_caches(tmp_path_factory):
-    """Every cache in a folder of this test session."""
+    """Put every cache into a temporary folder of this test session."""
     root = tmp_path_factory.mktemp("caches")
     before = {name: os.environ.get(name) for name in ("PEFT_RECIPES_CACHE", "HF_HOME", "HF_DATASETS_CACHE")}
     os.environ.update(PEFT_RECIPES_CACHE=str(root / "own"), HF_HOME=str(root / "hf"))
@@ -37,19 +37,19 @@ def own_caches(tmp_path_factory):
 
 
 def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(text, "good" or "bad"): which one is told by three of its words; no text twice."""
-    draw, made = random.Random(seed), {}
-    while len(made) < count:
-        label = ("bad", "good")[len(made) % 2]
+    """Return distinct texts with the label "good" or "bad", which three words of each text determine."""
+    draw, labels = random.Random(seed), {}
+    while len(labels) < count:
+        label = ("bad", "good")[len(labels) % 2]
         words = draw.sample(FILLER, 3) + draw.sample(GOOD if label == "good" else BAD, 3)
         draw.shuffle(words)
-        made[" ".join(words)] = label
-    return list(made.items())
+        labels[" ".join(words)] = label
+    return list(labels.items())
 
 
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory) -> Path:
-    """A csv of 160 short texts with the columns text, label."""
+    """A csv of 160 short texts with the columns text and label."""
     path = tmp_path_factory.mktemp("data") / "reviews.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -60,7 +60,7 @@ def reviews(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory) -> Path:
-    """A jsonl of 48 Alpaca rows of unequal length."""
+    """A jsonl of 48 Alpaca examples of unequal length."""
     import json
 
     path = tmp_path_factory.mktemp("data") / "questions.jsonl"
@@ -74,7 +74,7 @@ def questions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def preferences(tmp_path_factory) -> Path:
-    """A jsonl of 56 pairs of unequal length: the answer of good words was preferred to the one of bad words."""
+    """A jsonl of 56 preference pairs of unequal length: good words are chosen, bad words rejected."""
     import json
 
     path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
@@ -88,16 +88,16 @@ def preferences(tmp_path_factory) -> Path:
 
 
 def tokenizer(chat: bool = False):
-    """A word tokenizer over the sentences' words."""
+    """Return a word-level tokenizer of the sentences' words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"]
     words = [*special, *sorted({*GOOD, *BAD, *FILLER, "good", "bad", "say", "in", "###", "Instruction:", "Response:"})]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words_only = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=words_only, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
         model_input_names=["input_ids", "attention_mask"], model_max_length=64,
     )  # fmt: skip
     if chat:
@@ -106,7 +106,7 @@ def tokenizer(chat: bool = False):
 
 
 def tiny_config(kind: str, vocab: int, width: int = 32):
-    """A configuration of a few thousand weights."""
+    """Return the configuration of a model with a few thousand weights."""
     from transformers import DistilBertConfig, GPT2Config, LlamaConfig
 
     if kind == "distilbert":
@@ -122,13 +122,13 @@ def tiny_config(kind: str, vocab: int, width: int = 32):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """tiny("gpt2" | "llama" | "distilbert", width) -> the folder of a random base with its tokenizer; made once."""
+    """tiny("gpt2" | "llama" | "distilbert", width) -> the folder of a random base with its tokenizer, built once."""
     import transformers
 
-    made: dict[tuple[str, int], Path] = {}
+    folders: dict[tuple[str, int], Path] = {}
 
     def make(kind: str, width: int = 32) -> Path:
-        if (kind, width) not in made:
+        if (kind, width) not in folders:
             folder = tmp_path_factory.mktemp(f"tiny-{kind}")
             words = tokenizer(chat=kind == "llama")
             transformers.set_seed(0)
@@ -136,15 +136,15 @@ def tiny(tmp_path_factory):
             auto = transformers.AutoModel if kind == "distilbert" else transformers.AutoModelForCausalLM
             auto.from_config(config).save_pretrained(folder)
             words.save_pretrained(folder)
-            made[kind, width] = folder
-        return made[kind, width]
+            folders[kind, width] = folder
+        return folders[kind, width]
 
     return make
 
 
 @pytest.fixture
 def classify(tiny, reviews):
-    """A recipe of two seconds: tiny DistilBERT, 160 texts, the arms full, head and lora."""
+    """classify(kind) -> a recipe that runs in two seconds: tiny DistilBERT, 160 texts, arms full, head and lora."""
     from peft import LoraConfig
 
     from peft_recipes import Arm, Dataset, Recipe, targets
@@ -171,7 +171,7 @@ def classify(tiny, reviews):
 
 @pytest.fixture
 def instruct(tiny, questions):
-    """A recipe of a few seconds: tiny Llama, 48 questions, the arms full and lora."""
+    """instruct(kind) -> a recipe that runs in a few seconds: tiny Llama, 48 questions, arms full and lora."""
     from peft import LoraConfig
 
     from peft_recipes import Arm, Dataset, Recipe, targets
@@ -197,7 +197,7 @@ def instruct(tiny, questions):
 
 @pytest.fixture
 def prefer(tiny, preferences):
-    """A recipe of a few seconds: tiny Llama, 56 pairs, the arms full and lora."""
+    """prefer(kind) -> a recipe that runs in a few seconds: tiny Llama, 56 preference pairs, arms full and lora."""
     from peft import LoraConfig
 
     from peft_recipes import Arm, Dataset, Recipe, targets
@@ -222,7 +222,7 @@ def prefer(tiny, preferences):
 
 
 def compared_here(recipe, arms, seeds, output: Path):
-    """`compare` with every run in this process: for tests of what is made of runs, not of how they are started."""
+    """Compare as `compare` does, but with every run in this process, which is faster."""
     from peft_recipes import train
     from peft_recipes.arms.selection import choose_arms
     from peft_recipes.comparison.compare import collect

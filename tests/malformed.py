@@ -1,4 +1,4 @@
-"""Malformed recipes, datasets and adapters: each with the words that its one message must hold.
+"""Malformed recipes, datasets and adapters, each with a part of the error message it must give.
 
 Used by test_malformed.py, and by benchmarks/malformed_inputs.py, which counts them for the README.
 """
@@ -16,33 +16,35 @@ import torch
 from safetensors.torch import load_file, save_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_FINE = "".join(f'{{"text": "the film was {i}", "label": "{("good", "bad")[i % 2]}"}}\n' for i in range(40))
+_VALID_LINES = "".join(f'{{"text": "the film was {i}", "label": "{("good", "bad")[i % 2]}"}}\n' for i in range(40))
 
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "dataset", "recipe" or "adapter". make: writes it below a folder and returns the words of the command line.
+    """One malformed input.
 
-    said: stands in the message. code: the exit code, 1 where an adapter is readable but fails a check.
+    kind: "dataset", "recipe" or "adapter". make: writes it to a folder and returns the command line arguments; it gets
+    the folder and the valid inputs. message: a part of the error message. code: the exit code: 2, or 1 for an adapter
+    that is readable but fails a check.
     """
 
     kind: str
     name: str
     make: Callable[[Path, dict[str, Path]], list[str]]
-    said: str
+    message: str
     code: int = 2
 
 
-def _data(file: str, content: str | bytes, said: str, *changes: str, name: str = "") -> Case:
-    def make(folder: Path, there: dict[str, Path]) -> list[str]:
+def _data(file: str, content: str | bytes, message: str, *changes: str, name: str = "") -> Case:
+    def make(folder: Path, valid: dict[str, Path]) -> list[str]:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         shares = ("dataset.train=0.6", "dataset.validation=0.2", "dataset.test=0.2")
         more = [word for change in (*shares, *changes) for word in ("--set", change)]
-        return ["compare", str(there["classify"]), "--set", f"dataset.path={path}", *more]
+        return ["compare", str(valid["classify"]), "--set", f"dataset.path={path}", *more]
 
-    return Case("dataset", name or f"{file}: {said[:40]}", make, said)
+    return Case("dataset", name or f"{file}: {message[:40]}", make, message)
 
 
 def _parquet(rows: dict[str, list[Any]], cut: int = 0) -> bytes:
@@ -53,8 +55,8 @@ def _parquet(rows: dict[str, list[Any]], cut: int = 0) -> bytes:
     return buffer.getvalue()[: -cut or None]
 
 
-_GOOD = {"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20}
-_LINES = _FINE.splitlines()
+_VALID_ROWS = {"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20}
+_LINES = _VALID_LINES.splitlines()
 
 DATASETS = [
     _data("d.csv", "", "is empty"),
@@ -70,38 +72,38 @@ DATASETS = [
     _data("d.jsonl", _LINES[0] + "\n[1, 2]\n", "line 2", name="a line that is a list"),
     _data("d.jsonl", _LINES[0] + "\n\x00\x00\n", "line 2", name="a line of zeros"),
     _data("d.jsonl", b'{"text": "\xff", "label": "a"}\n', "UTF-8"),
-    _data("d.jsonl", _FINE + '{"text": null, "label": "good"}\n', "text"),
-    _data("d.jsonl", _FINE + '{"text": "x", "label": null}\n', "label"),
-    _data("d.jsonl", _FINE + f'{{"text": "{"x" * 1_000_000}\n', "line 41", name="a broken line of a megabyte"),
-    _data("d.jsonl", _FINE.replace('"the film was 7"', "7"), "text", name="a number for a text"),
-    _data("d.jsonl", _FINE.replace('"the film was 7"', '["a"]'), "text", name="a list for a text"),
-    _data("d.jsonl", _FINE.replace('"bad"', '"good"'), "one class"),
-    _data("d.jsonl", _FINE, "dataset.labels", "dataset.labels=[good]", name="a label beyond those named"),
-    _data("d.jsonl", _FINE, "asks for", "dataset.train=5000", name="more rows than there are"),
-    _data("d.jsonl", _FINE, "Did you mean 'text'", "dataset.text=txet", name="a text column with a typo"),
-    _data("d.jsonl", _FINE, "Did you mean 'label'", "dataset.label=lable", name="a label column with a typo"),
+    _data("d.jsonl", _VALID_LINES + '{"text": null, "label": "good"}\n', "text"),
+    _data("d.jsonl", _VALID_LINES + '{"text": "x", "label": null}\n', "label"),
+    _data("d.jsonl", _VALID_LINES + f'{{"text": "{"x" * 1_000_000}\n', "line 41", name="a broken line of a megabyte"),
+    _data("d.jsonl", _VALID_LINES.replace('"the film was 7"', "7"), "text", name="a number for a text"),
+    _data("d.jsonl", _VALID_LINES.replace('"the film was 7"', '["a"]'), "text", name="a list for a text"),
+    _data("d.jsonl", _VALID_LINES.replace('"bad"', '"good"'), "one class"),
+    _data("d.jsonl", _VALID_LINES, "dataset.labels", "dataset.labels=[good]", name="a label not in dataset.labels"),
+    _data("d.jsonl", _VALID_LINES, "asks for", "dataset.train=5000", name="more rows than there are"),
+    _data("d.jsonl", _VALID_LINES, "Did you mean 'text'", "dataset.text=txet", name="a text column with a typo"),
+    _data("d.jsonl", _VALID_LINES, "Did you mean 'label'", "dataset.label=lable", name="a label column with a typo"),
     _data("d.jsonl", "\n".join(_LINES[:1]) + "\n", "too few", name="one row"),
     _data("d.json", '{"a": 1', "d.json"),
     _data("d.parquet", b"PAR1 not really", "can't be read"),
-    _data("d.parquet", _parquet(_GOOD, cut=40), "can't be read", name="a parquet cut short"),
-    _data("d.parquet", _parquet({"text": _GOOD["text"]}), "no column 'label'"),
-    _data("d.parquet", _parquet({**_GOOD, "label": [0.5] * 40}), "label", name="a parquet of fractions"),
+    _data("d.parquet", _parquet(_VALID_ROWS, cut=40), "can't be read", name="a parquet cut short"),
+    _data("d.parquet", _parquet({"text": _VALID_ROWS["text"]}), "no column 'label'"),
+    _data("d.parquet", _parquet({**_VALID_ROWS, "label": [0.5] * 40}), "label", name="a parquet of fractions"),
     _data("d.xyz", "text", "d.xyz"),
     _data("folder/none.txt", "x", "folder", "dataset.path=folder", name="a folder without data"),
 ]  # fmt: skip
 
 
-def _recipe(name: str, change: Callable[[str], str], said: str) -> Case:
-    def make(folder: Path, there: dict[str, Path]) -> list[str]:
+def _recipe(name: str, change: Callable[[str], str], message: str) -> Case:
+    def make(folder: Path, valid: dict[str, Path]) -> list[str]:
         path = folder / "mine.yaml"
-        path.write_text(change(there["classify"].read_text()))
+        path.write_text(change(valid["classify"].read_text()))
         return ["compare", str(path)]
 
-    return Case("recipe", name, make, said)
+    return Case("recipe", name, make, message)
 
 
 def _key(key: str, value: str) -> Callable[[str], str]:
-    """Replaces a top-level key of the recipe's YAML."""
+    """Return a function that replaces a top-level key of the recipe's YAML."""
 
     def change(text: str) -> str:
         lines, out, skipping = text.splitlines(), [], False
@@ -119,9 +121,9 @@ _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 RECIPES = [
-    _recipe("no mapping", lambda _: "- 1\n- 2\n", "mine.yaml"),
+    _recipe("not a mapping", lambda _: "- 1\n- 2\n", "mine.yaml"),
     _recipe("empty", lambda _: "", "mine.yaml"),
-    _recipe("no YAML", lambda _: "a: [1, 2\nb: }", "mine.yaml"),
+    _recipe("invalid YAML", lambda _: "a: [1, 2\nb: }", "mine.yaml"),
     _recipe("an object", lambda _: "name: !!python/object/apply:os.getcwd []\n", "can't be read as YAML"),
     _recipe("an object of peft", lambda t: t + "x: !!python/name:os.system\n", "can't be read as YAML"),
     _recipe("a bomb", lambda _: _BOMB, "mine.yaml"),
@@ -129,13 +131,13 @@ RECIPES = [
     _recipe("an unknown task", _key("task", "text-clasification"), "Did you mean 'text-classification'"),
     _recipe("a name that leaves the folder", _key("name", "../../up"), "it names a folder"),
     _recipe("an absolute name", _key("name", "/tmp/up"), "it names a folder"),
-    _recipe("a name of a list", _key("name", "[a]"), "name"),
+    _recipe("a list for a name", _key("name", "[a]"), "name"),
     _recipe("an arm that leaves the folder", lambda t: t.replace("  lora:", "  ../lora:"), "can't name an arm"),
     _recipe("no arms", _key("arms", "{}"), "at least one arm"),
     _recipe("an arm of text", _key("arms", "{full: yes please}"), "arms"),
-    _recipe("a rate of NaN", _key("arms", "{full: {method: full, learning_rate: .nan}}"), "above 0"),
-    _recipe("a negative rate", _key("arms", "{full: {method: full, learning_rate: -1}}"), "above 0"),
-    _recipe("a rate of text", _key("arms", "{full: {method: full, learning_rate: fast}}"), "learning_rate"),
+    _recipe("a learning rate of NaN", _key("arms", "{full: {method: full, learning_rate: .nan}}"), "above 0"),
+    _recipe("a negative learning rate", _key("arms", "{full: {method: full, learning_rate: -1}}"), "above 0"),
+    _recipe("a learning rate of text", _key("arms", "{full: {method: full, learning_rate: fast}}"), "learning_rate"),
     _recipe("an unknown PEFT type", _key("arms", "{x: {learning_rate: 1, peft: {peft_type: LORAA}}}"), "'LORA'"),
     _recipe("a length of 0", _key("max_length", "0"), "max_length"),
     _recipe("a huge length", _key("max_length", "1e30"), "max_length"),
@@ -147,14 +149,14 @@ RECIPES = [
     _recipe("a dataset of text", _key("dataset", "reviews.csv"), "dataset"),
     _recipe("shares beyond one", _key("dataset", "{path: d, train: 0.9, test: 0.9}"), "add up to"),
     _recipe("a negative count", _key("dataset", "{path: d, train: -4}"), "dataset.train"),
-    _recipe("a model that is not there", _key("model", "./nowhere"), "no config.json"),
+    _recipe("a missing model", _key("model", "./nowhere"), "no config.json"),
     _recipe("an unknown guard", _key("skip_checks", "[memroy]"), "Did you mean 'memory'"),
-    _recipe("checkpoints in the past", _key("checkpoint_seconds", "-5"), "checkpoint_seconds"),
+    _recipe("a negative checkpoint interval", _key("checkpoint_seconds", "-5"), "checkpoint_seconds"),
 ]  # fmt: skip
 
 
 def change_tensors(folder: Path, how: str) -> None:
-    """Harms an adapter's weights in one of the ways that a check must find."""
+    """Damage an adapter's weights in a way that `check` must find."""
     tensors = load_file(folder / WEIGHTS)
     name = next(name for name in sorted(tensors) if "lora_B" in name)
     if how == "nan":
@@ -175,7 +177,7 @@ def change_tensors(folder: Path, how: str) -> None:
 
 
 class _Explosive:
-    """Would write a file if it were unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -191,23 +193,23 @@ def _pickle(folder: Path) -> None:
 
 def _no_base(folder: Path) -> None:
     (folder / "recipe.yaml").unlink()
-    said = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**said, "base_model_name_or_path": None}))
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
 
 
 def _cut(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:200])
 
 
-def _adapter(name: str, harm: Callable[[Path], Any], said: str, code: int = 2, *words: str) -> Case:
-    def make(folder: Path, there: dict[str, Path]) -> list[str]:
+def _adapter(name: str, damage: Callable[[Path], Any], message: str, code: int = 2, *words: str) -> Case:
+    def make(folder: Path, valid: dict[str, Path]) -> list[str]:
         import shutil
 
-        copy = Path(shutil.copytree(there["adapter"], folder / "adapter"))
-        harm(copy)
-        return ["check", str(copy), *[str(there.get(word, word)) for word in words]]
+        copy = Path(shutil.copytree(valid["adapter"], folder / "adapter"))
+        damage(copy)
+        return ["check", str(copy), *[str(valid.get(word, word)) for word in words]]
 
-    return Case("adapter", name, make, said, code)
+    return Case("adapter", name, make, message, code)
 
 
 def _config(text: str | bytes) -> Callable[[Path], Any]:
@@ -226,7 +228,7 @@ ADAPTERS = [
     _adapter("a configuration that is a list", _config("[]"), "names no peft_type"),
     _adapter("a configuration without a type", _config('{"r": 4}'), "names no peft_type"),
     _adapter("an unknown type", _config('{"peft_type": "LORAA", "r": 4}'), "Did you mean 'LORA'"),
-    _adapter("what PEFT refuses", _config('{"peft_type": "LORA", "layers_pattern": "h"}'), "PEFT refuses it"),
+    _adapter("what PEFT rejects", _config('{"peft_type": "LORA", "layers_pattern": "h"}'), "PEFT refuses it"),
     _adapter("weights cut short", _cut, "adapter_model.safetensors can't be read"),
     _adapter("weights of noise", lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 500), "can't be read"),
     _adapter("no weights", lambda f: (f / WEIGHTS).unlink(), "has no adapter_model.safetensors"),
@@ -236,13 +238,13 @@ ADAPTERS = [
     _adapter("no base named", _no_base, "names no base model"),
     _adapter("NaN", _tensors("nan"), "NaN", 1),
     _adapter("an empty tensor", _tensors("empty"), "empty", 1),
-    _adapter("nothing learnt", _tensors("zero"), "changes nothing", 1),
+    _adapter("an untrained adapter", _tensors("zero"), "changes nothing", 1),
     _adapter("a wrong shape", _tensors("shape"), "1 of another shape", 1),
     _adapter("a missing tensor", _tensors("missing"), "1 tensors missing", 1),
     _adapter("a stray tensor", _tensors("stray"), "no.such.weight", 1),
-    _adapter("other weights than were trained", _tensors("other"), "differ", 1),
+    _adapter("other weights than the trained ones", _tensors("other"), "differ", 1),
     _adapter("another base", lambda f: None, "more targets like it)", 1, "--base", "gpt2"),
-    _adapter("a base that is not there", lambda f: None, "no config.json", 2, "--base", "./nowhere"),
+    _adapter("a missing base", lambda f: None, "no config.json", 2, "--base", "./nowhere"),
 ]  # fmt: skip
 
 CASES = [*DATASETS, *RECIPES, *ADAPTERS]

@@ -1,4 +1,4 @@
-"""Arms: how a base model is made trainable, the table of PEFT methods, and which arms a comparison has.
+"""Arms: applying one to a base model, the table of PEFT methods, and choosing the arms of a comparison by name.
 
-Imports `guards` and below. Start with apply.py; default ranks and learning rates are in methods.py.
+Imports `guards` and below. Start with apply.py. Default ranks and learning rates are in methods.py.
 """

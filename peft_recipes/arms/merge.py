@@ -1,4 +1,4 @@
-"""Merging an adapter into the weights of its base, in memory."""
+"""Merge an adapter into the weights of its base, in memory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 def merged(model: nn.Module) -> nn.Module | None:
-    """The base with the adapter merged into it; None where its method has no merged form.
+    """Return the base with the adapter merged into it, or None if its method can't be merged.
 
-    Raises RuntimeError where merging gives weights that are no numbers, which PEFT tells by a ValueError too.
+    Raises RuntimeError if merging gives NaN weights; PEFT reports that as a ValueError, like a method it can't merge.
     """
     try:
         return model.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError):
         return None
-    except ValueError as error:  # also how PEFT refuses a merge that a method does not have
+    except ValueError as error:
         if "NaN" in str(error):
-            raise RuntimeError(f"Merging gives weights that are no numbers: {error}") from error
+            raise RuntimeError(f"Merging gives weights that are not numbers: {error}") from error
         return None

@@ -1,4 +1,4 @@
-"""Arms by name: a recipe's own, or one that the table of methods makes for its base and task; "all" is all that fit."""
+"""Choose arms by name: a recipe's own, or built from the table of methods; "all" means every one that fits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.arms.methods import LORA_RATE, METHODS, NOT_IN_TABLE, Method
+from peft_recipes.arms.methods import LORA_LR, METHODS, NOT_IN_TABLE, Method
 from peft_recipes.errors import RecipeError, nearest
-from peft_recipes.models.architectures import architecture_of
+from peft_recipes.models.architectures import architecture_of, targets_of
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.options import LANGUAGE_TASKS
 from peft_recipes.recipe.recipe import Recipe
@@ -25,12 +25,12 @@ ALL = "all"
 
 
 class DoesNotFit(RecipeError):
-    """A method of the table that this base or task can't take; its message is the reason alone."""
+    """A method of the table does not work on this base or task; the message is the reason alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """A recipe with the arms that were asked for, their names in order, and what "all" left out, each with why."""
+    """A recipe with the chosen arms, their names in order, and the reason for each method that "all" left out."""
 
     recipe: Recipe
     names: list[str]
@@ -38,56 +38,51 @@ class Chosen:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, a line a reason."""
+        """The methods left out, one line per reason."""
         reasons: dict[str, list[str]] = {}
-        for name, why in self.left_out.items():
-            reasons.setdefault(why, []).append(name)
-        return [f"Not tried: {', '.join(names)}: {why.rstrip('.')}." for why, names in reasons.items()]
+        for name, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(name)
+        return [f"Not tried: {', '.join(names)}: {reason.rstrip('.')}." for reason, names in reasons.items()]
 
 
 def choose_arms(recipe: Recipe, asked: Iterable[str] | None = None) -> Chosen:
-    """The recipe with every arm that was asked for by name.
+    """Return the recipe with every named arm.
 
-    asked: names (None: the recipe's own arms). A name that the recipe has is its own arm; another is taken from the
-    table of methods and made for the recipe's base and task; "all" is the recipe's own and every method that fits.
-    Raises RecipeError: a name of neither (with the nearest of both), a method that does not fit (with the reason).
+    asked: names; None: the recipe's own arms. A name that the recipe has is its own arm; any other is built from the
+    table of methods for the recipe's base and task. "all" is the recipe's own arms and every method that fits.
+    Raises RecipeError for an unknown name (with the nearest one) or a method that does not fit (with the reason).
     """
     names = list(dict.fromkeys(recipe.arms if asked is None else asked))
     if not names:
         raise RecipeError("No arm was named.")
     valid = {*recipe.arms, *METHODS, ALL}
-    if problems := [_unknown(n, recipe, valid) for n in names if n not in valid]:
-        raise RecipeError(*problems)
-    wanted = [n for n in names if n not in recipe.arms and n != ALL]
-    base, made, left_out = Base(recipe), {}, {}
-    problems = []
-    for name in wanted:
-        try:
-            made[name] = arm_of(METHODS[name], base)
-        except DoesNotFit as error:
-            problems.append(f"arm '{name}': {error}")
+    problems = [
+        # Suggest the recipe's own arms before the table's methods.
+        f"Unknown arm '{name}' in recipe {recipe.name}.{nearest(name, recipe.arms) or nearest(name, valid)} "
+        f"Valid: {', '.join(sorted(valid))}."
+        for name in names
+        if name not in valid
+    ]
     if problems:
         raise RecipeError(*problems)
-    if ALL in names:
-        for name in (n for n in METHODS if n not in recipe.arms and n not in made):
-            try:
-                made[name] = _tried(METHODS[name], base)
-            except DoesNotFit as error:
-                left_out[name] = str(error)
-        left_out |= NOT_IN_TABLE
-        names = [*dict.fromkeys([*recipe.arms, *(n for n in names if n != ALL), *(n for n in METHODS if n in made)])]
-    return Chosen(dataclasses.replace(recipe, arms={**recipe.arms, **made}) if made else recipe, names, left_out)
-
-
-def _unknown(name: str, recipe: Recipe, valid: set[str]) -> str:
-    """The recipe's own arms are nearer than the table's methods."""
-    close = nearest(name, recipe.arms) or nearest(name, valid)
-    return f"Unknown arm '{name}' in recipe {recipe.name}.{close} Valid: {', '.join(sorted(valid))}."
+    named = [name for name in names if name not in recipe.arms and name != ALL]
+    others = [name for name in METHODS if name not in recipe.arms and name not in named] if ALL in names else []
+    base, built, unfit = Base(recipe), {}, {}
+    for name in (*named, *others):
+        try:
+            built[name] = arm_of(METHODS[name], base) if name in named else _tried_arm_of(METHODS[name], base)
+        except DoesNotFit as error:
+            unfit[name] = str(error)
+    if problems := [f"arm '{name}': {unfit[name]}" for name in named if name in unfit]:
+        raise RecipeError(*problems)
+    if built:
+        recipe = dataclasses.replace(recipe, arms={**recipe.arms, **built})
+    return Chosen(recipe, list(recipe.arms), unfit | NOT_IN_TABLE) if ALL in names else Chosen(recipe, names, {})
 
 
 @dataclasses.dataclass
 class Base:
-    """What a method is fitted to: a recipe's base without its weights, and its task."""
+    """What a method is fitted to: the recipe's task and its base without weights, loaded on first use."""
 
     recipe: Recipe
 
@@ -101,39 +96,66 @@ class Base:
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        """On the meta device, never changed."""
+        """The model on the meta device, never modified."""
         from peft_recipes.models.meta import meta_model
 
         return meta_model(self.recipe, copy.deepcopy(self.config))
 
-    def targets(self, which: str) -> list[str] | str:
-        from peft_recipes.models.architectures import targets_of
-
-        return targets_of(self.config, which).names
-
     def shapes(self) -> list[tuple[int, int]]:
-        """Of the weights of all its linear layers that are targets."""
+        """Return the weight shapes of all linear layers that are targets."""
         from peft_recipes.models.module_matching import matched_modules
 
-        layers = [self.model.get_submodule(n) for n in matched_modules(self.model, self.targets("all-linear"))]
-        return [tuple(layer.weight.shape) for layer in layers]
+        names = matched_modules(self.model, targets_of(self.config, "all-linear").names)
+        return [tuple(self.model.get_submodule(name).weight.shape) for name in names]
 
 
 def arm_of(method: Method, base: Base) -> Arm:
-    """The arm of a method on a base: its defaults, its layers, its rate. Raises DoesNotFit with the reason."""
-    for rule in _RULES:
-        if why := rule(method, base):
-            raise DoesNotFit(why)
-    rate = method.learning_rate * _lora_factor(base.recipe) if method.like_lora else method.learning_rate
-    return Arm(_config(method, base), learning_rate=float(f"{rate:.3g}"), **method.arm)
+    """Build a method's arm for a base: options, target modules, learning rate. Raises DoesNotFit with the reason."""
+    if reason := _obstacle(method, base):
+        raise DoesNotFit(reason)
+    scale = _lora_scale(base.recipe) if method.like_lora else 1.0
+    return Arm(_config(method, base), learning_rate=float(f"{method.learning_rate * scale:.3g}"), **method.arm)
 
 
-def _lora_factor(recipe: Recipe) -> float:
-    """How the rate of the recipe's own LoRA stands to the table's: what learns as LoRA does learns best near it."""
-    own = [arm for name, arm in recipe.arms.items() if arm.method_name == "LORA" and not arm.quantise]
-    named = recipe.arms.get("lora")
-    arm = named if named in own else next(iter(own), None)
-    return arm.learning_rate / LORA_RATE if arm is not None else 1.0
+def _tried_arm_of(method: Method, base: Base) -> Arm:
+    """Build a method's arm and apply it on the meta device. Raises DoesNotFit, also with PEFT's reason."""
+    from peft_recipes.arms.meta import with_arm_on_meta
+
+    try:
+        arm = arm_of(method, base)
+        with_arm_on_meta(base.recipe, base.config, arm, method.name)
+    except DoesNotFit:
+        raise
+    except RecipeError as error:
+        raise DoesNotFit(str(error).removeprefix(f"arm '{method.name}': ")) from error
+    return arm
+
+
+def _obstacle(method: Method, base: Base) -> str:
+    """Return why a method can't work on this base or task, or ""."""
+    task = base.recipe.task
+    prompt_methods = ("PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig", "AdaptionPromptConfig")
+    if method.config in (*prompt_methods, "TrainableTokensConfig") and task.startswith("image"):
+        return "it works on tokens, and images have none"
+    if method.config in ("AdaptionPromptConfig", "TrainableTokensConfig") and task not in LANGUAGE_TASKS:
+        return "PEFT saves no classification head with it"
+    if method.config == "PrefixTuningConfig":
+        classes = (type(base.model), type(base.model.base_model))
+        if not any("past_key_values" in inspect.signature(cls.forward).parameters for cls in classes):
+            return f"it needs past_key_values, which {classes[1].__name__} does not take"
+    # PEFT's OLoRA decomposes a Conv1D's weight without transposing it, and fails at the first forward.
+    if method.options.get("init_lora_weights") == "olora" and architecture_of(base.config).fan_in_fan_out:
+        return "PEFT's OLoRA decomposes Conv1D layers the wrong way round"
+    if method.config == "TrainableTokensConfig" and getattr(base.config, "tie_word_embeddings", False):
+        return "the embedding is tied to the LM head, and trl's trainers reject an adapter on it"
+    return ""
+
+
+def _lora_scale(recipe: Recipe) -> float:
+    """Return the learning rate of the recipe's own LoRA arm relative to the table's; 1 if it has none."""
+    own = {name: arm for name, arm in recipe.arms.items() if arm.method_name == "LORA" and not arm.quantise}
+    arm = own.get("lora") or next(iter(own.values()), None)
+    return arm.learning_rate / LORA_LR if arm is not None else 1.0
 
 
 def _config(method: Method, base: Base) -> str | PeftConfig:
@@ -142,42 +164,45 @@ def _config(method: Method, base: Base) -> str | PeftConfig:
     if not hasattr(peft, method.config):
         return method.config
     options = dict(method.options)
-    for option, most in method.fitted.items():
-        options[option] = _divisor(base, most, method)
-    if "n_frequency" in options:  # no layer can have more than it has weights
+    for option, limit in method.fitted.items():
+        options[option] = _common_divisor(base, limit)
+    if "n_frequency" in options:  # a layer can't have more than it has weights
         options["n_frequency"] = min(options["n_frequency"], *map(math.prod, base.shapes()))
-    if method.config == "ShiraConfig":  # likewise: r (rows + columns) of them learn
+    if method.config == "ShiraConfig":  # it trains r * (rows + columns) of a layer's weights
         options["r"] = min(options["r"], *(rows * columns // (rows + columns) for rows, columns in base.shapes()))
     return getattr(peft, method.config)(**options, **_TARGETS[method.targets](base))
 
 
-def _divisor(base: Base, most: int, method: Method) -> int:
-    """The largest number up to `most` that divides all widths of the adapted layers."""
+def _common_divisor(base: Base, limit: int) -> int:
+    """Return the largest number up to `limit` that divides every width of the adapted layers."""
     common = math.gcd(*(size for shape in base.shapes() for size in shape))
-    found = max(n for n in range(1, most + 1) if common % n == 0)
-    if found < 2:
+    divisor = max(n for n in range(1, limit + 1) if common % n == 0)
+    if divisor < 2:
         raise DoesNotFit(f"it cuts layers into equal blocks, and only {common} divides all widths of this base")
-    return found
+    return divisor
+
+
+def _all_linear(base: Base) -> dict[str, Any]:
+    return {"target_modules": targets_of(base.config, "all-linear").names}
 
 
 def _norms(base: Base) -> dict[str, Any]:
-    named = [name for name, module in base.model.named_modules() if "Norm" in type(module).__name__]
-    if not named:
+    paths = [path for path, module in base.model.named_modules() if "Norm" in type(module).__name__]
+    if not paths:
         raise DoesNotFit("the base has no norm layers")
-    return {"target_modules": list(dict.fromkeys(name.rpartition(".")[2] for name in named))}
+    return {"target_modules": list(dict.fromkeys(path.rpartition(".")[2] for path in paths))}
 
 
 def _ia3(base: Base) -> dict[str, Any]:
     from peft.utils import constants
 
-    kind = base.config.model_type
-    known = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
-    if known:
-        inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind]
-        return {"target_modules": list(known), "feedforward_modules": list(inner)}
-    if kind == "distilbert":
+    model_type = base.config.model_type
+    if targets := constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model_type):
+        feedforward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[model_type]
+        return {"target_modules": list(targets), "feedforward_modules": list(feedforward)}
+    if model_type == "distilbert":
         return {"target_modules": ["k_lin", "v_lin", "ffn.lin2"], "feedforward_modules": ["ffn.lin2"]}
-    return {"target_modules": base.targets("all-linear"), "feedforward_modules": []}
+    return {**_all_linear(base), "feedforward_modules": []}
 
 
 def _embeddings(base: Base) -> dict[str, Any]:
@@ -191,77 +216,21 @@ def _embeddings(base: Base) -> dict[str, Any]:
 
 
 def _prompts(base: Base) -> dict[str, Any]:
-    """PEFT reads a base's sizes under the names that most configurations have, and DistilBERT's has others."""
+    """Pass the base's sizes explicitly: PEFT does not know DistilBERT's names for them."""
     text = base.config.get_text_config()
-    return {"token_dim": text.hidden_size, "num_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads}  # fmt: skip
+    return {
+        "token_dim": text.hidden_size,
+        "num_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+    }
 
 
 _TARGETS: dict[str, Callable[[Base], dict[str, Any]]] = {
     "": lambda base: {},
     "prompts": _prompts,
-    "all-linear": lambda base: {"target_modules": base.targets("all-linear")},
+    "all-linear": _all_linear,
     "norms": _norms,
     "ia3": _ia3,
     "embeddings": _embeddings,
     "upper layers": lambda base: {"adapter_layers": max(base.config.get_text_config().num_hidden_layers - 2, 1)},
 }
-
-
-def _needs_text(method: Method, base: Base) -> str:
-    prompts = ("PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig", "AdaptionPromptConfig")
-    if method.config in (*prompts, "TrainableTokensConfig") and base.recipe.task.startswith("image"):
-        return "it works on tokens, and images have none"
-    return ""
-
-
-def _needs_a_causal_model(method: Method, base: Base) -> str:
-    headless = ("AdaptionPromptConfig", "TrainableTokensConfig")
-    if method.config in headless and base.recipe.task not in LANGUAGE_TASKS:
-        return "PEFT stores no classification head with it"
-    return ""
-
-
-def _needs_keys_and_values(method: Method, base: Base) -> str:
-    if method.config != "PrefixTuningConfig":
-        return ""
-    classes = (type(base.model), type(base.model.base_model))
-    if any("past_key_values" in inspect.signature(kind.forward).parameters for kind in classes):
-        return ""
-    return f"it stands before the attention's keys and values, and {classes[1].__name__} takes none from outside"
-
-
-def _needs_linear_layers(method: Method, base: Base) -> str:
-    """PEFT takes OLoRA's Q and R of a Conv1D's weight as it lies, which is turned, and fails at the first forward."""
-    if method.options.get("init_lora_weights") == "olora" and architecture_of(base.config).fan_in_fan_out:
-        return "PEFT's OLoRA decomposes Conv1D layers the wrong way round"
-    return ""
-
-
-def _needs_an_embedding_of_its_own(method: Method, base: Base) -> str:
-    if method.config == "TrainableTokensConfig" and getattr(base.config, "tie_word_embeddings", False):
-        return "the embedding is tied to the vocabulary head, which trl's trainers take no adapter on"
-    return ""
-
-
-_RULES = (
-    _needs_text,
-    _needs_a_causal_model,
-    _needs_keys_and_values,
-    _needs_linear_layers,
-    _needs_an_embedding_of_its_own,
-)
-
-
-def _tried(method: Method, base: Base) -> Arm:
-    """The arm of a method, put on the base without weights. Raises DoesNotFit with what PEFT says against it."""
-    from peft_recipes.arms.meta import with_arm_on_meta
-
-    try:
-        arm = arm_of(method, base)
-        with_arm_on_meta(base.recipe, base.config, arm, method.name)
-    except DoesNotFit:
-        raise
-    except RecipeError as error:
-        raise DoesNotFit(str(error).removeprefix(f"arm '{method.name}': ")) from error
-    return arm

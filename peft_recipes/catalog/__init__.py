@@ -1,4 +1,4 @@
-"""Recipes by name or path, with `--embedded` and `--set` applied.
+"""Loading recipes by name or path, with `--embedded` and `--set` applied.
 
-Imports `arms` and below. Start with recipes.py.
+Imports `arms` and below. Start with recipes.py; `--set` is in changes.py.
 """

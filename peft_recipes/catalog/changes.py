@@ -1,4 +1,4 @@
-"""Changes laid over a recipe: `--embedded` and `--set KEY=VALUE`."""
+"""Changes to a recipe: `--embedded` and `--set KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from peft_recipes.recipe.serialization import from_yaml
 
 
 def changed(recipe: Recipe, embedded: bool = False, changes: Iterable[str] = ()) -> Recipe:
-    """The recipe with its stand-ins laid over it, if asked for, and then the "KEY=VALUE" changes."""
+    """Return the recipe with its embedded stand-ins, if wanted, and then the "KEY=VALUE" changes applied."""
     if embedded and not recipe.embedded:
         raise RecipeError(f"Recipe '{recipe.name}' has no embedded stand-ins; run it without --embedded.")
     if embedded:
         recipe = recipe.with_changes(recipe.embedded)
-    listed = list(changes)
-    return apply_changes(recipe, listed) if listed else recipe
+    changes = list(changes)
+    return apply_changes(recipe, changes) if changes else recipe
 
 
 def apply_changes(recipe: Recipe, changes: Iterable[str]) -> Recipe:
-    """A recipe with "KEY=VALUE" changes, the keys dotted (`arms.lora.peft.r=32`), the values read as YAML.
+    """Apply "KEY=VALUE" changes with dotted keys (`arms.lora.peft.r=32`); values are parsed as YAML.
 
-    A method of the table is an arm like any other: `arms.dora.peft.r=8` on a recipe without it. Raises RecipeError with
-    every change that can't be made.
+    A key may name an arm of the methods table that the recipe lacks: `arms.dora.peft.r=8` adds it. Raises RecipeError
+    with every change that can't be applied.
     """
     changes = list(changes)
     named = [change.split(".")[1] for change in changes if change.startswith("arms.") and change.count(".") > 1]
-    if wanted := [name for name in dict.fromkeys(named) if name in METHODS and name not in recipe.arms]:
-        ours = [change for change in changes if change.split(".")[:2] not in [["arms", name] for name in wanted]]
-        recipe = choose_arms(apply_changes(recipe, ours), wanted).recipe  # made for the base that the others may name
-        changes = [change for change in changes if change not in ours]
+    if added := [name for name in dict.fromkeys(named) if name in METHODS and name not in recipe.arms]:
+        others = [change for change in changes if change.split(".")[:2] not in [["arms", name] for name in added]]
+        # The other changes come first: one of them may set the model that the new arms are made for.
+        recipe = choose_arms(apply_changes(recipe, others), added).recipe
+        changes = [change for change in changes if change not in others]
     plain, problems = recipe.to_dict(), []
     for change in changes:
         key, equals, value = change.partition("=")
@@ -41,42 +42,35 @@ def apply_changes(recipe: Recipe, changes: Iterable[str]) -> Recipe:
             problems.append(f"--set {change}: expected KEY=VALUE, as in --set training.max_steps=50.")
             continue
         try:
-            _set(plain, key.strip().split("."), _value(value), change)
+            _set(plain, key.strip().split("."), _parse(value))
         except RecipeError as error:
-            problems += error.problems
+            problems += [f"--set {change}: {problem}" for problem in error.problems]
     if problems:
         raise RecipeError(*problems)
     return Recipe.from_dict(plain)
 
 
-def _set(plain: dict[str, Any], keys: list[str], value: Any, change: str) -> None:
-    place: Any = plain
+def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a nested value in place. Raises RecipeError for a key on the way that is unknown or not a mapping."""
+    parent: Any = plain
     for depth, key in enumerate(keys[:-1]):
         where = ".".join(keys[:depth]) or "the recipe"
-        if place.get(key) is None and (key in place or depth > 1):
-            place[key] = {}
-        if key not in place and keys[0] == "training" and depth == 1:
-            place[key] = {}  # a mapping among the options; whether it is one is asked of TrainingArguments
-        if key not in place:
-            kind = "arm" if keys[:depth] == ["arms"] else "key"
-            raise RecipeError(f"--set {change}: " + unknown(kind, key, place, where))
-        place = place[key]
-        if not isinstance(place, dict):
-            raise RecipeError(f"--set {change}: '{'.'.join(keys[: depth + 1])}' holds {place!r}, nothing inside it.")
-    if keys[:-1] == ["arms"] and keys[-1] not in place:
-        raise RecipeError(f"--set {change}: " + unknown("arm", keys[-1], place))
-    place[keys[-1]] = value
+        # A null becomes a mapping; so does any option below `training`, which is checked later.
+        if parent.get(key) is None and (key in parent or depth > 1 or (keys[0] == "training" and depth == 1)):
+            parent[key] = {}
+        if key not in parent:
+            raise RecipeError(unknown("arm" if keys[:depth] == ["arms"] else "key", key, parent, where))
+        parent = parent[key]
+        if not isinstance(parent, dict):
+            raise RecipeError(f"'{'.'.join(keys[: depth + 1])}' holds {parent!r}, nothing inside it.")
+    if keys[:-1] == ["arms"] and keys[-1] not in parent:
+        raise RecipeError(unknown("arm", keys[-1], parent))
+    parent[keys[-1]] = value
 
 
-def _value(text: str) -> Any:
+def _parse(text: str) -> Any:
     import yaml
 
-    # YAML 1.1 reads 1e-3 (no dot) as text; a learning rate is written like that more often than not.
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
     try:
         return from_yaml(text)
     except yaml.YAMLError:

@@ -1,8 +1,9 @@
-"""Finds a recipe by name or path, and lays `--embedded` and `--set` over it."""
+"""Load a recipe by name or path, with `--embedded` and `--set` applied."""
 
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,24 +11,25 @@ from peft_recipes.catalog.changes import changed
 from peft_recipes.errors import RecipeError, nearest, unknown, within
 from peft_recipes.recipe.recipe import Recipe
 
-# In a wheel the recipes travel inside the package; in a checkout they stand beside it.
-_FOLDERS = tuple(place / "recipes" for place in Path(__file__).parents[1:3])
+# A wheel carries the recipes inside the package; in a checkout they are next to it.
+_FOLDERS = tuple(parent / "recipes" for parent in Path(__file__).parents[1:3])
+# Python files in recipes/ that hold no recipe.
+_NOT_RECIPES = ("plain_loop",)
 
 
 def recipe_files() -> dict[str, Path]:
-    """The shipped recipes: name -> module file, in the order of their names."""
+    """Return the shipped recipes in the order of their names: name -> module file."""
     for folder in _FOLDERS:
-        files = {p.stem.replace("_", "-"): p for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")}
-        if files:
+        if files := {p.stem.replace("_", "-"): p for p in sorted(folder.glob("*.py")) if p.stem not in _NOT_RECIPES}:
             return files
     return {}
 
 
 def load_recipe(name_or_path: str | Path, *, embedded: bool = False, changes: Iterable[str] = ()) -> Recipe:
-    """The recipe of a shipped name, a .py file with a `recipe` in it, or a .yaml file.
+    """Load a shipped recipe by name, or a recipe of your own from a .py file with a `recipe` in it or a .yaml file.
 
-    embedded: lay the recipe's own stand-ins over it first. changes: "KEY=VALUE" with dotted keys, laid over last.
-    Raises RecipeError: no such recipe (names the nearest), a file without a recipe, an unknown key, a wrong value.
+    embedded: apply the recipe's own stand-ins. changes: "KEY=VALUE" with dotted keys, applied last. Raises RecipeError
+    for an unknown name (with the nearest one), a file without a recipe, an unknown key or a wrong value.
     """
     return changed(_read(str(name_or_path)), embedded, changes)
 
@@ -37,19 +39,19 @@ def _read(name: str) -> Recipe:
     if name in files:
         return _from_module(files[name])
     path = Path(name)
-    if path.suffix in (".py", ".yaml", ".yml"):
-        if not path.is_file():
-            raise RecipeError(f"There is no recipe file {path}.{nearest(path.stem, files)}")
-        if path.suffix == ".py":
-            return _from_module(path)
-        with within(path.name):
-            return Recipe.from_yaml(path)
-    raise RecipeError(unknown("recipe", name, files) + " Or a path to a .py or .yaml file.")
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise RecipeError(unknown("recipe", name, files) + " Or a path to a .py or .yaml file.")
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe file {path}.{nearest(path.stem, files)}")
+    if path.suffix == ".py":
+        return _from_module(path)
+    with within(path.name):
+        return Recipe.from_yaml(path)
 
 
 def _from_module(path: Path) -> Recipe:
     spec = importlib.util.spec_from_file_location(f"peft_recipes_user.{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # only None for suffixes that are not Python's
+    assert spec is not None and spec.loader is not None  # None only if the suffix is not Python's
     module = importlib.util.module_from_spec(spec)
     try:
         with within(path.name):
@@ -66,11 +68,8 @@ def _from_module(path: Path) -> Recipe:
 
 
 def _line_in(path: Path, error: Exception) -> str:
+    """Return ", line N," for the last line of the file in an error's traceback, or ""."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno},"
-    trace, line = error.__traceback__, ""
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = f", line {trace.tb_lineno},"
-        trace = trace.tb_next
-    return line
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}," if lines else ""

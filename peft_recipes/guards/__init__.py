@@ -1,5 +1,5 @@
-"""The checks of a run: cheap, on by default, each with what happened, where, and what to do.
+"""Guards: cheap checks of a run, on by default; each message says what happened, where, and what to do.
 
-Imports `data` and below. checks.py has the checks, runner.py calls them by name; their names and meanings are the table
-`GUARDS` in recipe/options.py.
+Imports `data` and below. checks.py has the checks, and runner.py calls them by name. The table `GUARDS` in
+recipe/options.py has their names and meanings.
 """

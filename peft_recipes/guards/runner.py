@@ -1,4 +1,4 @@
-"""The guards by name, and what each looks for. All are on but those that a recipe's `skip_checks` names."""
+"""Run guards by name, except those in a recipe's `skip_checks`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from peft_recipes.recipe.options import GUARDS
 
 
 class Guards:
-    """Calls guards by name, leaves out those that are to be skipped, and keeps what they found and their time.
+    """Calls guards by name, skips those that are turned off, and records results and time.
 
-    results: name -> what the check returned (True for nothing), or "skipped". seconds: of all of them together.
+    results: name -> what the check returned (True for None), or "skipped". seconds: total time of all checks.
     """
 
     def __init__(self, skipped: Collection[str] = ()):
@@ -25,8 +25,8 @@ class Guards:
             return None
         start = time.perf_counter()
         try:
-            found = check(*arguments)
+            result = check(*arguments)
         finally:
             self.seconds += time.perf_counter() - start
-        self.results[name] = True if found is None else found
-        return found
+        self.results[name] = True if result is None else result
+        return result

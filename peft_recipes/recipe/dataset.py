@@ -1,4 +1,4 @@
-"""Dataset and Pretraining: where a recipe's examples come from, and how a base without weights is trained first."""
+"""Dataset and Pretraining: where examples come from, and how a base without pretrained weights is trained first."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from peft_recipes.errors import unknown
 from peft_recipes.recipe.type_checks import type_problems
 
+EMBEDDED = "embedded:"
+FORMATS = ("alpaca", "prompt-completion", "messages", "text")
+TRANSFORMS = ("rotation", "noise")
+
 
 @dataclass
 class Dataset:
-    """Where the examples come from, which columns they have, and how they are cut into splits.
+    """Where the examples come from, which columns they have, and how they are split.
 
-    path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME"; name, revision: the Hub's.
-    text, label, image: column names; of preferences prompt (may be missing), chosen, rejected.
-    format: of SFT rows: "alpaca", "prompt-completion", "messages" or "text"; None finds it by the columns.
-    labels: the class names in order, where the data does not carry them (and so that a plan needs no data).
-    train, validation, test: rows (whole number) or share (below 1) of each split, None: all that is left.
+    path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME". name, revision: as on the Hub.
+    text, label, image: column names; for preferences prompt (optional), chosen, rejected.
+    format: of SFT examples: "alpaca", "prompt-completion", "messages" or "text"; None detects it from the columns.
+    labels: the class names in order, if the data lacks them (and to plan without loading the data).
+    train, validation, test: size of each split in examples (whole number) or as a share (below 1); None: the rest.
     train_split, validation_split, test_split: the source's splits; a split that is None is cut from train_split.
-    seed: of the shuffle before cutting. balance: as many rows of each class as the smallest has.
-    pretrain: rows put aside first, for training the base itself (recipes with `pretraining`).
-    transform: what is done to images: {"rotation": degrees, "noise": standard deviation}.
+    seed: for shuffling before the split. balance: downsample every class to the size of the smallest.
+    pretrain: examples set aside first, for training the base itself (recipes with `pretraining`).
+    transform: image augmentation: {"rotation": degrees, "noise": standard deviation}.
     """
 
     path: str
@@ -46,36 +50,35 @@ class Dataset:
     transform: dict[str, float] | None = None
 
     def problems(self, where: str = "dataset") -> list[str]:
-        """What is wrong with it, one line each."""
-        if found := type_problems(self, f"{where}."):
-            return found  # the rest takes the types for granted
+        """Return every problem of this dataset, one line each."""
+        if problems := type_problems(self, f"{where}."):
+            return problems  # the checks below rely on the types
         if not self.path.strip():
-            found.append(f"{where}.path: expected a Hub id, a file, a folder or embedded:NAME, got {self.path!r}.")
+            problems.append(f"{where}.path: expected a Hub id, a file, a folder or embedded:NAME, got {self.path!r}.")
         for split in ("train", "validation", "test"):
             size = getattr(self, split)
             if size is not None and not (0 < size < 1 or (float(size).is_integer() and size >= 1)):
-                found.append(
+                problems.append(
                     f"{where}.{split}: expected a number of rows, a share between 0 and 1, or null; got {size!r}."
                 )
-        shares = [s for s in (self.train, self.validation, self.test) if isinstance(s, float) and 0 < s < 1]
-        if sum(shares) > 1 + 1e-9:
-            found.append(f"{where}: the shares of train, validation and test add up to {sum(shares):g}, more than 1.")
-        if self.format not in (None, "alpaca", "prompt-completion", "messages", "text"):
-            found.append(unknown("format", self.format, ["alpaca", "prompt-completion", "messages", "text"], where))
-        for key in self.transform or {}:
-            if key not in ("rotation", "noise"):
-                found.append(unknown("key", key, ["rotation", "noise"], f"{where}.transform"))
+        total = sum(s for s in (self.train, self.validation, self.test) if isinstance(s, float) and 0 < s < 1)
+        if total > 1 + 1e-9:
+            problems.append(f"{where}: the shares of train, validation and test add up to {total:g}, more than 1.")
+        if self.format not in (None, *FORMATS):
+            problems.append(unknown("format", self.format, FORMATS, where))
+        strange = [key for key in self.transform or {} if key not in TRANSFORMS]
+        problems += [unknown("key", key, TRANSFORMS, f"{where}.transform") for key in strange]
         for key in ("pretrain", "seed"):
             if getattr(self, key) < 0:
-                found.append(f"{where}.{key}: expected a whole number of 0 or more, got {getattr(self, key)!r}.")
+                problems.append(f"{where}.{key}: expected a whole number of 0 or more, got {getattr(self, key)!r}.")
         if self.labels is not None and len(set(self.labels)) < max(len(self.labels), 2):
-            found.append(f"{where}.labels: expected two or more names, no name twice; got {self.labels!r}.")
-        return found
+            problems.append(f"{where}.labels: expected two or more names, no name twice; got {self.labels!r}.")
+        return problems
 
 
 @dataclass
 class Pretraining:
-    """How the base itself is trained first, where no pretrained one exists (the small CNN), on the `pretrain` rows."""
+    """How a base without pretrained weights (the small CNN) is trained first, on the `pretrain` examples."""
 
     num_train_epochs: int = 5
     batch_size: int = 128
@@ -83,13 +86,9 @@ class Pretraining:
     seed: int = 0
 
     def problems(self, where: str = "pretraining") -> list[str]:
-        """What is wrong with it, one line each."""
-        found = type_problems(self, f"{where}.")
-        return found or [
+        """Return every problem, one line each."""
+        return type_problems(self, f"{where}.") or [
             f"{where}.{key}: expected a number above 0, got {getattr(self, key)!r}."
             for key in ("num_train_epochs", "batch_size", "learning_rate")
             if getattr(self, key) <= 0
         ]
-
-
-EMBEDDED = "embedded:"

@@ -1,24 +1,25 @@
-"""A recipe's `training` options, held against the real fields of TrainingArguments, SFTConfig and DPOConfig."""
+"""The tables of tasks, training options and guards, and the check of a recipe's `training` options."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
-import re
+import typing
 from dataclasses import dataclass
 from typing import Any
 
 from peft_recipes.errors import nearest
+from peft_recipes.recipe.type_checks import describe, fits
 
 
 @dataclass(frozen=True)
 class TaskOptions:
     """One row of `TASKS`.
 
-    metrics: what arms can be compared by; the first is the default. auto_class: transformers' class of the base model.
-    arguments: the class of the training options, "module.name". peft_task_type: PEFT's name of the task, None where it
-    has none (images; the plain PeftModel is right there).
+    metrics: the metrics arms can be compared by; the first is the default.
+    auto_class: transformers' auto class of the base model.
+    arguments: the class of the training options, "module.name".
+    peft_task_type: PEFT's task type; None for images, which PEFT has none for.
     """
 
     metrics: tuple[str, ...]
@@ -39,13 +40,12 @@ TASKS = {
     "language-modeling": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM"),
     "dpo": TaskOptions(("preference_accuracy", "loss"), "AutoModelForCausalLM", "trl.DPOConfig", "CAUSAL_LM"),
 }
-# The tasks that SFTTrainer trains.
+# Tasks trained by SFTTrainer.
 CAUSAL_TASKS = tuple(name for name, task in TASKS.items() if task.arguments == "trl.SFTConfig")
-# The tasks of a causal language model: its LM head is its only head.
+# Tasks of a causal language model, whose only head is the LM head.
 LANGUAGE_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class == "AutoModelForCausalLM")
 
-
-# TrainingArguments that a recipe or the comparison decides: name -> where to set it instead.
+# Trainer options that are set elsewhere: name -> where.
 _OWNED = {
     "learning_rate": "arms.<ARM>.learning_rate, each arm has its own",
     "seed": "--seed or --seeds",
@@ -54,12 +54,12 @@ _OWNED = {
     "max_length": "max_length of the recipe itself",
     "remove_unused_columns": "nothing: the task decides it",
     "push_to_hub": "`peft-recipes push`",
-    "hub_token": "`hf auth login`; a token never stands in a recipe",
+    "hub_token": "`hf auth login`; a recipe never holds a token",
     "resume_from_checkpoint": "--resume",
-    "packing": "`batches` of the recipe itself: its shared rows pack, exactly",
-    "padding_free": "`batches` of the recipe itself: its shared rows have no padding",
-    "completion_only_loss": "the rows: the loss is on the answers, or on all of a plain text",
-    "assistant_only_loss": "the rows: the loss is on the last answer",
+    "packing": "`batches` of the recipe itself: shared-prefix packing is exact",
+    "padding_free": "`batches` of the recipe itself: shared-prefix packing has no padding",
+    "completion_only_loss": "the data: the loss is on the answers, or on every token of plain text",
+    "assistant_only_loss": "the data: the loss is on the last answer",
     "dataset_text_field": "dataset.text",
     "chat_template_path": "the model: its own template is used",
     "eos_token": "the model: its own is used",
@@ -71,72 +71,51 @@ _OWNED = {
     "model_init_kwargs": "the recipe itself (model, attention, trust_remote_code)",
 }
 
-# Counts that no run can do with below 1.
-_FROM_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def training_problems(training: dict[str, Any], task: str) -> list[str]:
-    """What is wrong with a recipe's `training`, held against the fields of its task's own class."""
+    """Check a recipe's `training` against the fields of the task's own class (TrainingArguments, SFTConfig, ...)."""
     if not training:
         return []
     module, _, name = TASKS[task if task in TASKS else "text-classification"].arguments.partition(".")
     arguments = getattr(importlib.import_module(module), name)
-    fields = {f.name: f for f in dataclasses.fields(arguments)}
-    found = []
+    hints = typing.get_type_hints(arguments)
+    options = {f.name: hints[f.name] for f in dataclasses.fields(arguments)}
+    problems = []
     for key, value in training.items():
         if key in _OWNED:
-            found.append(f"training.{key}: not set here but by {_OWNED[key]}.")
-        elif key not in fields:
-            found.append(_unknown_option(key, fields))
-        elif wrong := _wrong_type(value, str(fields[key].type)):
-            found.append(f"training.{key}: expected {wrong}, got {value!r}.")
-        elif key in _FROM_ONE and value < 1:
-            found.append(f"training.{key}: expected 1 or more, got {value!r}.")
+            problems.append(f"training.{key}: not set here but by {_OWNED[key]}.")
+        elif key not in options:  # only the nearest: there are more than a hundred valid ones
+            problems.append(
+                f"Unknown key '{key}' in training.{nearest(key, options)} "
+                "Valid: the fields of transformers' TrainingArguments."
+            )
+        elif not fits(list(value) if isinstance(value, tuple) else value, options[key]):
+            problems.append(f"training.{key}: expected {describe(options[key])}, got {value!r}.")
+        elif key in _AT_LEAST_ONE and value < 1:
+            problems.append(f"training.{key}: expected 1 or more, got {value!r}.")
         elif key == "num_train_epochs" and value <= 0:
-            found.append(f"training.{key}: expected a number above 0, got {value!r}.")
-    return found
+            problems.append(f"training.{key}: expected a number above 0, got {value!r}.")
+    return problems
 
 
-def _unknown_option(key: str, fields: dict[str, Any]) -> str:
-    """One line for an unknown training option; the hundred valid ones are not listed, only the nearest."""
-    return (
-        f"Unknown key '{key}' in training.{nearest(key, fields)} Valid: the fields of transformers' TrainingArguments."
-    )
-
-
-def _wrong_type(value: Any, annotation: str) -> str:
-    """What was expected, where a value can't be of the annotated kind; empty where it fits or can't be told."""
-    kinds = {k for k in ("bool", "int", "float", "str", "dict", "list") if re.search(rf"\b{k}\b", annotation)}
-    if value is None and "None" not in annotation:
-        return " or ".join(sorted(kinds)) or "a value"
-    if not kinds or value is None or re.search(r"Strategy|Type|Names", annotation):
-        return ""
-    fits = (
-        (isinstance(value, bool) and "bool" in kinds)
-        or (isinstance(value, int) and not isinstance(value, bool) and kinds & {"int", "float"})
-        or (isinstance(value, float) and "float" in kinds and math.isfinite(value))
-        or (isinstance(value, str) and "str" in kinds)
-        or (isinstance(value, dict) and "dict" in kinds)
-        or (isinstance(value, (list, tuple)) and "list" in kinds)
-    )
-    return "" if fits else " or ".join(sorted(kinds))
-
-
+# Every guard by name, with what it checks. `skip_checks` of a recipe turns guards off.
 GUARDS = {
-    "memory": "an arm whose estimated peak is beyond the machine's memory is refused before the start",
-    "classes": "more than one class in the train split",
-    "duplicates": "no example stands in train and in a later split: such examples are taken out of train",
-    "labelled-tokens": "every example keeps a token to learn after the cut; those that do not are left out",
-    "end-token": "an end-of-text token carries a label in sft, or the model never learns to stop",
-    "padding": "the padding token is set in tokenizer and model, and padding carries no label",
-    "targets": "every target name hits a module",
-    "trainable": "something learns",
-    "saved": "whatever learns or is new (a task head) is stored with the adapter",
-    "finite-loss": "a loss that is not finite stops the run",
-    "learning": "after the first steps an adapter's weights have moved",
-    "frozen": "the frozen weights are after training what they were before",
-    "reload": "what was saved, loaded onto a fresh base, gives the same outputs",
-    "fresh-process": "in a comparison, each adapter loaded once in a process that did not train it answers the same",
+    "memory": "the arm's estimated peak memory fits the machine, else the run does not start",
+    "classes": "the train split has more than one class",
+    "duplicates": "no training example is also in a later split; such examples are removed from train",
+    "labelled-tokens": "every example keeps a labelled token after truncation; others are left out",
+    "end-token": "in SFT some end-of-text token has a label, or the model would never learn to stop",
+    "padding": "the padding token is set in tokenizer and model, and padding has no label",
+    "targets": "every target name matches a module",
+    "trainable": "at least one weight is trainable",
+    "saved": "every trainable or new weight (a task head) is saved with the adapter",
+    "finite-loss": "the loss is finite, else the run stops",
+    "learning": "the adapter's weights have changed after the first steps",
+    "frozen": "the frozen weights are the same after training",
+    "reload": "the saved adapter, loaded on a fresh base, gives the same outputs",
+    "fresh-process": "in a comparison, each adapter gives the same outputs in a process that did not train it",
     "merge": "the merged model gives the same outputs",
-    "adapter-only": "the folder holds the adapter and not the base",
+    "adapter-only": "the folder holds the adapter without the base",
 }

@@ -1,24 +1,25 @@
-"""Plain data, as YAML takes it: read, merged, checked for unknown keys, and PEFT's configurations to it and back."""
+"""Plain data: reading and writing YAML, merging, and converting dataclasses and PeftConfigs."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
 
-_BOOLEAN = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
-
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+_BOOLEAN = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
+
 
 def read_yaml(path: Path) -> Any:
-    """Plain data of a YAML file, by the safe loader: no object is ever constructed. Raises RecipeError."""
+    """Read a YAML file with the safe loader, which constructs no objects. Raises RecipeError."""
     import yaml
 
     try:
@@ -28,106 +29,91 @@ def read_yaml(path: Path) -> Any:
 
 
 def from_yaml(text: str) -> Any:
-    """Plain data of YAML text, read as YAML 1.2 says: 1e-3 is a number, and `no` is text. Raises YAMLError."""
+    """Parse YAML text by the rules of YAML 1.2: 1e-3 is a number, and `no` is text. Raises YAMLError."""
     import yaml
 
-    return yaml.load(text, _like_yaml_1_2(yaml.SafeLoader))
+    return yaml.load(text, _with_yaml_1_2_rules(yaml.SafeLoader))
 
 
 def to_yaml(data: Any) -> str:
-    """YAML text of plain data, which `from_yaml` reads back the same: what it would take for a number is quoted."""
+    """Write plain data as YAML that `from_yaml` reads back unchanged; text that looks like a number is quoted."""
     import yaml
 
-    return yaml.dump(data, Dumper=_like_yaml_1_2(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=_with_yaml_1_2_rules(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=100)
 
 
 @functools.cache
-def _like_yaml_1_2(base: type) -> type:
+def _with_yaml_1_2_rules(base: type) -> type:
+    """Return a subclass of PyYAML's loader or dumper that follows YAML 1.2 for booleans and exponents."""
     resolvers = {
-        first: [(tag, pattern) for tag, pattern in kinds if tag != "tag:yaml.org,2002:bool"]
-        for first, kinds in base.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool"]
+        for first, rules in base.yaml_implicit_resolvers.items()
     }
-    made = type(base.__name__, (base,), {"yaml_implicit_resolvers": resolvers})
-    made.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
-    made.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-    return made
+    subclass = type(base.__name__, (base,), {"yaml_implicit_resolvers": resolvers})
+    subclass.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
+    subclass.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    return subclass
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new` laid over `old`: mappings are merged key by key, everything else is replaced."""
+    """Merge `new` into a copy of `old`: mappings are merged key by key, other values replaced."""
     merged = dict(old)
     for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(old.get(key), dict)
-        merged[key] = merge(old[key], value) if both else value
+        both_mappings = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = merge(old[key], value) if both_mappings else value
     return merged
 
 
-def key_problems(given: dict[str, Any], kind: type, where: str) -> list[str]:
-    """One line for each key of `given` that the dataclass `kind` lacks, and for each that it needs and is not there."""
-    fields = dataclasses.fields(kind)
+def key_problems(given: dict[str, Any], cls: type, where: str) -> list[str]:
+    """Return one line for each key that the dataclass `cls` lacks, and for each required key that is missing."""
+    fields = dataclasses.fields(cls)
     names = [f.name for f in fields]
     needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     problems = [unknown("key", str(key), names, where) for key in given if key not in names]
     return problems + [f"Missing key '{key}' in {where}." for key in needed if given.get(key) is None]
 
 
-def part(given: Any, kind: type, where: str) -> tuple[Any, list[str]]:
-    """The dataclass `kind` made of plain data (None where that can't be), and what is wrong with the data."""
-    if isinstance(given, kind):
+def dataclass_from_dict(given: Any, cls: type, where: str) -> tuple[Any, list[str]]:
+    """Build the dataclass `cls` from plain data; return it (None if it can't be built) and the problems found."""
+    if isinstance(given, cls):
         return given, []
     if isinstance(given, str) and where == "dataset":
-        return kind(given), []  # the short form: only where the data lies
+        return cls(given), []  # short form: only the path
     if not isinstance(given, dict):
         return None, [f"{where}: expected a mapping, got {type(given).__name__}."]
-    problems = key_problems(given, kind, where)
-    names = [f.name for f in dataclasses.fields(kind)]
+    problems = key_problems(given, cls, where)
     if any(problem.startswith("Missing") for problem in problems):
         return None, problems
-    return kind(**{k: v for k, v in given.items() if k in names}), problems
+    names = [f.name for f in dataclasses.fields(cls)]
+    return cls(**{k: v for k, v in given.items() if k in names}), problems
 
 
 def peft_to_dict(config: PeftConfig) -> dict[str, Any]:
-    """A PeftConfig as plain data: peft_type and every value that differs from its class's default; sets are sorted."""
+    """Convert a PeftConfig to plain data: peft_type and every value that differs from its default; sets are sorted."""
     plain = {"peft_type": config.peft_type.value}
     for f in dataclasses.fields(config):
-        if f.name in ("peft_type", "peft_version", "runtime_config"):
-            continue
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if value == default:
-            continue
-        plain[f.name] = _plain(value)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, set):
-        return sorted(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return getattr(value, "value", value) if type(value).__module__.startswith("peft") else value
+        if f.name not in ("peft_type", "peft_version", "runtime_config") and value != default:
+            plain[f.name] = value
+    return json.loads(json.dumps(plain, default=lambda v: sorted(v) if isinstance(v, set) else dataclasses.asdict(v)))
 
 
 def peft_from_dict(given: Any, where: str = "peft") -> PeftConfig:
-    """The PeftConfig of plain data. Raises RecipeError: an unknown method or key (with the nearest), a wrong value."""
-    from peft import PeftConfig, PeftType
+    """Build a PeftConfig from plain data. Raises RecipeError for an unknown method or key, or a value PEFT rejects."""
+    from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     if isinstance(given, PeftConfig):
         return given
     if not isinstance(given, dict) or "peft_type" not in given:
         raise RecipeError(f"{where}: expected a mapping with 'peft_type' (LORA, IA3, ...), got {given!r}.")
-    kind = str(given["peft_type"]).upper()
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise RecipeError(unknown("peft_type", kind, [k.value for k in PEFT_TYPE_TO_CONFIG_MAPPING], where))
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
+    peft_type = str(given["peft_type"]).upper()
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise RecipeError(unknown("peft_type", peft_type, [t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING], where))
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
     names = [f.name for f in dataclasses.fields(config_class)]
-    problems = [unknown("key", key, names, where) for key in given if key not in names]
-    if problems:
+    if problems := [unknown("key", key, names, where) for key in given if key not in names]:
         raise RecipeError(*problems)
     try:
         return config_class(**{k: v for k, v in given.items() if k != "peft_type"})

@@ -139,6 +139,8 @@ class Task(ABC):
         where bitsandbytes is needed and missing."""
         try:
             made = self.arguments(arm, 0, hardware, Path("unused"), True)
+        except RecipeError:
+            raise
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {' '.join(str(error).split())}") from error
         if (arm is not None and arm.quantise) or any(mark in made.optim for mark in quantisation.OPTIMIZERS):

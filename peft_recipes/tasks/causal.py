@@ -78,7 +78,7 @@ class Causal(Task):
             tokens = tokens.map(self._cut, keep_in_memory=True)
             tokens, unlabelled = checks.has_labelled_tokens(tokens, self.recipe.max_length, name)
             if name == "train" and self.recipe.task == "sft" and self.guards("end-token"):
-                checks.end_is_learnt(tokens, bases.end_tokens(tokenizer), self.recipe.max_length)
+                checks.end_token_is_labelled(tokens, bases.end_tokens(tokenizer), self.recipe.max_length)
             if cut and name == "train":
                 notes.append(f"{cut} of {len(rows)} training examples were cut at {self.recipe.max_length} tokens.")
             if unlabelled:

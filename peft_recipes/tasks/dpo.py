@@ -116,7 +116,7 @@ class Preferences(SupervisedFineTuning):
             pairs = rows.map(lambda row: self.tokenise(row, tokenizer), remove_columns=texts, keep_in_memory=True)
             if name == "train" and self.guards("end-token"):
                 answers = [[IGNORED] * len(pair[PROMPT]) + pair[CHOSEN] for pair in pairs]
-                checks.end_is_learnt({"labels": answers}, bases.end_tokens(tokenizer), self.recipe.max_length)
+                checks.end_token_is_labelled({"labels": answers}, bases.end_tokens(tokenizer), self.recipe.max_length)
             pairs, said = self._within_max_length(pairs, name)
             notes += said
             ids[name] = list(pairs["id"])

@@ -73,7 +73,7 @@ def apply(setup: Setup, base: nn.Module, new_weights: list[str]) -> tuple[nn.Mod
     model, parameters = apply_arm(base, setup.arm, recipe.task, new_weights, name, skip_checks=recipe.skip_checks)
     setup.guard("trainable", checks.something_is_trainable, model, name)
     if setup.arm.peft is not None:
-        setup.guard("saved", checks.learns_are_saved, model, new_weights, name)
+        setup.guard("saved", checks.trained_weights_are_saved, model, new_weights, name)
     return model, parameters
 
 

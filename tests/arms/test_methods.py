@@ -1,4 +1,4 @@
-"""The table of methods: each trains, saves its adapter alone and comes back the same, or says why it can't."""
+"""The table of methods: each one trains, saves only its adapter and reloads with the same outputs, or is rejected."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ CLASSIFY, SFT = "text-classification", "sft"
 WHERE = [("gpt2", CLASSIFY), ("distilbert", CLASSIFY), ("llama", SFT)]
 HEADLESS = ("adaption-prompt", "trainable-tokens")
 NO_CONV1D = ("oft", "boft", "loha", "lokr", "delora", "hra", "miss", "shira", "c3a", "road")
-# What a library can't do, in words that the user reads.
+# The methods that do not fit a base, with a part of the message.
 UNFIT = {
-    ("distilbert", "prefix-tuning"): "takes none from outside",
+    ("distilbert", "prefix-tuning"): "past_key_values, which DistilBertModel does not take",
     ("llama", "bitfit"): "has no biases",
     ("gpt2", "olora"): "Conv1D layers the wrong way round",
-    ("llama", "trainable-tokens"): "tied to the vocabulary head",
-    **{(kind, name): "no classification head" for kind in ("gpt2", "distilbert") for name in HEADLESS},
+    ("llama", "trainable-tokens"): "tied to the LM head",
+    **{(kind, name): "saves no classification head" for kind in ("gpt2", "distilbert") for name in HEADLESS},
     **{("gpt2", name): "Conv1D.*not supported" for name in NO_CONV1D},
 }
 NO_PIXELS = ("prompt-tuning", "prefix-tuning", "p-tuning", *HEADLESS)
@@ -42,13 +42,13 @@ NO_PIXELS = ("prompt-tuning", "prefix-tuning", "p-tuning", *HEADLESS)
 
 @pytest.fixture
 def short(classify, instruct):
-    """short(kind, task) -> a recipe of three steps, with the arm full alone."""
+    """short(kind, task) -> a recipe of three steps with only the full arm."""
 
     def make(kind: str, task: str, **changes) -> Recipe:
-        made = (instruct if task == SFT else classify)(kind)
+        recipe = (instruct if task == SFT else classify)(kind)
         return Recipe(**{
-            **vars(made),
-            "dataset": Dataset(**{**vars(made.dataset), "train": 24, "validation": 8, "test": 8}),
+            **vars(recipe),
+            "dataset": Dataset(**{**vars(recipe.dataset), "train": 24, "validation": 8, "test": 8}),
             "training": {"max_steps": 3, "per_device_train_batch_size": 8, "use_cpu": True, "eval_strategy": "no"},
             "arms": {"full": Arm(learning_rate=5e-3)},
             **changes,
@@ -59,24 +59,24 @@ def short(classify, instruct):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """data(recipe) -> where its rows lie, prepared once for all methods, as a comparison does."""
-    with contextlib.ExitStack() as held:
-        made: dict[tuple[str, str], Path] = {}
+    """data(recipe) -> the path of its data, prepared once for all methods, as in a comparison."""
+    with contextlib.ExitStack() as stack:
+        paths: dict[tuple[str, str], Path] = {}
 
         def of(recipe: Recipe) -> Path:
             key = (recipe.task, recipe.model)
-            if key not in made:
-                place = tmp_path_factory.mktemp("data") / "rows"
-                made[key] = held.enter_context(stored(task_of(recipe).prepare(), place))
-            return made[key]
+            if key not in paths:
+                path = tmp_path_factory.mktemp("data") / "rows"
+                paths[key] = stack.enter_context(stored(task_of(recipe).prepare(), path))
+            return paths[key]
 
         yield of
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("kind", "task"), WHERE, ids=lambda value: value)
-def test_a_method_trains_and_comes_back_or_says_why_not(short, data, tiny, tmp_path, kind, task, name):
-    wide = {"model": str(tiny(kind, 64))} if METHODS[name].arm.get("quantise") else {}  # NF4's blocks are of 64
+def test_a_method_trains_and_reloads_or_is_rejected_with_a_reason(short, data, tiny, tmp_path, kind, task, name):
+    wide = {"model": str(tiny(kind, 64))} if METHODS[name].arm.get("quantise") else {}  # NF4 quantises blocks of 64
     recipe = short(kind, task, **wide)
     if (kind, name) in UNFIT:
         with pytest.raises(RecipeError, match=UNFIT[kind, name]):
@@ -84,19 +84,19 @@ def test_a_method_trains_and_comes_back_or_says_why_not(short, data, tiny, tmp_p
         assert not (tmp_path / recipe.name).exists()
         return
     run = train(recipe, name, output=tmp_path, data=data(recipe))
-    found, checks = run.data, run.data["checks"]
-    assert found["status"] == "ok" and found["training"]["steps"] == 3
+    data, checks = run.data, run.data["checks"]
+    assert data["status"] == "ok" and data["training"]["steps"] == 3
     assert checks["learning"] is True and checks["frozen"] is True
     assert checks["reload"] <= (TOLERANCE["int8"] if name == "lora-int8" else 1e-4)
     merges = METHODS[name].merges and name != "bitfit"
     assert isinstance(checks.get("merge"), float) == merges
     assert not list(run.folder.glob("model*.safetensors"))
     # The adapter and, in classification, the new head; nothing else.
-    assert found["parameters"]["adapter"] > 0 and (found["parameters"]["head"] > 0) == (task == CLASSIFY)
+    assert data["parameters"]["adapter"] > 0 and (data["parameters"]["head"] > 0) == (task == CLASSIFY)
 
 
-def test_a_batch_behind_virtual_tokens_reads_each_texts_own_last_token(short, tmp_path):
-    """GPT-2 finds a text's end by its padding token; given vectors it would read the padding of all but the longest."""
+def test_with_virtual_tokens_each_text_of_a_batch_is_classified_by_its_own_last_token(short, tmp_path):
+    """GPT-2 finds the last token by the padding token; with input embeddings it would read padding instead."""
     from peft_recipes.arms.apply import apply_arm
 
     recipe = choose_arms(short("gpt2", CLASSIFY), ["prompt-tuning"]).recipe
@@ -108,9 +108,9 @@ def test_a_batch_behind_virtual_tokens_reads_each_texts_own_last_token(short, tm
     rows[1] = {**rows[1], "input_ids": rows[1]["input_ids"][:3], "attention_mask": [1, 1, 1]}
     batch = {k: v for k, v in task.collator(prepared)(rows).items() if k != "labels"}
     with torch.no_grad():
-        together = model.eval()(**batch).logits
+        batched = model.eval()(**batch).logits
         alone = [model(**{k: torch.tensor([row[k]]) for k in ("input_ids", "attention_mask")}).logits for row in rows]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert torch.allclose(batched, torch.cat(alone), atol=1e-5)
 
 
 def test_all_is_the_recipes_own_arms_and_every_method_that_fits(short):
@@ -126,7 +126,7 @@ def test_all_is_the_recipes_own_arms_and_every_method_that_fits(short):
     assert {"lora", "oft", "loha", "ia3", "bitfit"} <= set(images.names)
 
 
-def test_a_recipes_own_arm_of_a_name_wins_and_its_rate_is_lora_s(short):
+def test_a_recipes_own_arm_comes_before_the_table_and_scales_learning_rates_like_lora(short):
     own = Arm(LoraConfig(r=3, target_modules=["attn.c_attn"]), learning_rate=7e-3)
     chosen = choose_arms(short("gpt2", CLASSIFY, arms={"lora": own}), ["lora", "dora", "loraplus", "ia3"]).recipe
     assert chosen.arms["lora"] is own
@@ -134,7 +134,7 @@ def test_a_recipes_own_arm_of_a_name_wins_and_its_rate_is_lora_s(short):
     assert chosen.arms["ia3"].learning_rate == METHODS["ia3"].learning_rate
 
 
-def test_a_typo_names_the_nearest_of_recipe_and_table(short):
+def test_a_typo_names_the_nearest_arm_of_recipe_or_table(short):
     recipe = short("gpt2", CLASSIFY)
     for typo, meant in (("fulll", "full"), ("adalra", "adalora"), ("al", "all")):
         for ask in (lambda t: choose_arms(recipe, [t]), lambda t: plan(recipe, [t]), lambda t: train(recipe, t)):
@@ -144,7 +144,7 @@ def test_a_typo_names_the_nearest_of_recipe_and_table(short):
         train(recipe, "all")
 
 
-def test_set_changes_an_arm_of_the_table_as_one_of_the_recipe(short):
+def test_set_changes_an_arm_of_the_table(short):
     recipe = apply_changes(
         short("gpt2", CLASSIFY), ["arms.dora.peft.r=2", "arms.dora.learning_rate=1e-2", "max_length=8"]
     )
@@ -154,35 +154,36 @@ def test_set_changes_an_arm_of_the_table_as_one_of_the_recipe(short):
         apply_changes(recipe, ["arms.dorra.learning_rate=1"])
 
 
-def test_the_resolved_recipe_of_a_run_holds_the_arm_whole(short, tmp_path):
+def test_the_recipe_yaml_of_a_run_holds_the_complete_arm(short, tmp_path):
     run = train(short("llama", SFT), "p-tuning", output=tmp_path)
-    again = Recipe.from_yaml(run.folder / "recipe.yaml")
-    assert again.arms["p-tuning"].to_dict()["peft"]["encoder_hidden_size"] == 128
-    assert Recipe.from_dict(again.to_dict()).to_dict() == again.to_dict()
+    loaded = Recipe.from_yaml(run.folder / "recipe.yaml")
+    assert loaded.arms["p-tuning"].to_dict()["peft"]["encoder_hidden_size"] == 128
+    assert Recipe.from_dict(loaded.to_dict()).to_dict() == loaded.to_dict()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_plan_has_every_method(short, kind):
     recipe = short(kind, CLASSIFY if kind == "gpt2" else SFT)
-    made = plan(recipe, ["all"])
-    assert len(made["arms"]) >= 20
-    for name, arm in made["arms"].items():
+    planned = plan(recipe, ["all"])
+    assert len(planned["arms"]) >= 20
+    for name, arm in planned["arms"].items():
         assert 0 < arm["trainable_parameters"] <= arm["total_parameters"] + arm["adapter_parameters"], name
         assert arm["memory"]["total"] > arm["memory"]["weights"] > 0 and arm["checkpoint_bytes"] > 0, name
-    assert made["arms"]["qlora"]["memory"]["weights"] < made["arms"]["lora"]["memory"]["weights"]
-    told = " ".join(note for note in made["notes"] if note.startswith("Not tried: "))
-    assert all(name in told for name in {*METHODS, *NOT_IN_TABLE} - set(made["arms"]))
+    assert planned["arms"]["qlora"]["memory"]["weights"] < planned["arms"]["lora"]["memory"]["weights"]
+    notes = " ".join(note for note in planned["notes"] if note.startswith("Not tried: "))
+    assert all(name in notes for name in {*METHODS, *NOT_IN_TABLE} - set(planned["arms"]))
 
 
-def test_the_plan_of_a_method_is_what_its_run_has(short, tmp_path):
+def test_planned_parameter_counts_equal_those_of_the_run(short, tmp_path):
     recipe = short("gpt2", CLASSIFY)
     for name in ("pissa", "adalora", "vera", "bitfit", "prompt-tuning"):
-        found = train(recipe, name, output=tmp_path).data["parameters"]
-        made = plan(recipe, [name])["arms"][name]
-        assert (found["trainable"], found["adapter"]) == (made["trainable_parameters"], made["adapter_parameters"])
+        counted = train(recipe, name, output=tmp_path).data["parameters"]
+        planned = plan(recipe, [name])["arms"][name]
+        assert counted["trainable"] == planned["trainable_parameters"]
+        assert counted["adapter"] == planned["adapter_parameters"]
 
 
-def test_adaloras_schedule_is_made_for_the_run(short, tmp_path):
+def test_adaloras_schedule_fits_the_runs_steps(short, tmp_path):
     recipe = choose_arms(short("llama", SFT), ["adalora"]).recipe
     fitted, notes = fit_schedules(recipe, 40)
     config = fitted.arms["adalora"].peft
@@ -192,30 +193,30 @@ def test_adaloras_schedule_is_made_for_the_run(short, tmp_path):
     run = train(recipe, "adalora", output=tmp_path)
     saved = json.loads((run.folder / "adapter_config.json").read_text())
     ranks = [sum(kept) for kept in saved["rank_pattern"].values()]
-    # The 14 adapted layers began with rank 12 and end with 8 on average; where two singular values tie, both go.
+    # The 14 adapted layers begin with rank 12 and end with 8 on average; if two singular values tie, both are dropped.
     assert saved["total_step"] == 12 and 7 * len(ranks) <= sum(ranks) <= 8 * len(ranks)
     assert run.data["checks"]["reload"] < 1e-4
 
 
-def test_lora_plus_learns_b_sixteen_times_as_fast(short, tmp_path, monkeypatch):
+def test_lora_plus_gives_b_sixteen_times_the_learning_rate_of_a(short, tmp_path, monkeypatch):
     from peft_recipes.tasks.method_mixin import MethodMixin
 
     groups, create = [], MethodMixin.create_optimizer
 
     def spy(self, *args):
-        made = create(self, *args)
+        optimizer = create(self, *args)
         groups[:] = [(g["lr"], {n for n, p in self.model.named_parameters() if any(p is q for q in g["params"])})
-                     for g in made.param_groups]  # fmt: skip
-        return made
+                     for g in optimizer.param_groups]  # fmt: skip
+        return optimizer
 
     monkeypatch.setattr(MethodMixin, "create_optimizer", spy)
     train(short("llama", SFT), "loraplus", output=tmp_path)
-    rates = {name: rate for rate, names in groups for name in names}
-    assert {rate for name, rate in rates.items() if "lora_A" in name} == {5e-5}
-    assert {rate for name, rate in rates.items() if "lora_B" in name} == {8e-4}
+    learning_rates = {name: lr for lr, names in groups for name in names}
+    assert {lr for name, lr in learning_rates.items() if "lora_A" in name} == {5e-5}
+    assert {lr for name, lr in learning_rates.items() if "lora_B" in name} == {8e-4}
 
 
-def test_bitfit_stores_its_biases_and_the_new_head_alone(short, tmp_path):
+def test_bitfit_saves_only_its_biases_and_the_new_head(short, tmp_path):
     from safetensors import safe_open
 
     run = train(short("distilbert", CLASSIFY), "bitfit", output=tmp_path)
@@ -225,13 +226,13 @@ def test_bitfit_stores_its_biases_and_the_new_head_alone(short, tmp_path):
     assert run.data["checkpoint_bytes"] == (run.folder / "biases.safetensors").stat().st_size
 
 
-def test_a_comparison_has_a_method_that_the_recipe_does_not_name(short, tmp_path):
-    made = compared_here(short("llama", SFT), ["full", "ia3"], [0], tmp_path)
-    assert list(made.data["arms"]) == ["full", "ia3"] and "ia3" in made.data["differences"]
-    assert {arm["status"] for arm in made.data["arms"].values()} == {"ok"}
+def test_a_comparison_takes_a_method_of_the_table(short, tmp_path):
+    comparison = compared_here(short("llama", SFT), ["full", "ia3"], [0], tmp_path)
+    assert list(comparison.data["arms"]) == ["full", "ia3"] and "ia3" in comparison.data["differences"]
+    assert {arm["status"] for arm in comparison.data["arms"].values()} == {"ok"}
 
 
-def test_the_command_line_lists_the_table():
+def test_the_methods_command_prints_the_table():
     shown = CliRunner().invoke(app, ["methods", "--json"])
     assert json.loads(shown.stdout) == json.loads(json.dumps(table()))
     text = CliRunner().invoke(app, ["methods"]).stdout
@@ -240,14 +241,14 @@ def test_the_command_line_lists_the_table():
 
 def test_every_method_of_peft_is_in_the_table_or_left_out_with_a_reason():
     kinds = {config.__name__: kind.value for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    there = {kinds[row.config] for row in METHODS.values() if row.config in kinds}
+    in_table = {kinds[row.config] for row in METHODS.values() if row.config in kinds}
     left_out = {name.upper().replace("-", "_") for name in NOT_IN_TABLE}
-    assert set(kinds.values()) - there == left_out - {"BOTTLENECK"}
+    assert set(kinds.values()) - in_table == left_out - {"BOTTLENECK"}
 
 
-def test_the_page_is_the_tables():
-    place = Path(__file__).parents[2] / "docs" / "write_methods.py"
-    spec = importlib.util.spec_from_file_location("write_methods", place)
+def test_the_methods_page_is_up_to_date():
+    path = Path(__file__).parents[2] / "docs" / "write_methods.py"
+    spec = importlib.util.spec_from_file_location("write_methods", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page()  # else: make readme

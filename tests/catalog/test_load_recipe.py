@@ -1,4 +1,4 @@
-"""Recipes are found by name and by path; every shipped one is sound, as it is and embedded."""
+"""Recipes load by name and by path; every shipped one is valid, as it is and embedded."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from peft_recipes.catalog.recipes import recipe_files
 SHIPPED = ["distilbert-imdb", "gpt2-code", "gpt2-sms-spam", "mnist-shift", "smollm2-alpaca", "smollm2-dpo"]
 
 
-def test_the_recipes_are_there():
-    assert set(SHIPPED) <= set(recipe_files())
+def test_every_shipped_recipe_is_listed():
+    assert list(recipe_files()) == SHIPPED
 
 
 @pytest.mark.parametrize("name", sorted(recipe_files()))
-def test_a_shipped_recipe_is_named_as_its_file_and_survives_yaml(name):
+def test_a_shipped_recipe_has_the_name_of_its_file_and_survives_a_round_trip(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert not recipe.uses_stand_ins
@@ -23,16 +23,16 @@ def test_a_shipped_recipe_is_named_as_its_file_and_survives_yaml(name):
 
 
 @pytest.mark.parametrize("name", sorted(recipe_files()))
-def test_a_shipped_recipe_has_a_stand_in_and_full_beside_its_adapters(name):
+def test_a_shipped_recipe_has_stand_ins_full_fine_tuning_and_an_adapter(name):
     recipe = load_recipe(name, embedded=True)
     assert recipe.uses_stand_ins
     assert recipe.arms["full"].method == "full"
     assert any(arm.peft is not None for arm in recipe.arms.values())
-    # One rate for all arms is the commonest way to make one of them look bad.
+    # A shared learning rate makes one of the arms look bad.
     assert recipe.arms["full"].learning_rate < recipe.arms["lora"].learning_rate
 
 
-def test_the_arms_of_the_write_ups_are_there():
+def test_shipped_arms_have_the_documented_options():
     lora = load_recipe("smollm2-alpaca").arms["lora"].peft
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 16, 0)
     assert lora.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -42,9 +42,7 @@ def test_the_arms_of_the_write_ups_are_there():
     assert (code["lora"].peft.r, code["lora"].peft.lora_alpha, code["lora"].peft.lora_dropout) == (8, 16, 0.1)
     shift = load_recipe("mnist-shift").arms
     assert (shift["lora"].peft.r, shift["lora"].peft.lora_alpha) == (8, 16)
-    assert set(shift) == {
-        "full", "head", "lora", "lora-conv", "lora-r2", "lora-r4", "lora-r16"
-    }  # fmt: skip
+    assert set(shift) == {"full", "head", "lora", "lora-conv", "lora-r2", "lora-r4", "lora-r16"}
 
 
 def test_a_typo_in_a_name_names_the_nearest_recipe():
@@ -52,14 +50,14 @@ def test_a_typo_in_a_name_names_the_nearest_recipe():
         load_recipe("mnist-shfit")
 
 
-def test_a_recipe_of_the_users_own_is_a_path(tmp_path):
+def test_a_recipe_can_be_loaded_from_a_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(load_recipe("gpt2-sms-spam").to_yaml())
     assert load_recipe(path) == load_recipe("gpt2-sms-spam")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x = 1\n", "no `recipe = Recipe"),
         ("x = 1\ny = = 2\n", "line 2"),
@@ -68,14 +66,14 @@ def test_a_recipe_of_the_users_own_is_a_path(tmp_path):
          "Did you mean 'sft'"),
     ],
 )  # fmt: skip
-def test_a_recipe_file_that_does_not_work_says_where(tmp_path, text, said):
+def test_a_broken_recipe_module_names_its_file_and_line(tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(RecipeError) as raised:
         load_recipe(path)
-    assert said in str(raised.value) and "mine.py" in str(raised.value)
+    assert message in str(raised.value) and "mine.py" in str(raised.value)
 
 
-def test_a_path_that_is_not_there_says_so(tmp_path):
+def test_a_missing_recipe_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match="no recipe file"):
         load_recipe(tmp_path / "none.yaml")

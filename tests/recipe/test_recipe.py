@@ -1,4 +1,4 @@
-"""A recipe is checked whole when it is made, and goes to YAML and back without loss."""
+"""Recipes: validation on creation, YAML without loss, and `--set` changes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def recipe(**changes):
     ],
     ids=lambda c: c.peft_type.value,
 )
-def test_a_recipe_comes_back_from_yaml_as_it_went(config, tmp_path):
-    made = recipe(
-        arms={"full": Arm(), "head": Arm("head", 1e-3), "it": Arm(config, learning_rate=3e-4)},
+def test_a_recipe_survives_a_round_trip_through_yaml(config, tmp_path):
+    original = recipe(
+        arms={"full": Arm(), "head": Arm("head", 1e-3), "adapter": Arm(config, learning_rate=3e-4)},
         training={"max_steps": 3, "warmup_steps": 0.1},
         embedded={"dataset": {"path": "embedded:x"}},
     )
-    made.to_yaml(tmp_path / "r.yaml")
-    back = Recipe.from_yaml(tmp_path / "r.yaml")
-    assert back == made
-    assert back.arms["it"].peft.to_dict() == config.to_dict()
+    original.to_yaml(tmp_path / "r.yaml")
+    loaded = Recipe.from_yaml(tmp_path / "r.yaml")
+    assert loaded == original
+    assert loaded.arms["adapter"].peft.to_dict() == config.to_dict()
 
 
 def test_yaml_of_a_recipe_is_plain_data():
@@ -64,7 +64,7 @@ def test_every_problem_is_reported_at_once():
         "'txt' in dataset. Did you mean 'text'?",
         "task 'sfft'. Did you mean 'sft'?",
         "'max_step' in training. Did you mean 'max_steps'?",
-        "training.num_train_epochs: expected float, got 'many'",
+        "training.num_train_epochs: expected a number, got 'many'",
         "arms.lora.peft.r: the rank must be a whole number of 1 or more, got 0",
         "arms.full.learning_rate: expected a number above 0, got -1",
     ):
@@ -73,7 +73,7 @@ def test_every_problem_is_reported_at_once():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"arms": {}}, "needs at least one arm"),
         ({"name": "../up"}, "it names a folder"),
@@ -97,33 +97,33 @@ def test_every_problem_is_reported_at_once():
         ({"prompts": [{"prompt": "x"}]}, "prompts[0]"),
     ],
 )
-def test_what_is_wrong_is_named(changes, said):
+def test_an_error_names_the_wrong_field(changes, message):
     with pytest.raises(RecipeError) as raised:
         recipe(**changes)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_sft_options_are_valid_only_where_sft_trains():
+def test_sft_options_are_valid_only_for_sft():
     arms = {"full": Arm()}
     assert recipe(task="sft", arms=arms, training={"loss_type": "nll"}).training == {"loss_type": "nll"}
     with pytest.raises(RecipeError, match="'loss_type' in training"):
         recipe(arms=arms, training={"loss_type": "nll"})
 
 
-def test_dotted_changes_reach_every_level():
-    made = apply_changes(
+def test_dotted_keys_change_nested_values():
+    changed = apply_changes(
         recipe(),
         ["arms.lora.peft.r=32", "arms.lora.learning_rate=1e-3", "training.max_steps=50", "dataset.path=my.csv",
          "arms.lora.peft.target_modules=[q, v]", "model=other/model"],
     )  # fmt: skip
-    assert made.arms["lora"].peft.r == 32
-    assert made.arms["lora"].learning_rate == 1e-3
-    assert made.arms["lora"].peft.target_modules == {"q", "v"}
-    assert (made.training["max_steps"], made.dataset.path, made.model) == (50, "my.csv", "other/model")
+    assert changed.arms["lora"].peft.r == 32
+    assert changed.arms["lora"].learning_rate == 1e-3
+    assert changed.arms["lora"].peft.target_modules == {"q", "v"}
+    assert (changed.training["max_steps"], changed.dataset.path, changed.model) == (50, "my.csv", "other/model")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("modle=x", "Did you mean 'model'"),
         ("trainning.max_steps=3", "Did you mean 'training'"),
@@ -138,20 +138,20 @@ def test_dotted_changes_reach_every_level():
         ("arms.new=3", "Unknown arm 'new'"),
     ],
 )
-def test_a_wrong_change_names_the_nearest_key(change, said):
+def test_an_unknown_key_names_the_nearest_one(change, message):
     with pytest.raises(RecipeError) as raised:
         apply_changes(recipe(), [change])
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_yaml_that_asks_for_objects_is_refused(tmp_path):
+def test_yaml_with_python_objects_is_rejected(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("name: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(RecipeError, match=r"r\.yaml can't be read as YAML"):
         Recipe.from_yaml(path)
 
 
-def test_a_broken_yaml_names_its_line(tmp_path):
+def test_invalid_yaml_names_its_line(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("name: one\n  task: [\n")
     with pytest.raises(RecipeError, match="line 2"):

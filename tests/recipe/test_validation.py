@@ -1,4 +1,4 @@
-"""A mistake is told before anything runs, whatever its type: one line, never another exception than RecipeError."""
+"""Wrong values in recipes and data raise RecipeError with a one-line message before anything runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peft_recipes.recipe.serialization import from_yaml, to_yaml
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ("training.per_device_train_batch_size=0", "expected 1 or more"),
         ("training.max_steps=null", "training.max_steps: expected"),
@@ -30,7 +30,7 @@ from peft_recipes.recipe.serialization import from_yaml, to_yaml
         ("evaluate_also.clean=5", "evaluate_also: expected a mapping"),
         ("prompts=5", "prompts: expected a list"),
         ("skip_checks=[memry]", "Did you mean 'memory'"),
-        ("threads=0", "threads: expected a whole number of 1 or more"),
+        ("threads=0", "threads: expected 1 or more"),
         ("attention=sdp", "Did you mean 'sdpa'"),
         ("batches=packed", "batches"),
         ("arms.lora.method=head", "both 'method' and 'peft'"),
@@ -41,28 +41,28 @@ from peft_recipes.recipe.serialization import from_yaml, to_yaml
         ("title=7", "title: expected text"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_line(instruct, change, words):
-    with pytest.raises(RecipeError) as refused:
+def test_a_wrong_value_has_a_one_line_message(instruct, change, message):
+    with pytest.raises(RecipeError) as raised:
         changed(instruct(), False, [change])
-    assert words in str(refused.value), str(refused.value)
+    assert message in str(raised.value), str(raised.value)
 
 
-@pytest.mark.parametrize("part", ["batch_size=abc", "num_train_epochs=-1", "learning_rate=0"])
-def test_pretraining_is_checked_as_well(part):
-    with pytest.raises(RecipeError, match=f"pretraining.{part.partition('=')[0]}"):
-        load_recipe("mnist-shift", changes=[f"pretraining.{part}"])
+@pytest.mark.parametrize("change", ["batch_size=abc", "num_train_epochs=-1", "learning_rate=0"])
+def test_pretraining_options_are_validated(change):
+    with pytest.raises(RecipeError, match=f"pretraining.{change.partition('=')[0]}"):
+        load_recipe("mnist-shift", changes=[f"pretraining.{change}"])
 
 
 @pytest.mark.parametrize(
     "wrong", [{"arms": {"lora": LoraConfig()}}, {"arms": [Arm()]}, {"dataset": "a.csv"}, {"arms": {"full": Arm("fll")}}]
 )
-def test_a_recipe_made_of_wrong_parts_says_which(wrong):
-    right = {"name": "a", "task": "sft", "model": "m", "dataset": Dataset("a.csv"), "arms": {"full": Arm()}}
+def test_a_field_of_the_wrong_class_is_named(wrong):
+    valid = {"name": "a", "task": "sft", "model": "m", "dataset": Dataset("a.csv"), "arms": {"full": Arm()}}
     with pytest.raises(RecipeError, match=next(iter(wrong))):
-        Recipe(**{**right, **wrong})
+        Recipe(**{**valid, **wrong})
 
 
-def test_options_that_the_trainer_refuses_are_told_before_anything_is_written(instruct, tmp_path):
+def test_options_that_the_trainer_rejects_fail_before_anything_is_written(instruct, tmp_path):
     recipe = instruct()
     recipe.training["optim"] = "foo"
     with pytest.raises(RecipeError, match="foo"):
@@ -82,22 +82,23 @@ def test_yaml_reads_an_exponent_without_a_dot_as_a_number():
     assert from_yaml("[no, yes, on, off, true, False, null]") == ["no", "yes", "on", "off", True, False, None]
 
 
-def test_a_seed_out_of_range_is_a_mistake_not_a_failed_run(classify, tmp_path):
+def test_a_seed_out_of_range_is_a_user_error(classify, tmp_path):
     with pytest.raises(RecipeError, match="seed"):
         train(classify(), "lora", seed=2**32, output=tmp_path)
 
 
-def rows_of(tmp_path, values, labels=None):
+def class_names_of(tmp_path, values, labels=None):
+    """Load labels from a file; return the class names and the class name of each row."""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}", "label": v}) + "\n" for i, v in enumerate(values)))
     source = Dataset(str(path), labels=labels, train=0.6, validation=0.2, test=0.2)
     splits = sources.load_splits(source)
     names = columns.class_labels(splits, source)
-    numbers = {}
-    for rows in splits.values():
-        made = columns.classification_rows(rows, source, "text", names)
-        numbers |= {text: names[label] for text, label in zip(made["text"], made["label"], strict=True)}
-    return names, [numbers[f"text {i}"] for i in range(len(values))]
+    class_of = {}
+    for split in splits.values():
+        rows = columns.classification_rows(split, source, "text", names)
+        class_of |= {text: names[label] for text, label in zip(rows["text"], rows["label"], strict=True)}
+    return names, [class_of[f"text {i}"] for i in range(len(values))]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +110,11 @@ def rows_of(tmp_path, values, labels=None):
         (["pos", "neg"] * 10, ["neg", "pos"], ["pos", "neg"] * 10),
     ],
 )
-def test_a_label_is_its_own_class_by_name_or_by_place(tmp_path, values, labels, classes):
-    assert rows_of(tmp_path, values, labels)[1] == classes
+def test_labels_are_matched_by_class_name_or_by_index(tmp_path, values, labels, classes):
+    assert class_names_of(tmp_path, values, labels)[1] == classes
 
 
-def test_class_names_that_contradict_the_datas_own_are_refused(tmp_path):
+def test_class_names_that_contradict_the_data_are_rejected(tmp_path):
     import datasets
 
     features = datasets.Features({"id": datasets.Value("string"), "label": datasets.ClassLabel(names=["ham", "spam"])})
@@ -123,12 +124,12 @@ def test_class_names_that_contradict_the_datas_own_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("messages", [None, "text", [{"role": "user"}], [{"role": "user", "content": None}] * 2])
-def test_messages_that_are_none_name_their_row(tmp_path, messages):
+def test_invalid_messages_name_their_row(tmp_path, messages):
     with pytest.raises(RecipeError, match="row"):
         columns.checked_messages(messages, "messages", "7", "rows.jsonl")
 
 
-def test_an_empty_answer_of_a_csv_is_left_out_and_counted(instruct, tmp_path):
+def test_an_empty_answer_in_a_csv_is_left_out_and_counted(instruct, tmp_path):
     from peft_recipes.tasks.registry import task_of
 
     path = tmp_path / "rows.csv"
@@ -139,7 +140,7 @@ def test_an_empty_answer_of_a_csv_is_left_out_and_counted(instruct, tmp_path):
     assert sum(prepared.rows.values()) == 19
 
 
-def test_sft_text_is_read_from_the_column_that_is_named(instruct, tmp_path):
+def test_sft_text_is_read_from_the_named_column(instruct, tmp_path):
     from peft_recipes.tasks.registry import task_of
 
     path = tmp_path / "rows.csv"
@@ -148,15 +149,32 @@ def test_sft_text_is_read_from_the_column_that_is_named(instruct, tmp_path):
     assert len(prepared.splits["train"]) == 12
 
 
-def test_a_quote_that_never_closes_is_told_where_it_opens(tmp_path):
+def test_an_unclosed_quote_names_its_line(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('text,label\na,0\n"b,1\n' + "\n".join(f"c{i},0" for i in range(40)) + "\n")
     with pytest.raises(RecipeError, match="line 3: a quote"):
         sources.load_splits(Dataset(str(path)))
 
 
-def test_a_broken_file_in_a_folder_is_a_mistake_that_is_told(tmp_path):
+def test_a_broken_file_in_a_folder_is_a_user_error(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.json").write_text('{"text": ["a"')
     with pytest.raises(RecipeError, match=r"can't be read|not valid"):
         sources.load_splits(Dataset(str(tmp_path / "data")))
+
+
+def test_a_recipe_error_is_a_value_error():
+    with pytest.raises(ValueError, match="at least one arm"):
+        Recipe("a", "sft", "m", Dataset("a.csv"), {})
+
+
+def test_a_batch_that_does_not_divide_keeps_its_own_message(classify, monkeypatch):
+    """The check of the trainer's options turns the ValueErrors of transformers into RecipeErrors, but not ours."""
+    from peft_recipes.distributed import processes
+    from peft_recipes.hardware.device import choose
+    from peft_recipes.tasks.registry import task_of
+
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    recipe = classify()
+    with pytest.raises(RecipeError, match=r"^training: 16 examples"):
+        task_of(recipe).check_arguments(recipe.arms["full"], choose(recipe.training))
