@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # small models and data are made there
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # small models and data are made there
 
 CASES = [(task, arm) for task in ("classification", "sft") for arm in ("lora", "full")]
 
@@ -54,22 +54,22 @@ def main() -> None:
 
 def _recipes(folder: Path) -> dict[str, Path]:
     """The recipes' YAML files, their models and data beside them."""
-    import conftest
+    import small
     import transformers
     from peft import LoraConfig
 
     from peft_recipes import Arm, Dataset, Recipe, targets
 
     reviews, questions = folder / "reviews.jsonl", folder / "questions.jsonl"
-    reviews.write_text("".join(json.dumps({"text": t, "label": k}) + "\n" for t, k in conftest.sentences(240)))
-    rows = [{"prompt": f"say {t.split()[0]} in a film", "completion": t} for t, _ in conftest.sentences(120, 3)]
+    reviews.write_text("".join(json.dumps({"text": t, "label": k}) + "\n" for t, k in small.sentences(240)))
+    rows = [{"prompt": f"say {t.split()[0]} in a film", "completion": t} for t, _ in small.sentences(120, 3)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = {}
     for task, kind, data in (("classification", "distilbert", reviews), ("sft", "llama", questions)):
-        words = conftest.tokenizer(chat=kind == "llama")
+        words = small.tokenizer(chat=kind == "llama")
         transformers.set_seed(0)
         auto = transformers.AutoModel if kind == "distilbert" else transformers.AutoModelForCausalLM
-        auto.from_config(conftest.tiny_config(kind, len(words))).save_pretrained(folder / kind)
+        auto.from_config(small.tiny_config(kind, len(words))).save_pretrained(folder / kind)
         words.save_pretrained(folder / kind)
         lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=targets(kind, "attention"))
         recipe = Recipe(

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def _answered(case, folder: Path, there: dict[str, Path]) -> bool:
 
 def _sound_inputs(root: Path) -> dict[str, Path]:
     """A sound recipe, a sound adapter and another base, small and random, made here."""
-    import conftest
+    import small
     import transformers
     from peft import LoraConfig
 
@@ -63,10 +63,10 @@ def _sound_inputs(root: Path) -> dict[str, Path]:
 
     root.mkdir()
     data = root / "reviews.jsonl"
-    data.write_text("".join(json.dumps({"text": t, "label": k}) + "\n" for t, k in conftest.sentences(160)))
+    data.write_text("".join(json.dumps({"text": t, "label": k}) + "\n" for t, k in small.sentences(160)))
     for kind, auto in (("distilbert", transformers.AutoModel), ("gpt2", transformers.AutoModelForCausalLM)):
-        words = conftest.tokenizer()
-        auto.from_config(conftest.tiny_config(kind, len(words))).save_pretrained(root / kind)
+        words = small.tokenizer()
+        auto.from_config(small.tiny_config(kind, len(words))).save_pretrained(root / kind)
         words.save_pretrained(root / kind)
     lora = LoraConfig(r=4, target_modules=targets("distilbert", "attention"))
     recipe = Recipe(name="tiny", task="text-classification", model=str(root / "distilbert"), max_length=16,

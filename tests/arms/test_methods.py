@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import compared_here
 from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from small import compared_here
 from typer.testing import CliRunner
 
 from peft_recipes import Arm, Dataset, Recipe, RecipeError, plan, train

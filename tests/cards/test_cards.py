@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from card_code import code_in
-from conftest import compared_here
 from huggingface_hub import ModelCard
+from small import compared_here
 
 from peft_recipes import RecipeError, train
 from peft_recipes.cards.content import run_card

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 import transformers
-from conftest import tiny_config
+from causal_models import KINDS, VOCABULARY, model_of
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from peft_recipes import train
@@ -25,21 +25,6 @@ from peft_recipes.data.packing import (
 from peft_recipes.tasks import causal_trainer
 from peft_recipes.tasks.causal_trainer import example_sums, labelled_losses, largest_gap
 from peft_recipes.tasks.registry import task_of
-
-VOCABULARY = 60
-KINDS = ("gpt2", "llama", "qwen2")
-
-
-def model_of(kind: str, attention: str = "sdpa", seed: int = 0):
-    if kind == "qwen2":
-        config = transformers.Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=256,
-        )  # fmt: skip
-    else:
-        config = tiny_config(kind, VOCABULARY)
-    transformers.set_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def example(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:

@@ -8,9 +8,9 @@ import random
 import datasets
 import pytest
 import torch
-from conftest import tokenizer
+from causal_models import KINDS, VOCABULARY, model_of
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from test_packing import KINDS, VOCABULARY, model_of
+from small import tokenizer
 from trl import DPOConfig, DPOTrainer
 
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, REFERENCES, SEGMENTS

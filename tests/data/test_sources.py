@@ -6,7 +6,7 @@ import json
 
 import datasets
 import pytest
-from conftest import sentences
+from small import sentences
 
 from peft_recipes import Dataset, RecipeError
 from peft_recipes.data import columns

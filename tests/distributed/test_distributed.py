@@ -95,7 +95,7 @@ def launch(root, name, config, jobs, check=True):
     """Run the jobs under `accelerate launch`, which must leave no process behind."""
     file = root / f"{name}.json"
     file.write_text(json.dumps(jobs))
-    script = str(Path(__file__).parents[1] / "distributed_runs.py")
+    script = str(Path(__file__).parents[1] / "helpers" / "distributed_runs.py")
     command = ["-m", "accelerate.commands.launch", "--config_file", str(launch_files()[config]), script, str(file)]
     root = str(Path(__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}

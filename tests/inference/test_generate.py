@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
-from conftest import tokenizer
 from peft import IA3Config, PeftModel
 from saved_adapters import lora, saved
+from small import tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

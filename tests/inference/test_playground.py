@@ -11,8 +11,8 @@ import sys
 
 import pytest
 from comparison_fixture import image_comparison
-from conftest import tokenizer
 from saved_adapters import lora, saved
+from small import tokenizer
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 

@@ -8,10 +8,10 @@ import datasets
 import pandas as pd
 import pytest
 import torch
-from conftest import sentences
 from peft import PeftModel
 from PIL import Image
 from saved_adapters import lora, saved
+from small import sentences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import compared_here
 from peft import LoraConfig
+from small import compared_here
 from transformers.pytorch_utils import Conv1D
 from typer.testing import CliRunner
 

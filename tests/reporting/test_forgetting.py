@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas
 import pytest
-from conftest import compared_here, sentences
+from small import compared_here, sentences
 
 from peft_recipes import RecipeError, load_recipe
 from peft_recipes.reporting.sentences import forgetting

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import compared_here
+from small import compared_here
 
 from peft_recipes import Recipe, RecipeError, scan, train
 from peft_recipes.data import sources

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from comparison_fixture import image_comparison
-from conftest import compared_here
 from peft import LoraConfig
+from small import compared_here
 
 from peft_recipes import Arm
 from peft_recipes.reporting.markdown import render_markdown

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas
 import pytest
 import torch
-from conftest import sentences
 from peft import LoraConfig
+from small import sentences
 from trl import SFTConfig, SFTTrainer
 
 from peft_recipes import Arm, Dataset, Recipe, RecipeError, train

@@ -9,9 +9,9 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import tiny_config, tokenizer
 from datasets import Dataset as Rows
 from peft import LoraConfig
+from small import tiny_config, tokenizer
 from trl import DPOConfig, DPOTrainer
 from typer.testing import CliRunner
 

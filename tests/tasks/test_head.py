@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import tiny_config
 from safetensors.torch import load_file
+from small import tiny_config
 
 from peft_recipes import Arm, train
 from peft_recipes.tasks import features, head_trainer

@@ -1,6 +1,6 @@
 """Trains a list of runs one after another, on every rank that `accelerate launch` starts with this script.
 
-python tests/distributed_runs.py JOBS.json: [[recipe.yaml, arm, output, {options of train}], ...]. The option
+python tests/helpers/distributed_runs.py JOBS.json: [[recipe.yaml, arm, output, {options of train}], ...]. The option
 "signal": [rank, step, number] sends that signal to a rank at the end of a step.
 """
 
