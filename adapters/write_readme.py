@@ -1,8 +1,8 @@
-"""Writes the figures of kept comparisons and benchmarks into README.md and those of adapters/ and benchmarks/:
-`make readme`.
+"""Write the measured figures into README.md, the pages of docs/ and the READMEs of adapters/ and benchmarks/.
 
-Nothing is computed here: they come from adapters/*/comparison.json and from what the scripts in benchmarks/ wrote, and
-tests/test_readme.py holds them together.
+`make readme` runs it. Nothing is computed here: the figures come from adapters/*/comparison.json and from the files
+that the scripts in benchmarks/ wrote. A block stands between `<!-- NAME: ... -->` and `<!-- /NAME -->`; a `results`
+block names the comparison.json that it shows. tests/docs/test_figures.py checks that pages and files agree.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_s
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
-SHOWN = "mnist-shift"
-_SPEED = re.compile(r"(<!-- speed:.*?-->\n).*?(<!-- /speed -->)", re.DOTALL)
-_TRUST = re.compile(r"(<!-- trust:.*?-->\n).*?(<!-- /trust -->)", re.DOTALL)
-_COST = re.compile(r"(<!-- cost:.*?-->\n).*?(<!-- /cost -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_COMPARISON = re.compile(r"adapters/([\w.-]+)/comparison\.json")
+_LINK = re.compile(r"(\]\(|src=\")((?:adapters|benchmarks)/)")
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
-_BLOCK = re.compile(r"(<!-- results:.*?-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def results(comparison: dict[str, Any]) -> str:
@@ -33,7 +31,7 @@ def results(comparison: dict[str, Any]) -> str:
     lines = [
         f"> {escape_inline(verdict_sentence(comparison, headline_arm(comparison)))}",
         "",
-        f"![Quality against trained parameters]({folder}/plots/{plot}.png)",
+        f'<img src="{folder}/plots/{plot}.png" alt="Quality against trained parameters" width="520">',
         "",
         table_markdown(comparison, most=5),
         "",
@@ -135,16 +133,27 @@ def benchmarks() -> list[dict[str, Any]]:
     ]
 
 
-def readme(text: str, comparison: dict[str, Any]) -> str:
-    """README.md's text with its blocks made anew."""
-    text = _BLOCK.sub(lambda match: match[1] + results(comparison) + match[2], text)
-    text = _TRUST.sub(lambda match: match[1] + trust() + match[2], text)
-    return _SPEED.sub(lambda match: match[1] + speed(benchmarks()) + match[2], text)
+def pages() -> list[Path]:
+    """The files with blocks: README.md, benchmarks/README.md and every page of docs/."""
+    root = HERE.parent
+    return [root / "README.md", BENCHMARKS / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
-def with_cost(text: str) -> str:
-    """benchmarks/README.md's text with its block made anew."""
-    return _COST.sub(lambda match: match[1] + cost() + match[2], text)
+def filled(path: Path) -> str:
+    """The text of a page with its blocks written again; links start from the page's own folder."""
+    up = "../" * (len(path.relative_to(HERE.parent).parts) - 1)
+
+    def block(match: re.Match[str]) -> str:
+        return match[1] + _LINK.sub(rf"\1{up}\2", _block(match[2], match[3])) + match[4]
+
+    return _BLOCK.sub(block, path.read_text(encoding="utf-8"))
+
+
+def _block(name: str, source: str) -> str:
+    if name == "results":
+        recipe = _COMPARISON.search(source)[1]
+        return results(json.loads((HERE / recipe / "comparison.json").read_text(encoding="utf-8")))
+    return {"trust": trust, "cost": cost, "speed": lambda: speed(benchmarks())}[name]()
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:
@@ -191,13 +200,9 @@ def kept() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    comparisons = kept()
-    path = HERE.parent / "README.md"
-    shown = next(c for c in comparisons if c["recipe"] == SHOWN)
-    path.write_text(readme(path.read_text(encoding="utf-8"), shown), encoding="utf-8")
-    (HERE / "README.md").write_text(index(comparisons), encoding="utf-8")
-    path = BENCHMARKS / "README.md"
-    path.write_text(with_cost(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in pages():
+        path.write_text(filled(path), encoding="utf-8")
+    (HERE / "README.md").write_text(index(kept()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""The figures in README.md, docs/ and adapters/ are those of the files they name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+
+import pytest
+from blocks import PAGES, ROOT
+from safetensors import safe_open
+
+from peft_recipes import load_recipe, read_comparison
+
+KEPT = ROOT / "adapters" / "mnist-shift"
+
+
+@pytest.fixture(scope="module")
+def writer():
+    spec = importlib.util.spec_from_file_location("write_readme", ROOT / "adapters" / "write_readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_block_of_figures_is_as_its_files_give_it(writer):
+    for page in writer.pages():
+        assert writer.filled(page) == page.read_text(encoding="utf-8"), f"{page}: run `make readme`"
+    assert writer.index(writer.kept()) == (ROOT / "adapters" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_blocks_are_where_a_reader_looks_for_them():
+    places = {
+        "README.md": ["results"], "docs/index.md": ["results"], "docs/gallery/mnist-shift.md": ["results"],
+        "docs/gallery/smollm2-alpaca.md": ["results"], "docs/concepts/packing.md": ["speed"],
+        "docs/concepts/guards.md": ["trust"], "docs/concepts/measurements.md": ["cost"],
+        "benchmarks/README.md": ["cost"],
+    }  # fmt: skip
+    for page, names in places.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert re.findall(r"<!-- /(results|speed|trust|cost) -->", text) == names, page
+        assert all(len(block) > 200 for block in re.findall(r"-->\n(.*?)<!-- /", text, re.DOTALL)), page
+
+
+def test_the_table_in_the_readme_has_three_seeds_and_an_interval():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    kept = read_comparison(ROOT / "adapters" / re.search(r"adapters/([\w-]+)/comparison.json", text)[1]).data
+    assert kept["differences"]["lora"]["ci95"] and len(kept["seeds"]) == 3 and kept["task"] == "sft"
+
+
+def test_figures_in_the_text_are_those_of_the_files():
+    page = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+    smollm2 = read_comparison(ROOT / "adapters" / "smollm2-alpaca").data
+    full = smollm2["arms"]["full"]["metric"]["mean"]
+    low, high = (100 * bound / full for bound in smollm2["differences"]["lora"]["ci95"])
+    estimate = 100 * smollm2["differences"]["lora"]["estimate"] / full
+    assert f"{estimate:.1f} %\nhigher than full's, with an interval from {low:.1f} to +{high:.1f} %" in page[
+        "docs/guides/seeds-and-verdicts.md"].replace(" higher", "\nhigher")  # fmt: skip
+    speed = [data["arms"]["full"]["training_seconds"] / data["arms"][arm]["training_seconds"] for data, arm in (
+        (smollm2, "lora"), (read_comparison(KEPT).data, "lora-conv"))]  # fmt: skip
+    assert (
+        f"{speed[0]:.1f} times the speed" in page["docs/faq.md"]
+        and f"{speed[1]:.2f} times full's" in page["docs/faq.md"]
+    )
+    estimates = [row["ratio"] for row in _benchmark("memory_estimates")]
+    assert f"Over the {len(estimates)} arms" in page["docs/concepts/measurements.md"]
+    assert f"{min(estimates):.2f}\nto {max(estimates):.2f} times" in page["docs/concepts/measurements.md"]
+    served = _benchmark("adapter_set")
+    assert f"{served['memory_ratio']:.2f} times the resident memory" in page["docs/guides/merge-switch-serve.md"]
+    assert f"{served['switch_ms']:.2f} ms for a switch" in page["docs/guides/merge-switch-serve.md"]
+
+
+def test_the_calibration_table_is_that_of_the_simulation():
+    text = (ROOT / "docs" / "concepts" / "statistics.md").read_text(encoding="utf-8")
+    rows = [row for row in _benchmark("statistics_calibration")["rows"] if row["gap"] == 0]
+    for kind in ("plain", "apart", "one arm", "together", "opposed"):
+        cells = []
+        for seeds in (2, 3, 5):
+            rates = [100 * row["excluded"] for row in rows if (row["kind"], row["seeds"]) == (kind, seeds)]
+            cells.append(f"{min(rates):.1f} to {max(rates):.1f} %")
+        assert f"| {' | '.join(cells)} |" in text, kind
+    one = [row["excluded"] for row in rows if row["seeds"] == 1]
+    assert f"{min(one):.0%}".replace("%", " %") in text and f"up to {max(one):.0%}".replace("%", " %") in text
+
+
+def _benchmark(name: str):
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_a_kept_adapter_is_complete_and_its_bytes_are_those_in_the_table():
+    for name, arm in read_comparison(KEPT).data["arms"].items():
+        if name == "full":
+            continue
+        folder = KEPT / arm["folder"]
+        weights = "head.safetensors" if name == "head" else "adapter_model.safetensors"
+        measured = json.loads((folder / "run.json").read_text(encoding="utf-8"))["checkpoint_files"]
+        assert sum(measured.values()) == arm["checkpoint_bytes"]
+        assert (folder / weights).stat().st_size == measured[weights]
+        for file, size in measured.items():  # the configuration names a module that has moved since: 7 bytes
+            assert abs((folder / file).stat().st_size - size) <= 16, file
+        with safe_open(folder / weights, "pt") as tensors:
+            sizes = [tensors.get_tensor(key).numel() for key in tensors.keys()]  # noqa: SIM118
+        assert sum(sizes) == arm["trainable_parameters"]
+
+
+def test_no_full_model_is_kept_in_the_repository():
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
+    tracked = subprocess.run(["git", "ls-files", str(KEPT)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not any(line.endswith("/model.safetensors") for line in tracked.stdout.splitlines())
+
+
+def test_the_recipe_that_is_shown_is_the_shipped_one():
+    text = (ROOT / "docs" / "get-started.md").read_text(encoding="utf-8")
+    space: dict = {"__name__": "shown"}
+    exec(re.search(r"```python\n(from peft import.*?)```", text, re.DOTALL)[1], space)
+    shipped = load_recipe("gpt2-sms-spam")
+    assert space["recipe"].arms == shipped.arms and space["recipe"].model == shipped.model

@@ -1,0 +1,118 @@
+"""A folder in which the commands of the documentation run as they are written, in seconds.
+
+The names in the documentation are real: a recipe is found by its name, a model by its id, a run in adapters/. Here they
+stand for small things: the ids of the Hub are folders with tiny random models and small files, the recipes are the
+shipped ones with fewer rows and three steps, and what a page expects to be there was trained once.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from small import compared_here, sentences
+
+from peft_recipes import Recipe, load_recipe, train
+
+# The Hub's models of the documentation -> the tiny model that stands there.
+MODELS = {
+    "openai-community/gpt2": "gpt2",
+    "distilbert/distilbert-base-uncased": "distilbert",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "llama",
+    "my-org/my-bert": "distilbert",
+    "my-org/my-model": "llama",
+}
+_ROWS = {"train": 16, "validation": 8, "test": 8, "test_split": None}
+_PLAIN = {"plain": {"path": "plain.jsonl", "name": None, "test_split": None, "test": 8}}
+# The shipped recipes, with what makes each small.
+RECIPES: dict[str, dict[str, Any]] = {
+    "gpt2-sms-spam": {"dataset": _ROWS},
+    "distilbert-imdb": {"dataset": _ROWS},
+    "gpt2-code": {"dataset": _ROWS, "evaluate_also": _PLAIN},
+    "smollm2-alpaca": {"dataset": _ROWS, "evaluate_also": _PLAIN},
+    "smollm2-dpo": {"dataset": _ROWS},
+    "mnist-shift": {
+        "dataset": {**_ROWS, "path": "embedded:mnist", "pretrain": 64},
+        "pretraining": {"num_train_epochs": 1},
+    },
+}
+_SMALL = {
+    "training": {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "eval_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+    },
+    "max_length": 48,
+    "prompts": [],
+}
+# What is trained before a page is run: the runs that pages read from adapters/.
+TRAINED = {"gpt2-sms-spam": ["full", "lora"], "smollm2-alpaca": ["lora", "lora-all"], "mnist-shift": ["lora"]}
+SEEDS = [0, 1]
+
+
+def make(root: Path, tiny: Callable[..., Path]) -> None:
+    """Fills `root`, which must be the current folder."""
+    for name, kind in MODELS.items():
+        shutil.copytree(tiny(kind), root / name)
+    _data(root)
+    (root / "named").mkdir()
+    for name, changes in RECIPES.items():
+        recipe = load_recipe(name).with_changes({**changes, **_SMALL})
+        recipe = dataclasses.replace(recipe, embedded={"title": recipe.title})
+        recipe.to_yaml(root / "named" / f"{name}.yaml")
+        code = (
+            f"from peft_recipes import Recipe\n\nrecipe = Recipe.from_yaml({str(root / 'named' / f'{name}.yaml')!r})\n"
+        )
+        (root / "named" / f"{name.replace('-', '_')}.py").write_text(code)
+    for name, arms in TRAINED.items():
+        compared_here(Recipe.from_yaml(root / "named" / f"{name}.yaml"), arms, SEEDS, root / "adapters")
+    shutil.copytree(root / "adapters" / "gpt2-sms-spam" / "lora" / "seed-0", root / "me" / "spam-lora")
+
+
+def recipe_files(root: Path) -> dict[str, Path]:
+    """What `catalog.recipes.recipe_files` gives in the workspace."""
+    return {name: root / "named" / f"{name.replace('-', '_')}.py" for name in RECIPES}
+
+
+def run_in_this_process(orders: Any, slots: Any = ()) -> None:
+    """In place of `pool.run_in_fresh_processes`, which starts a process for each run: tests/comparison tests that."""
+    for order in orders:
+        order.tell("running")
+        arm, seed = order.job
+        run = train(Recipe.from_yaml(order.yaml), arm, seed=seed, output=order.output, data=order.data, overwrite=True)
+        order.tell(run.data["status"])
+
+
+def _data(root: Path) -> None:
+    """The datasets of the recipes and the users' files that the pages name."""
+    texts = [text for text, _ in sentences(96, seed=1)]
+    good = [text for text, label in sentences(96, seed=2) if label == "good"]
+    bad = [text for text, label in sentences(96, seed=2) if label == "bad"]
+    answers = [{"instruction": f"say {a}", "input": "", "output": b} for a, b in itertools.pairwise(texts)]
+    pairs = [{"prompt": f"say {a}", "chosen": b, "rejected": c} for a, b, c in zip(texts, good, bad, strict=False)]
+    _lines(root / "ucirvine/sms_spam", [{"sms": t, "label": i % 2} for i, t in enumerate(texts)])
+    _lines(root / "stanfordnlp/imdb", [{"text": t, "label": i % 2} for i, t in enumerate(texts)])
+    _lines(root / "flytech/python-codes-25k", [{"output": t} for t in texts])
+    _lines(root / "tatsu-lab/alpaca", answers)
+    _lines(root / "trl-lib/ultrafeedback_binarized", pairs)
+    (root / "plain.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:16]))
+    (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    named = [{"prompt": p["prompt"], "better": p["chosen"], "worse": p["rejected"]} for p in pairs]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    with (root / "reviews.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "stars"])
+        writer.writerows((text, 1 if label == "bad" else 5) for text, label in sentences(96, seed=4))
+
+
+def _lines(folder: Path, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
