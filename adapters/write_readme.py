@@ -25,13 +25,12 @@ _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
 
 
 def results(comparison: dict[str, Any]) -> str:
-    """The README's block: the sentence, the plot, the table, what was forgotten."""
+    """The results block of README.md: verdict, plot, table and forgetting."""
     folder = f"adapters/{comparison['recipe']}"
-    plot = "parameters"
     lines = [
         f"> {escape_inline(verdict_sentence(comparison, headline_arm(comparison)))}",
         "",
-        f'<img src="{folder}/plots/{plot}.png" alt="Quality against trained parameters" width="520">',
+        f'<img src="{folder}/plots/parameters.png" alt="Quality against trained parameters" width="520">',
         "",
         table_markdown(comparison, most=5),
         "",
@@ -44,20 +43,20 @@ def results(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def speed(found: list[dict[str, Any]]) -> str:
-    """The README's block on speed: each benchmark file a few rows."""
+def speed(measured: list[dict[str, Any]]) -> str:
+    """The speed block of README.md: three rows for each benchmark file."""
     lines = ["| LoRA r=16 | tokens/s | peak memory |", "|:---|---:|---:|"]
-    for one in found:
+    for one in measured:
         model = _MODELS[one.get("model", "smollm2-135m")]
-        where = f"{one['task']}, {model}, {one['data']}, batch {one['batch']}"
+        setting = f"{one['task']}, {model}, {one['data']}, batch {one['batch']}"
         for arm, title in (("trl-default", "trl, its defaults"), ("trl-best", "trl, its best flags here"),
                            ("peft-recipes", "peft_recipes")):  # fmt: skip
             row = one["arms"][arm]
             memory = f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
-            lines.append(f"| {where}: {title} | {row['tokens_per_second']:.0f} | {memory} |")
-    machine = found[0]["environment"]
-    gap = max(one["largest_loss_difference"] for one in found)
-    share = formats.listed([f"{one['fraction_of_limit']:.0%}" for one in found if "fraction_of_limit" in one])
+            lines.append(f"| {setting}: {title} | {row['tokens_per_second']:.0f} | {memory} |")
+    machine = measured[0]["environment"]
+    gap = max(one["largest_loss_difference"] for one in measured)
+    share = formats.listed([f"{one['fraction_of_limit']:.0%}" for one in measured if "fraction_of_limit" in one])
     lines += [
         "",
         f"The same losses at every step (largest difference {gap:.0e}). Of SFT {share} of what the needed matrix "
@@ -70,56 +69,57 @@ def speed(found: list[dict[str, Any]]) -> str:
 
 
 def trust() -> str:
-    """The README's block on faults: what was done to runs and to the command line, and how often it held."""
-    faults, inputs = _found("fault_injection"), _found("malformed_inputs")
+    """The trust block of README.md: injected faults and malformed inputs, and how many were handled."""
+    faults, inputs = _benchmark("fault_injection"), _benchmark("malformed_inputs")
     killed = {stage: count for stage, count in faults["killed_in"].items() if stage != "done already"}
     moments = ", ".join(f"{stage} {count}" for stage, count in sorted(killed.items(), key=lambda item: -item[1]))
     kinds = ", ".join(f"{count} {kind}s" for kind, count in inputs["tried"].items())
     scripts = ["fault_injection", "malformed_inputs", *(["soak"] if (BENCHMARKS / "soak.json").is_file() else [])]
+    commands = formats.listed([f"`python benchmarks/{script}.py`" for script in scripts])
     lines = [
-        "| what was done | tried | held |",
+        "| test | tried | passed |",
         "|:---|---:|---:|",
-        f"| runs killed by SIGKILL (at: {moments}), called again, equal to undisturbed ones | {faults['tried']} "
+        f"| runs killed by SIGKILL (at: {moments}) and resumed: equal to undisturbed ones | {faults['tried']} "
         f"| {faults['held']} |",
         f"| malformed inputs ({kinds}): the right exit code, one message, nothing written | {inputs['total']} "
         f"| {inputs['answered']} |",
-        *([_soaked(_found("soak"))] if "soak" in scripts else []),
+        *([_soaked(_benchmark("soak"))] if "soak" in scripts else []),
         "",
-        f"Written by `make readme` from what {formats.listed([f'`python benchmarks/{s}.py`' for s in scripts])} found.",
+        f"Written by `make readme` from the results of {commands}.",
         "",
     ]
     return "\n".join(lines)
 
 
 def cost() -> str:
-    """The block of benchmarks/README.md on how time and memory grow."""
-    found = _found("cost_growth")
+    """The cost block of benchmarks/README.md: growth of time and memory."""
+    growth = _benchmark("cost_growth")
     lines = ["| batch | length | step | tokens/s | memory at its peak | estimated |", "|---:|---:|---:|---:|---:|---:|"]
-    for row in found["steps"]:
+    for row in growth["steps"]:
         lines.append(
             f"| {row['batch']} | {row['length']} | {formats.seconds(row['seconds'])} "
             f"| {formats.rate(row['tokens_per_second'])} | {formats.human_bytes(row['peak_memory_bytes'])} "
             f"| {formats.human_bytes(row['estimated_bytes'])} |"
         )
     lines += ["", "| rows of data | tokenised in | memory for them |", "|---:|---:|---:|"]
-    for row in found["rows"]:
+    for row in growth["rows"]:
         size = formats.human_bytes(row["memory_bytes"])
         lines.append(f"| {row['rows']:,} | {formats.seconds(row['seconds'])} | {size} |")
-    machine = found["environment"]
+    machine = growth["environment"]
     lines += ["", f"{machine['threads']} threads of an {machine['device_name']}, {machine['precision']}.", ""]
     return "\n".join(lines)
 
 
-def _found(name: str) -> dict[str, Any]:
+def _benchmark(name: str) -> dict[str, Any]:
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _soaked(soak: dict[str, Any]) -> str:
     kills = soak["kills"]
     return (
-        f"| one comparison of {soak['runs']} short runs, {sum(kills.values())} times killed (its worker "
+        f"| a comparison of {soak['runs']} short runs, killed {sum(kills.values())} times (a worker "
         f"{kills['worker']}, itself {kills['comparison']}), called {soak['calls']} times: every run there once, "
-        f"nothing left behind, its memory x {soak['parent_memory_growth']:g} | 1 | {int(soak['held'])} |"
+        f"no files left behind, its memory x {soak['parent_memory_growth']:g} | 1 | {int(soak['held'])} |"
     )
 
 
@@ -157,12 +157,12 @@ def _block(name: str, source: str) -> str:
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:
-    """adapters/README.md: one section a kept comparison."""
+    """The text of adapters/README.md: a section for each kept comparison."""
     lines = [
         "# Kept adapters",
         "",
-        "Small adapters that are kept with the evidence of their comparison. `peft-recipes check` and "
-        "`peft-recipes reproduce` take each of them. Written by `make readme`.",
+        "Small adapters with the evidence of their comparison, for `peft-recipes check` and `peft-recipes reproduce`. "
+        "Written by `make readme`.",
         "",
     ]
     for comparison in comparisons:
@@ -182,20 +182,20 @@ def index(comparisons: list[dict[str, Any]]) -> str:
 
 
 def _folders(comparison: Path) -> list[str]:
-    """A line for each arm's first adapter, whose weights are kept here, from its own run.json."""
+    """A line for the first adapter of each arm whose weights are kept, from its run.json."""
     lines = []
     for path in sorted(comparison.glob("*/seed-0/run.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         if (path.parent / "adapter_config.json").is_file():
-            place, metric = path.parent.relative_to(HERE).as_posix(), run["metric"]
+            folder, metric = path.parent.relative_to(HERE).as_posix(), run["metric"]
             quality = formats.quality(run["metrics"]["test"][metric], metric)
             size = formats.human_bytes(run["checkpoint_bytes"])
-            lines.append(f"- [{place}]({place}): {size}, test {formats.metric_title(metric).lower()} {quality}")
+            lines.append(f"- [{folder}]({folder}): {size}, test {formats.metric_title(metric).lower()} {quality}")
     return lines
 
 
 def kept() -> list[dict[str, Any]]:
-    """The comparisons below this folder."""
+    """The comparisons kept in this folder."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(HERE.glob("*/comparison.json"))]
 
 

@@ -1,13 +1,12 @@
-"""What many adapters on one base cost: memory against the base alone, and the time of a switch.
+"""Cost of many adapters on one base: memory compared with the base alone, and the time of a switch.
 
     python benchmarks/adapter_set.py                       # SmolLM2-135M, 20 adapters of rank 16
-    python benchmarks/adapter_set.py --random-weights      # where the model can't be had: the sizes are the same
+    python benchmarks/adapter_set.py --random-weights      # without the model: the sizes are the same
 
-The base alone and the base with its adapters run in a fresh process each; each answers the same prompt (the set by each
-of its adapters) before its resident memory is read, so that nothing is left on the disk that it needs. A switch is
-`AdapterSet.use`, and beside it PEFT's own `set_adapter`; then the first token by each adapter is held against that of a
-fresh model with that adapter alone. The last line of the output is one JSON document, also written to
-benchmarks/adapter_set.json.
+The base alone and the base with its adapters run in a fresh process each; each answers the same prompt (with each of
+its adapters) before its resident memory is read, so that all weights are paged in. A switch is `AdapterSet.use`, shown
+next to PEFT's own `set_adapter`; the logits of some adapters are compared with a fresh model that has that adapter
+alone. Prints the result as JSON; --keep writes benchmarks/adapter_set.json.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured_arms import in_fresh_process
+from harness import in_fresh_process, result_parser, write_result
 
 KEPT = Path(__file__).with_suffix(".json")
 RANK, SWITCHES = 16, 200
@@ -48,15 +47,14 @@ def main() -> None:
     }
     document = {**summary, "model": given.model, "random_weights": given.random_weights, "rank": RANK,
                 "adapters": given.adapters, "base": alone, "set": together, "environment": environment}  # fmt: skip
-    KEPT.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(summary))
+    write_result(given, KEPT, document, summary)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--adapters", type=int, default=20)
-    parser.add_argument("--random-weights", action="store_true", help="of the adapters' base; sizes are the same")
+    parser.add_argument("--random-weights", action="store_true", help="use a random base; the sizes are the same")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "DIR"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -78,7 +76,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     way, folder = given.one[0], Path(given.one[1])
     if way == "make":
         return _make(given, folder)
-    import peft  # noqa: F401  (both processes bring in the same libraries)
+    import peft  # noqa: F401  (both processes import the same libraries)
     import torch
 
     from peft_recipes import AdapterSet
@@ -115,7 +113,7 @@ def _base(given: argparse.Namespace, folder: Path) -> str:
 
 
 def _make(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Adapters of plain PEFT on the attention layers, random but not zero."""
+    """Save plain PEFT adapters on the attention layers, with random weights."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -123,12 +121,12 @@ def _make(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from peft_recipes import targets
     from peft_recipes.models import bases
 
-    place = bases.location(given.model)
+    path = bases.location(given.model)
     if given.random_weights:
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
         model.save_pretrained(folder / "base")
-        AutoTokenizer.from_pretrained(place).save_pretrained(folder / "base")
-    model = AutoModelForCausalLM.from_pretrained(folder / "base" if given.random_weights else place)
+        AutoTokenizer.from_pretrained(path).save_pretrained(folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder / "base" if given.random_weights else path)
     lora = LoraConfig(r=RANK, target_modules=targets("llama", "attention"), task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = _base(given, folder)
@@ -143,7 +141,7 @@ def _make(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _resident() -> int:
-    """Bytes of this process that are in memory once what is freed is given back."""
+    """Resident memory of this process, in bytes, after the allocator returns what was freed."""
     import psutil
 
     from peft_recipes.kernels import allocator
@@ -168,7 +166,7 @@ def _timed(switch: Any, times: int = SWITCHES) -> dict[str, float]:
 
 
 def _largest_difference(answers: dict[str, Any], folder: Path, prompt: dict[str, Any]) -> float:
-    """Of the logits of three of the adapters, each alone on a fresh base by plain PEFT."""
+    """Largest logit difference of three adapters from plain PEFT with that adapter alone on a fresh base."""
     import torch
     from peft import PeftModel
 

@@ -1,12 +1,12 @@
-"""How fast an epoch of classification is: a plain Trainer script with its defaults, and this project's arms.
+"""Time of an epoch of classification: a plain Trainer script with its defaults, and this project's arms.
 
     python benchmarks/classification_throughput.py                     # both recipes, embedded stand-ins
     python benchmarks/classification_throughput.py --recipe distilbert-imdb --epochs 5 --arms head
 
-The plain script pads every text to its batch in random order (Trainer's defaults, with the data collator that its
-documentation uses) and evaluates as it comes. Each arm runs in a fresh process, with the same model, rows, batch and
-number of steps; seconds are those of the optimiser steps (for a head also of the pass over its frozen backbone). The
-last line of the output is one JSON document, also written to benchmarks/classification_throughput/.
+The plain script uses Trainer's defaults: random order, each text padded to the longest of its batch. Each arm runs in a
+fresh process, with the same model, examples, batch size and number of steps; seconds are those of the optimiser steps
+(for a linear probe also of caching its features). Prints the result as JSON; --keep writes a file in
+benchmarks/classification_throughput/.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured_arms import as_it_comes, in_fresh_process
+from harness import disable_speedups, in_fresh_process, result_parser, write_result
 
 RECIPES = ["distilbert-imdb", "gpt2-sms-spam"]
 WAYS = ["plain-trainer", "peft-recipes"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--recipe", choices=RECIPES, action="append")
     parser.add_argument("--arms", default="full,head,lora")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--hub", action="store_true", help="the recipe's own data and model instead of stand-ins")
+    parser.add_argument("--hub", action="store_true", help="use the recipe's own data and model instead of stand-ins")
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--one", nargs=3, metavar=("RECIPE", "ARM", "WAY"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -49,11 +49,9 @@ def main() -> None:
         for way in WAYS:
             row[way].pop("environment")
     document = {"epochs": given.epochs, "embedded": not given.hub, "found": found, "environment": environment}
-    folder = Path(__file__).parent / "classification_throughput"
-    folder.mkdir(exist_ok=True)
     name = "-".join([*(given.recipe or ["all"]), *given.arms.split(","), f"{given.epochs}-epochs"])
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps({"ratios": {name: row["ratio"] for name, row in found.items()}}))
+    ratios = {name: row["ratio"] for name, row in found.items()}
+    write_result(given, Path(__file__).with_suffix("") / f"{name}.json", document, {"ratios": ratios})
 
 
 def _in_fresh_process(recipe: str, arm: str, way: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
 
     name, arm, way = given.one
     if way == "plain-trainer":
-        as_it_comes()
+        disable_speedups()
     else:
         allocator.set_for_training()
     changes = [f"training.num_train_epochs={given.epochs}", "training.eval_strategy=no", *given.changes]

@@ -1,10 +1,11 @@
-"""How time and memory grow with batch, length and rows: SmolLM2-135M's shape, LoRA r=16, random weights and tokens.
+"""Growth of time and memory with batch size, length and data: SmolLM2-135M's shape, LoRA r=16, random weights.
 
     python benchmarks/cost_growth.py
 
-Each point runs in a fresh process: the median of the steps after 3 warm-up steps, the process's peak during them, and
-what the plan estimates. Rows of data cost preparation only: its seconds and memory are measured on Alpaca-like rows.
-Writes benchmarks/cost_growth.json, of which `make readme` makes the table of benchmarks/README.md.
+Each point runs in a fresh process: the median of the steps after 3 warm-up steps, the process's peak memory during
+them, and the plan's estimate. More data costs preparation only, whose seconds and memory are measured on Alpaca-like
+examples.
+Prints the result as JSON; --keep writes benchmarks/cost_growth.json, the source of the table in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured_arms import in_fresh_process
+from harness import in_fresh_process, result_parser, write_result
 
 POINTS = [(4, 128), (8, 64), (8, 128), (8, 256), (16, 128)]  # batch, length of every example
 ROWS = [1_000, 5_000, 20_000]
@@ -25,7 +26,7 @@ STEPS, WARMUP = 6, 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--one", nargs=2, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -37,11 +38,8 @@ def main() -> None:
     environment = steps[0]["environment"]
     for row in steps:
         row.pop("environment")
-    Path(__file__).with_suffix(".json").write_text(
-        json.dumps({"steps": steps, "rows": rows, "environment": environment}, indent=1) + "\n"
-    )
-    for row in (*steps, *rows):
-        print(json.dumps(row))
+    result = {"steps": steps, "rows": rows, "environment": environment}
+    write_result(given, Path(__file__).with_suffix(".json"), result)
 
 
 def _steps(batch: int, length: int) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
         planned = get_peft_model(AutoModelForCausalLM.from_config(config), lora)
     given = tensors(SharedPrefixCollator.for_model(planned.get_base_model(), 0, 4096)(rows))
     estimated = step_memory(planned, given, lambda m, b: labelled_losses(m, b)[0].sum())
-    allocator.set_for_training()  # from here on as a run does it
+    allocator.set_for_training()  # from here on as in a run
     base = AutoModelForCausalLM.from_config(config)
     activations.fuse(base)
     onednn_linear.speed_up(base)
@@ -113,9 +111,9 @@ def _preparation(count: int) -> dict[str, Any]:
         words = [f"word{i}" for i in range(500)]
         with path.open("w") as file:
             for i in range(count):
-                said = " ".join(words[(i * 7 + k) % 500] for k in range(20))
+                question = " ".join(words[(i * 7 + k) % 500] for k in range(20))
                 answer = " ".join(words[(i * 11 + k) % 500] for k in range(30))
-                file.write(json.dumps({"instruction": f"{i} {said}", "input": "", "output": answer}) + "\n")
+                file.write(json.dumps({"instruction": f"{i} {question}", "input": "", "output": answer}) + "\n")
         changes = [f"dataset.path={path}", "dataset.train=0.9", "dataset.validation=0.05", "dataset.test=0.05"]
         task = task_of(load_recipe("smollm2-alpaca", embedded=True, changes=changes))
         before, start = loaded_libraries_bytes(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""How fast one DPO step is: trl with its defaults, trl with its best flags, and this project, on the same pairs.
+"""Speed of one DPO step: trl with its defaults, trl with its best flags, and this project, on the same pairs.
 
     python benchmarks/dpo_throughput.py --steps 12
     python benchmarks/dpo_throughput.py --data ultrafeedback --steps 12       # needs the Hub
@@ -8,7 +8,7 @@ from the step times after 3 warm-up steps, with the time that the reference's lo
 took, where they are computed before (in trl's default they are computed in each step). A pair's tokens are those of its
 two sequences, as trl counts them, however often they are computed. Memory is the process's peak during the steps; the
 losses and gradient norms of each step show that nothing changed (of the two that see the pairs in the same order).
-The last line of the output is one JSON document, which is also written to benchmarks/dpo_throughput/.
+Prints the result as JSON, with every step of every arm; --keep writes a file in benchmarks/dpo_throughput/.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured_arms import (
+from harness import (
     WARMUP,
     add_arguments,
-    as_it_comes,
     check_steps,
     compare_arms,
+    disable_speedups,
     norms_callback,
+    result_parser,
     step_figures,
     trl_options,
 )
 
 MEANS = {
-    "trl-default": "trl's DPOTrainer as it comes (gradient checkpointing on, the reference in each step), fp32",
+    "trl-default": "trl's DPOTrainer with its defaults (gradient checkpointing on, the reference in each step), fp32",
     "trl-best": "trl without gradient checkpointing, batches grouped by length, the reference computed once",
-    "peft-recipes": "each prompt once for both answers, the vocabulary head at the answers alone, the reference once",
+    "peft-recipes": "each prompt once for both answers, the LM head at the answers alone, the reference once",
 }
 
 
@@ -45,11 +46,11 @@ def main() -> None:
         return
     words = ["--data", given.data, "--steps", str(given.steps), "--batch", str(given.batch)]
     about = {"data": given.data, "batch": given.batch, "steps": given.steps}
-    compare_arms(__file__, words, f"{given.data}-smollm2-135m-batch{given.batch}", MEANS, about, given.rounds)
+    compare_arms(given, __file__, words, f"{given.data}-smollm2-135m-batch{given.batch}", MEANS, about)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--data", choices=["embedded", "ultrafeedback"], default="embedded")
     add_arguments(parser)
     given = parser.parse_args()
@@ -58,7 +59,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
-    """One arm, in this process."""
+    """Measure one arm in this process."""
     from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
@@ -84,8 +85,8 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     if ours:
         allocator.set_for_training()
     else:
-        as_it_comes()
-    # trl's arms load the base without asking it for the reference, which trl computes itself.
+        disable_speedups()
+    # For trl the base is loaded without our reference log-probabilities, which trl computes itself.
     model, _ = task.load_base(prepared) if ours else super(type(task), task).load_base(prepared)
     recipe, _ = fit_targets(recipe, model.config)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
     from trl import DPOConfig, DPOTrainer
 
     class Plain(DPOTrainer):
-        """On rows that are tokenised already; tells what the reference's pass took."""
+        """A DPOTrainer for tokenised pairs that measures the time of the reference's forward passes."""
 
         seconds_before = 0.0
 
@@ -124,9 +125,9 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
 
         def _precompute_ref_logps(self, *given: Any) -> Any:
             start = time.perf_counter()
-            made = super()._precompute_ref_logps(*given)
+            result = super()._precompute_ref_logps(*given)
             self.seconds_before += time.perf_counter() - start
-            return made
+            return result
 
     config = DPOConfig(
         **trl_options(given, recipe, hardware, folder),
@@ -135,7 +136,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
         precompute_ref_log_probs=given.one == "trl-best",
         remove_unused_columns=False,  # the sampler groups by the column of lengths
     )
-    # The adapter is put on by trl, from the same seed: so the reference is the base with the adapter off.
+    # trl applies the adapter itself, from the same seed: its reference is then the base with the adapter disabled.
     adapter = recipe.arms["lora"].peft
     adapter.task_type = "CAUSAL_LM"
     return Plain(model=model, args=config, train_dataset=prepared.splits["train"], callbacks=callbacks,
@@ -143,7 +144,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
 
 
 def _counting(collate: Any, tokens: list[int]) -> Any:
-    """A collator that writes down the tokens of each batch it makes."""
+    """Wrap a collator to record the tokens of each batch."""
 
     def counted(pairs: list[dict[str, Any]]) -> Any:
         tokens.append(sum(2 * len(p["prompt_ids"]) + len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs))

@@ -1,17 +1,16 @@
-"""Runs killed at random moments (SIGKILL), called again until they are done, and held against runs that were not.
+"""Kill runs at random moments (SIGKILL), resume them, and compare them with undisturbed runs.
 
     python benchmarks/fault_injection.py --kills 20
 
-lora and full, sft and classification, on small random models made here. Each trial starts a run in a process of its
-own, kills it after a random share of the time that an undisturbed one takes (start-up, steps, evaluation, saving, the
-writing of results), calls it again and lets it end; every other trial is killed twice. It holds where losses, test
-predictions, figures (times aside) and final weights (to 1e-6) are those of the undisturbed run and nothing is left
-behind. The last line is one JSON document, also written to benchmarks/fault_injection.json.
+LoRA and full fine-tuning, SFT and classification, on small random models. Each trial starts a run in a process of its
+own, kills it after a random share of the duration of an undisturbed one (start-up, steps, evaluation, saving, writing
+results), starts it again and lets it finish; every other round of trials kills twice. A trial passes if losses, test
+predictions, figures (except times) and final weights (to 1e-6) equal those of the undisturbed run and no files are left
+behind. Prints the result as JSON; --keep writes benchmarks/fault_injection.json. Exit code 1 if a trial fails.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -24,15 +23,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from harness import result_parser, write_result
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # small models and data are made there
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # for its small models and data
 
 CASES = [(task, arm) for task in ("classification", "sft") for arm in ("lora", "full")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="trials in all, shared among the four cases")
+    parser = result_parser(__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="number of trials, spread over the four cases")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw, trials = random.Random(given.seed), []
@@ -40,20 +41,20 @@ def main() -> None:
         recipes = _recipes(Path(folder))
         for number in range(given.kills):
             task, arm = CASES[number % len(CASES)]
-            whole = _undisturbed(recipes[task], arm, Path(folder) / "whole")
+            reference = _undisturbed(recipes[task], arm, Path(folder) / "whole")
             moments = sorted(draw.random() for _ in range(1 + number // len(CASES) % 2))
-            trials.append(_trial(recipes[task], arm, whole, moments, Path(folder) / f"trial-{number}"))
+            trials.append(_trial(recipes[task], arm, reference, moments, Path(folder) / f"trial-{number}"))
             print(f"{number + 1:3} {task:14} {arm:5} {trials[-1]}", flush=True)
     held = sum(trial["differences"] == [] for trial in trials)
     document = {"tried": len(trials), "held": held, "killed_in": Counter(s for t in trials for s in t["killed_in"]),
                 "trials": trials}  # fmt: skip
-    (ROOT / "benchmarks" / "fault_injection.json").write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps({key: document[key] for key in ("tried", "held", "killed_in")}))
+    summary = {key: document[key] for key in ("tried", "held", "killed_in")}
+    write_result(given, Path(__file__).with_suffix(".json"), document, summary)
     raise SystemExit(0 if held == len(trials) else 1)
 
 
 def _recipes(folder: Path) -> dict[str, Path]:
-    """The recipes' YAML files, their models and data beside them."""
+    """Write the recipes' YAML files, with their models and data."""
     import small
     import transformers
     from peft import LoraConfig
@@ -98,21 +99,23 @@ def _folder(recipe: Path, arm: str, output: Path) -> Path:
 
 
 def _undisturbed(recipe: Path, arm: str, output: Path) -> tuple[Path, float]:
-    """The run that nobody kills, and its seconds; done once a case, and timed once the machine's caches are warm."""
+    """The folder and seconds of an undisturbed run; made once per case, and timed after a warm-up run."""
     folder, note = _folder(recipe, arm, output), output / f"{recipe.stem}-{arm}.seconds"
     if not note.is_file():
-        for place in (output.with_name("warm-up") / arm, output):
+        for folder_of_run in (output.with_name("warm-up") / arm, output):
             start = time.perf_counter()
-            process = _start(recipe, arm, place)
-            _, said = process.communicate()
+            process = _start(recipe, arm, folder_of_run)
+            _, stderr = process.communicate()
             if process.returncode:
-                raise SystemExit(said.decode()[-2000:])
+                raise SystemExit(stderr.decode()[-2000:])
         note.write_text(str(time.perf_counter() - start))
     return folder, float(note.read_text())
 
 
-def _trial(recipe: Path, arm: str, whole: tuple[Path, float], moments: list[float], output: Path) -> dict[str, Any]:
-    reference, seconds = whole
+def _trial(
+    recipe: Path, arm: str, undisturbed: tuple[Path, float], moments: list[float], output: Path
+) -> dict[str, Any]:
+    reference, seconds = undisturbed
     folder, killed_in = _folder(recipe, arm, output), []
     for moment in moments:
         process = _start(recipe, arm, output)
@@ -121,8 +124,8 @@ def _trial(recipe: Path, arm: str, whole: tuple[Path, float], moments: list[floa
         process.wait()
         killed_in.append(_stage(folder) if process.returncode == -signal.SIGKILL else "done already")
     process = _start(recipe, arm, output)
-    _, said = process.communicate()
-    differences = [said.decode()[-300:]] if process.returncode else _differences(reference, folder)
+    _, stderr = process.communicate()
+    differences = [stderr.decode()[-300:]] if process.returncode else _differences(reference, folder)
     resumed = (
         [] if process.returncode else json.loads((folder / "run.json").read_text())["training"]["resumed_at_steps"]
     )
@@ -132,7 +135,7 @@ def _trial(recipe: Path, arm: str, whole: tuple[Path, float], moments: list[floa
 
 
 def _stage(folder: Path) -> str:
-    """What a killed run was at, by its log."""
+    """The stage at which a run was killed, from its log."""
     try:
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     except (OSError, ValueError, IndexError):
@@ -141,14 +144,13 @@ def _stage(folder: Path) -> str:
 
 
 def _differences(one: Path, two: Path) -> list[str]:
-    """What differs between two runs' folders, times aside."""
+    """The differences between two runs' folders, except times."""
     import pandas
     from safetensors.torch import load_file
 
     a, b = (json.loads((folder / "run.json").read_text()) for folder in (one, two))
     same = ("metrics", "per_class", "parameters", "checkpoint_bytes", "answers", "notes")
-    found = [f"run.json: {key}" for key in same
-             if a[key] != b[key]]  # fmt: skip
+    found = [f"run.json: {key}" for key in same if a[key] != b[key]]
     found += [f"training: {key}" for key in ("steps", "losses", "tokens", "computed_tokens", "examples", "batches")
               if a["training"][key] != b["training"][key]]  # fmt: skip
     if not pandas.read_parquet(one / "predictions.parquet").equals(pandas.read_parquet(two / "predictions.parquet")):

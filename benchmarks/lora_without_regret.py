@@ -1,59 +1,55 @@
-"""Does LoRA on all linear layers, at ten times full's learning rate, match full fine-tuning? Tried on our recipes.
+"""Does LoRA on all linear layers, at ten times full's learning rate, match full fine-tuning? Tested on our recipes.
 
     python benchmarks/lora_without_regret.py mnist-shift            # trains; three seeds
 
 The claim is that of "LoRA Without Regret" (Schulman and Thinking Machines Lab, 2025) and of trl's page of that name.
-For each recipe: full fine-tuning at the recipe's rate and its neighbours, further while the best lies at the edge; LoRA
-(r=16, alpha=32, every linear and convolutional layer) at ten times full's best rate and at its neighbours, in the same
-way. Rates are chosen on the validation split; what is claimed of them comes from the test split, paired by example and
-seed. Figures go to benchmarks/lora_without_regret/RECIPE.json, the page of them (docs/) is written by `make readme`.
+For each recipe: full fine-tuning at the recipe's learning rate and its neighbours, further while the best is an edge;
+LoRA (r=16, alpha=32, every linear and convolutional layer) at ten times full's best and at its neighbours, in the same
+way. Learning rates are chosen on the validation split; claims come from the test split, paired by example and seed.
+Prints the result as JSON; --keep writes benchmarks/lora_without_regret/RECIPE.json, from which `make readme` writes
+docs/lora-without-regret.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import result_parser, write_result
 
 from peft_recipes import Arm, Recipe, RecipeError, load_recipe
 from peft_recipes.distributed.quiet import quiet_libraries
 from peft_recipes.hardware.device import choose
 from peft_recipes.hardware.environment import environment
-from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import Run, read_run, run_folder
 from peft_recipes.statistics.bootstrap import margin_for, paired_difference, verdict
 from peft_recipes.statistics.results import scores
 
 FIGURES = Path(__file__).with_suffix("")
 RANK, ALPHA, TIMES = 16, 32, 10
-NEIGHBOUR = 3.0  # the factor between two rates
+NEIGHBOUR = 3.0  # the factor between two learning rates
 POWERS = {"full": (-1, 0, 1), "lora": (-2, -1, 0, 1)}  # of that factor: full around the recipe's, LoRA around ten times
-MOST_FURTHER = 2  # steps beyond these while the best lies at the edge
+MOST_FURTHER = 2  # steps beyond these while the best is an edge
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--runs", default="runs/lora-without-regret", help="where the runs go, and are found again")
-    parser.add_argument("--into", default=str(FIGURES))
+    parser.add_argument("--runs", default="runs/lora-without-regret", help="folder of the runs; finished ones are kept")
     given = parser.parse_args()
     quiet_libraries()
-    found = tried(given.recipe, given.changes, [int(s) for s in given.seeds.split(",")], Path(given.runs))
-    path = Path(given.into) / f"{given.recipe}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    print(json.dumps({key: found[key] for key in ("recipe", "best", "at_ten_times", "at_its_best")}))
+    found = run_recipe(given.recipe, given.changes, [int(s) for s in given.seeds.split(",")], Path(given.runs))
+    summary = {key: found[key] for key in ("recipe", "best", "at_ten_times", "at_its_best")}
+    write_result(given, FIGURES / f"{given.recipe}.json", found, summary)
 
 
-def tried(name: str, changes: list[str], seeds: list[int], output: Path) -> dict[str, Any]:
-    """Every run of one recipe, and what they say."""
+def run_recipe(name: str, changes: list[str], seeds: list[int], output: Path) -> dict[str, Any]:
+    """Do every run of one recipe and summarise them."""
     recipe = load_recipe(name, embedded=True, changes=changes)
     own = recipe.arms["full"].learning_rate
     full = _search(recipe, "full", own, seeds, output)
@@ -84,15 +80,15 @@ def tried(name: str, changes: list[str], seeds: list[int], output: Path) -> dict
         "lora": lora,
         "best": {"full": best["learning_rate"], "lora": own_best["learning_rate"]},
         "at_ten_times": {"learning_rate": at_ten["learning_rate"]}
-        | _held(recipe, _runs(recipe, at_ten["arm"], seeds, output), reference, margin),
+        | _difference(recipe, _runs(recipe, at_ten["arm"], seeds, output), reference, margin),
         "at_its_best": {"learning_rate": own_best["learning_rate"]}
-        | _held(recipe, _runs(recipe, own_best["arm"], seeds, output), reference, margin),
+        | _difference(recipe, _runs(recipe, own_best["arm"], seeds, output), reference, margin),
         "environment": environment(choose(recipe.training)),
     }
 
 
 def _search(recipe: Recipe, kind: str, middle: float, seeds: list[int], output: Path) -> list[dict[str, Any]]:
-    """The middle rate, its neighbours, and further ones while the best lies at the edge; the rates in order."""
+    """Rows of the middle learning rate, its neighbours, and further ones while the best is an edge; sorted."""
     rows = [_row(recipe, kind, middle, power, seeds, output) for power in POWERS[kind]]
     for _ in range(MOST_FURTHER):
         rows.sort(key=lambda row: row["learning_rate"])
@@ -107,21 +103,21 @@ def _search(recipe: Recipe, kind: str, middle: float, seeds: list[int], output: 
 
 
 def _row(recipe: Recipe, kind: str, middle: float, power: int, seeds: list[int], output: Path) -> dict[str, Any]:
-    """One rate with every seed. A rate at which a run fails (its loss is not finite) has no figures."""
+    """Train one learning rate with every seed. It has no figures if a run fails (its loss is not finite)."""
     from peft_recipes import compare
 
     rate = float(f"{middle * NEIGHBOUR**power:.2g}")
     name = f"{kind}-{rate:g}"
-    compare(_with_arm(recipe, kind, name, rate), [name], seeds, output=output, on_progress=_say)
+    compare(_with_arm(recipe, kind, name, rate), [name], seeds, output=output, on_progress=_print_end)
     runs = [run for run in _runs(recipe, name, seeds, output) if run is not None and run.ok]
-    whole = len(runs) == len(seeds)
+    complete = len(runs) == len(seeds)
     return {
         "arm": name,
         "learning_rate": rate,
         "power": power,
         "times": NEIGHBOUR**power,
-        "validation": [run.metrics["validation"] for run in runs] if whole else None,
-        "test": [run.metrics["test"][recipe.metric] for run in runs] if whole else None,
+        "validation": [run.metrics["validation"] for run in runs] if complete else None,
+        "test": [run.metrics["test"][recipe.metric] for run in runs] if complete else None,
     }
 
 
@@ -131,7 +127,7 @@ def _with_arm(recipe: Recipe, kind: str, name: str, rate: float) -> Recipe:
 
 
 def _lora(recipe: Recipe) -> Any:
-    """LoRA on every layer that can have one."""
+    """LoRA on every linear and convolutional layer."""
     from peft import LoraConfig
 
     from peft_recipes.models import bases
@@ -142,9 +138,9 @@ def _lora(recipe: Recipe) -> Any:
     return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names)
 
 
-def _say(news: Any) -> None:
-    if news.state != "running":
-        print(*news.job, news.state, news.error, flush=True)
+def _print_end(progress: Any) -> None:
+    if progress.state != "running":
+        print(*progress.job, progress.state, progress.error, flush=True)
 
 
 def _runs(recipe: Recipe, arm: str, seeds: list[int], output: Path) -> list[Run]:
@@ -152,10 +148,10 @@ def _runs(recipe: Recipe, arm: str, seeds: list[int], output: Path) -> list[Run]
 
 
 def _best(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """The best mean on the validation split; equal ones are told apart by their loss."""
+    """The row with the best mean on the validation split; ties are broken by the loss."""
     sound = [row for row in rows if row["validation"]]
     if not sound:
-        raise RecipeError(f"No rate of {recipe.name} trained without failing.")
+        raise RecipeError(f"No learning rate of {recipe.name} trained without failing.")
     sign = 1 if recipe.higher_is_better else -1
 
     def value(row: dict[str, Any]) -> tuple[float, float]:
@@ -165,15 +161,15 @@ def _best(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
     return max(sound, key=value)
 
 
-def _held(recipe: Recipe, ours: list[Run], theirs: list[Run], margin: float) -> dict[str, Any]:
-    """LoRA against full's best on the test split."""
+def _difference(recipe: Recipe, ours: list[Run], theirs: list[Run], margin: float) -> dict[str, Any]:
+    """LoRA compared with full's best on the test split."""
     if not all(run.ok for run in ours):
         return {"mean": None, "verdict": "failed", "error": next(run.data["error"] for run in ours if not run.ok)}
     mine, other = ([scores(run, recipe) for run in runs] for runs in (ours, theirs))
     found = paired_difference(np.stack([s for _, s, _ in mine]), np.stack([s for _, s, _ in other]), weights=mine[0][2])
     mean = statistics.fmean(run.metrics["test"][recipe.metric] for run in ours)
-    said = verdict(found, margin, recipe.higher_is_better)
-    return {"mean": mean, **found.to_dict(), "margin": margin, "verdict": said}
+    decision = verdict(found, margin, recipe.higher_is_better)
+    return {"mean": mean, **found.to_dict(), "margin": margin, "verdict": decision}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Malformed recipes, datasets and adapters given to the command line, and how many were answered as they should be.
+"""Give malformed recipes, datasets and adapters to the command line, and count the correct error reports.
 
     python benchmarks/malformed_inputs.py
 
-Rightly answered: the exit code of the case, one message that holds the words that say where, no traceback, no file
-written or lost. The cases are those of tests/malformed.py. The last line is one JSON document, also written to
-benchmarks/malformed_inputs.json.
+Correct: the expected exit code, a message that says where the error is, no traceback, no file written or lost. The
+cases are those of tests/malformed.py. Prints the result as JSON; --keep writes benchmarks/malformed_inputs.json. Exit
+code 1 if a case fails.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from harness import result_parser, write_result
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 
 def main() -> None:
+    given = result_parser(__doc__).parse_args()
     from malformed import CASES
 
     tried, wrong = Counter(case.kind for case in CASES), []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        there = _sound_inputs(root / "there")
+        valid = valid_inputs(root / "there")
         for number, case in enumerate(CASES):
-            if not _answered(case, root / str(number), there):
+            if not _reported(case, root / str(number), valid):
                 wrong.append(f"{case.kind}: {case.name}")
                 print("WRONG", wrong[-1], flush=True)
     document = {"tried": dict(tried), "total": len(CASES), "answered": len(CASES) - len(wrong), "wrong": wrong}
-    (ROOT / "benchmarks" / "malformed_inputs.json").write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
+    write_result(given, Path(__file__).resolve().with_suffix(".json"), document, document)
     raise SystemExit(1 if wrong else 0)
 
 
-def _answered(case, folder: Path, there: dict[str, Path]) -> bool:
+def _reported(case, folder: Path, valid: dict[str, Path]) -> bool:
     from typer.testing import CliRunner
 
     from peft_recipes.cli.app import app
@@ -45,7 +47,7 @@ def _answered(case, folder: Path, there: dict[str, Path]) -> bool:
     (folder / "work").mkdir(parents=True)
     (folder / "given").mkdir()
     os.chdir(folder / "work")
-    words = case.make(folder / "given", there)
+    words = case.make(folder / "given", valid)
     before = sorted(folder.rglob("*"))
     shown = CliRunner().invoke(app, words)
     text = " ".join((shown.stdout + shown.stderr).split())
@@ -53,8 +55,8 @@ def _answered(case, folder: Path, there: dict[str, Path]) -> bool:
     return right and sorted(folder.rglob("*")) == before
 
 
-def _sound_inputs(root: Path) -> dict[str, Path]:
-    """A sound recipe, a sound adapter and another base, small and random, made here."""
+def valid_inputs(root: Path) -> dict[str, Path]:
+    """Make a valid recipe, a valid adapter and another base, small and random."""
     import small
     import transformers
     from peft import LoraConfig

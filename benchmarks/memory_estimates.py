@@ -1,18 +1,20 @@
-"""How near the plan's memory comes to what runs then take: both stand in each comparison.
+"""Accuracy of the plan's memory estimates, compared with the peak memory of the runs of comparisons.
 
     python benchmarks/memory_estimates.py adapters/mnist-shift runs/smollm2-alpaca ...
-    python benchmarks/memory_estimates.py --replan       # today's plan against what the kept runs took
+    python benchmarks/memory_estimates.py --replan       # today's plan compared with the kept measurements
 
-Prints one line an arm and writes benchmarks/memory_estimates.json; a comparison that is in it already is replaced.
+Prints one line per arm and the kept rows as JSON, a comparison that is among them already replaced; --keep writes them
+to benchmarks/memory_estimates.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from harness import result_parser, write_result
 
 from peft_recipes.comparison.comparison import read_comparison
 
@@ -20,9 +22,9 @@ KEPT = Path(__file__).with_suffix(".json")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("comparisons", nargs="*", metavar="DIR")
-    parser.add_argument("--replan", action="store_true", help="plan the kept rows' recipes (embedded) anew")
+    parser.add_argument("--replan", action="store_true", help="plan the recipes of the kept rows (embedded) again")
     given = parser.parse_args()
     rows = json.loads(KEPT.read_text()) if KEPT.exists() else []
     if given.replan:
@@ -34,19 +36,18 @@ def main() -> None:
     for row in rows:
         print(f"{row['recipe']:16} {row['arm']:10} estimated {row['estimated'] / 1e9:5.2f} GB  "
               f"measured {row['measured'] / 1e9:5.2f} GB  {row['ratio']:.2f}  ({row['model']})")  # fmt: skip
-    KEPT.write_text(json.dumps(rows, indent=1) + "\n")
     worst = max((abs(row["ratio"] - 1) for row in rows), default=0)
-    print(json.dumps({"arms": len(rows), "largest_error": worst}))
+    write_result(given, KEPT, rows, {"arms": len(rows), "largest_error": worst})
 
 
 def _replanned(rows: list[dict]) -> list[dict]:
-    """The rows with what the plan says today; each recipe is planned in a process of its own, as a run is."""
+    """The rows with today's estimates; each recipe is planned in a fresh process, as for a run."""
     made = {}
     for name in dict.fromkeys(row["recipe"] for row in rows):
         arms = ",".join(row["arm"] for row in rows if row["recipe"] == name)
         words = ["-m", "peft_recipes", "plan", name, "--embedded", "--arms", arms, "--json"]
-        told = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
-        made[name] = {arm: found["memory"] for arm, found in json.loads(told)["arms"].items()}
+        output = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
+        made[name] = {arm: found["memory"] for arm, found in json.loads(output)["arms"].items()}
     return [
         {**row, "parts": (parts := made[row["recipe"]][row["arm"]]), "estimated": parts["total"],
          "ratio": parts["total"] / row["measured"]}

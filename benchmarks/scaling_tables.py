@@ -1,14 +1,15 @@
-"""The tables of docs/scaling.md: memory and traffic of each process by the formulas, and held against what runs sent.
+"""The tables of docs/scaling.md: memory and traffic per process by the formulas, compared with measured traffic.
 
-python benchmarks/scaling_tables.py            writes the tables of docs/scaling.md from the JSON that is kept
-python benchmarks/scaling_tables.py --measure  first plays a step of every model anew (minutes), into scaling/sizes.json
+    python benchmarks/scaling_tables.py                  # print the tables made from the kept JSON
+    python benchmarks/scaling_tables.py --keep           # write them to docs/scaling.md
+    python benchmarks/scaling_tables.py --measure        # trace a step of every model on meta tensors (minutes)
 
-traffic/traffic.json is made by benchmarks/traffic.py.
+--measure prints the sizes as JSON; with --keep it writes them to benchmarks/scaling/sizes.json, and then the tables.
+traffic/traffic.json is written by benchmarks/traffic.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import tempfile
@@ -16,11 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from harness import result_parser, write_result
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "scaling.md"
 SIZES, TRAFFIC = HERE / "scaling" / "sizes.json", HERE / "traffic" / "traffic.json"
 GPU = 80e9
-LENGTH = 1_024  # tokens of the one example that each process computes at a time
+LENGTH = 1_024  # tokens of the one example per process and step
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary, tied: the published configurations.
 MODELS = {
@@ -33,9 +36,9 @@ MODELS = {
 
 
 def sizes_of(name: str) -> dict[str, dict[str, int]]:
-    """Sizes of one process's step of a model, full and LoRA r=16 on all linear layers: played without weights.
+    """Memory of one process's training step, full and LoRA r=16 on all linear layers, traced without weights.
 
-    fp32 weights, bf16 computation, gradient checkpointing, AdamW, one example of 1,024 tokens that are all learnt.
+    fp32 weights, bf16 computation, gradient checkpointing, AdamW, one example of 1,024 labelled tokens.
     """
     import transformers
     from peft import LoraConfig
@@ -78,30 +81,30 @@ def tables() -> dict[str, str]:
 
 
 def _measured() -> str:
-    told = json.loads(TRAFFIC.read_text())
+    measured = json.loads(TRAFFIC.read_text())
     rows = ["| processes | shared by | arm | sent a step | by the formula, gloo | off by | by the formula, rings |",
             "|---:|:---|:---|---:|---:|---:|---:|"]  # fmt: skip
-    for run in told["runs"]:
+    for run in measured["runs"]:
         for arm, row in run["arms"].items():
             sent, over_gloo = max(row["sent"]), gloo_bytes(row["formula"], run)
             rows.append(f"| {run['processes']} | {run['kind']} | {arm} | {sent:,} | {over_gloo:,} | "
                         f"{(sent - over_gloo) / over_gloo:+.1%} | {row['formula']['total']:,} |")  # fmt: skip
     factors = "; ".join(
         f"{run['processes']} processes: " + ", ".join(f"{name} {factor:.3f}" for name, factor in run["gloo"].items())
-        for run in told["runs"] if run["kind"] == "DDP"
+        for run in measured["runs"] if run["kind"] == "DDP"
     )  # fmt: skip
     return "\n".join([*rows, "", f"Bytes that gloo sends a byte of the whole tensor, measured alone: {factors}."])
 
 
 def gloo_bytes(formula: dict[str, int], run: dict[str, Any]) -> int:
-    """What the formula's collectives send by gloo's own algorithms, whose bytes were measured one at a time."""
+    """The formula's traffic with gloo's algorithms, whose bytes per collective were measured separately."""
     share, total = (run["processes"] - 1) / run["processes"], 0.0
     for name, size in formula.items():
         if name == "total":
             continue
         collective = name.partition(" of ")[0]
-        whole = size / (share * (2 if collective == "all-reduce" else 1))
-        total += whole * run["gloo"][collective]
+        gathered = size / (share * (2 if collective == "all-reduce" else 1))
+        total += gathered * run["gloo"][collective]
     return round(total)
 
 
@@ -148,12 +151,12 @@ def _fewest(sizes: dict[str, Any]) -> str:
 
 
 def _gb(total: float) -> str:
-    said = f"{total / 1e9:,.1f}" if total < 1e11 else f"{total / 1e9:,.0f}"
-    return f"**{said}**" if total < GPU else said
+    text = f"{total / 1e9:,.1f}" if total < 1e11 else f"{total / 1e9:,.0f}"
+    return f"**{text}**" if total < GPU else text
 
 
 def written(page: str) -> str:
-    """The page with its tables as they follow from the JSON."""
+    """The page with its tables made from the kept JSON."""
     for name, table in tables().items():
         marked = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert marked.search(page), name
@@ -162,13 +165,15 @@ def written(page: str) -> str:
 
 
 def main() -> None:
-    """Plays the steps where that is asked for, and writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="play a step of every model anew")
-    if parser.parse_args().measure:
-        SIZES.parent.mkdir(exist_ok=True)
-        SIZES.write_text(json.dumps({name: sizes_of(name) for name in MODELS}, indent=1) + "\n")
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    parser = result_parser(__doc__)
+    parser.add_argument("--measure", action="store_true", help="trace a step of every model again")
+    given = parser.parse_args()
+    if given.measure:
+        write_result(given, SIZES, {name: sizes_of(name) for name in MODELS})
+    if given.keep:
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    elif not given.measure:
+        print("\n\n".join(tables().values()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How fast one SFT step is: trl with its defaults, trl with its best flags, and this project, on the same rows.
+"""Speed of one SFT step: trl with its defaults, trl with its best flags, and this project, on the same rows.
 
     python benchmarks/sft_throughput.py --data embedded --steps 12
     python benchmarks/sft_throughput.py --data alpaca --steps 12       # needs the Hub
 
 Each of the three runs in a fresh process with the same model, LoRA, rows, batch and number of steps. tokens/s come
 from the step times after 3 warm-up steps; memory is the process's peak during the steps; losses and gradient norms of
-each step show that nothing changed (of the two that see the rows in the same order). The limit is the time
-that the needed matrix products alone would take at the measured GEMM rate. The last line of the output is one
-JSON document, which is also written to benchmarks/sft_throughput/, with every step of every arm.
+each step show that nothing changed (of the two that see the rows in the same order). The limit is the time that the
+needed matrix products alone would take at the measured GEMM rate. Prints the result as JSON, with every step of every
+arm; --keep writes a file in benchmarks/sft_throughput/.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured_arms import (
+from harness import (
     WARMUP,
     add_arguments,
-    as_it_comes,
     check_steps,
     compare_arms,
+    disable_speedups,
     norms_callback,
+    result_parser,
     step_figures,
     trl_options,
 )
 
 MEANS = {
-    "trl-default": "trl's SFTTrainer as it comes (gradient checkpointing on), fp32",
+    "trl-default": "trl's SFTTrainer with its defaults (gradient checkpointing on), fp32",
     "trl-best": "trl without gradient checkpointing, batches grouped by length (its packing is not exact here)",
-    "peft-recipes": "shared-prefix rows, the vocabulary head at labelled positions alone",
+    "peft-recipes": "prefix-shared packing, the LM head at labelled positions alone",
 }  # fmt: skip
 
 
@@ -52,16 +53,16 @@ def main() -> None:
     def limit(ours: dict[str, Any]) -> dict[str, float]:
         return {"fraction_of_limit": ours["tokens_per_second"] / ours["limit_tokens_per_second"]}
 
-    compare_arms(__file__, words, kind, MEANS, about, given.rounds, limit)
+    compare_arms(given, __file__, words, kind, MEANS, about, limit)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--data", choices=["alpaca", "embedded"], default="embedded")
     parser.add_argument("--model", choices=["smollm2-135m", "gpt2"], default="smollm2-135m")
     parser.add_argument("--bf16", action="store_true", help="compute in bf16 (on a GPU)")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile in this project's arm")
-    parser.add_argument("--random-weights", action="store_true", help="speed is the same")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile in this project's arm")
+    parser.add_argument("--random-weights", action="store_true", help="use random weights; the speed is the same")
     add_arguments(parser)
     parser.set_defaults(batch=None)
     given = parser.parse_args()
@@ -72,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
-    """One arm, in this process."""
+    """Measure one arm in this process."""
     from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
@@ -90,7 +91,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     rows = prepared.splits["train"].select(range(min(given.batch * given.steps, len(prepared.splits["train"]))))
     prepared.splits["train"] = rows
     if given.one != "peft-recipes":
-        as_it_comes()
+        disable_speedups()
     transformers.set_seed(0)
     model = _model(given, task, prepared)
     hardware = choose(recipe.training)
@@ -170,7 +171,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
     recipe, _ = fit_targets(recipe, model.config)
     options = trl_options(given, recipe, hardware, folder)
     config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
-    # The adapter is put on here, from the seed of this project's arm: SFTTrainer draws other numbers before it does.
+    # The adapter is applied here, with the seed of our arm: SFTTrainer draws random numbers before it applies one.
     set_seed(0)
     model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
     return SFTTrainer(model=model, args=config, train_dataset=prepared.splits["train"], callbacks=callbacks,
@@ -178,7 +179,7 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
 
 
 def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
-    """A collator that writes down the tokens and the labels of each batch it makes."""
+    """Wrap a collator to record the tokens and the labels of each batch."""
 
     def counted(rows: list[dict[str, Any]]) -> Any:
         tokens.append(sum(len(row["input_ids"]) for row in rows))
@@ -191,10 +192,10 @@ def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
 def _limit(
     model: Any, hardware: Any, computed: list[int], labelled: int, tokens: int, bf16: bool, compiled: bool
 ) -> dict[str, Any]:
-    """The time of the needed matrix products alone, at the measured rate.
+    """Tokens/s if only the needed matrix products took time, at the measured GEMM rate.
 
-    A frozen layer costs 2 operations a weight and position forward and 2 backward (no gradient of its weight); the
-    vocabulary head the same at labelled positions. Attention is left out, so the limit is not quite reachable.
+    A frozen layer takes 2 operations per weight and position forward and 2 backward (no gradient of its weight); the LM
+    head the same at labelled positions. Attention is not counted, so the limit can't quite be reached.
     """
     base = model.get_base_model()
     head = base.config.vocab_size * base.config.hidden_size
@@ -212,7 +213,7 @@ def _limit(
 
 
 def _gemm_rate(hardware: Any, hidden: int, positions: int, bf16: bool, compiled: bool) -> float:
-    """Operations a second of [positions, hidden] x [hidden, 4 hidden] as our arm has it, the best of several tries."""
+    """Operations per second of our arm's product [positions, hidden] x [hidden, 4 hidden], the best of 30 tries."""
     import torch
 
     from peft_recipes.hardware.device import synchronise

@@ -1,17 +1,16 @@
-"""One comparison of many short runs, its workers and itself killed at random, called again until it is done.
+"""Kill a comparison of many short runs and its workers at random, and resume it until it is complete.
 
     python benchmarks/soak.py --runs 200 --kills 20
 
-On a small random model made here. It holds where the last call has every run of every seed, nothing is left behind (no
-lock, temporary file or checkpoint), the comparing process has not grown from its first runs to its last, a sample of
-runs equals runs that nobody disturbed, and the table is the one that the runs give. The last line is one JSON
-document, also written to benchmarks/soak.json.
+On a small random model. It passes if the last call has every run of every seed, no files are left behind (lock,
+temporary file, checkpoint), the memory of the comparison's process does not grow, a sample of runs equals undisturbed
+runs, and the table equals one collected from the runs. Prints the result as JSON; --keep writes benchmarks/soak.json.
+Exit code 1 if it fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import signal
 import subprocess
@@ -22,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from malformed_inputs import ROOT, _sound_inputs  # its sound recipe: full and lora on a tiny DistilBERT
+from harness import result_parser, write_result
+from malformed_inputs import valid_inputs  # a recipe with full and lora on a tiny DistilBERT
 
-_GROWTH = 1.1  # of the parent's resident set, from its first tenth of runs to its last
+_GROWTH = 1.1  # limit of the comparison's resident memory: last tenth of runs relative to the first
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -40,24 +40,23 @@ def main() -> None:
     start = time.time()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        recipe = _sound_inputs(root / "there")["classify"]
-        calls, kills = _called_until_done(recipe, root / "soak", given)
+        recipe = valid_inputs(root / "there")["classify"]
+        calls, kills = _call_until_complete(recipe, root / "soak", given)
         document = {"runs": given.runs, "kills": kills, "calls": calls, **_verdicts(recipe, root, given.runs // 2)}
     document["minutes"] = round((time.time() - start) / 60, 1)
-    (ROOT / "benchmarks" / "soak.json").write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
+    write_result(given, Path(__file__).resolve().with_suffix(".json"), document, document)
     raise SystemExit(0 if document["held"] else 1)
 
 
 def _compare(recipe: Path, folder: Path, seeds: int) -> int:
-    """The comparison itself, in this process; notes its own memory after every run."""
+    """Run the comparison in this process; record its memory after every run."""
     from peft_recipes import compare, load_recipe
 
     folder.mkdir(exist_ok=True)
     with (folder / "memory.txt").open("a") as notes:
 
-        def note(news: Any) -> None:
-            if news.state != "running":
+        def note(progress: Any) -> None:
+            if progress.state != "running":
                 notes.write(f"{psutil.Process().memory_info().rss}\n")
                 notes.flush()
 
@@ -66,7 +65,7 @@ def _compare(recipe: Path, folder: Path, seeds: int) -> int:
     return 1 if made.failed else 0
 
 
-def _called_until_done(recipe: Path, folder: Path, given: argparse.Namespace) -> tuple[int, dict[str, int]]:
+def _call_until_complete(recipe: Path, folder: Path, given: argparse.Namespace) -> tuple[int, dict[str, int]]:
     draw, kills, calls = random.Random(given.seed), {"worker": 0, "comparison": 0}, 0
     command = [sys.executable, __file__, "--compare", str(recipe), str(folder), str(given.runs // 2)]
     while True:

@@ -1,7 +1,7 @@
-"""How often do the intervals of a comparison mislead, and how often do they find what is there?
+"""Simulated false-positive rate and power of the intervals of a comparison.
 
-    python benchmarks/statistics_calibration.py                 # the whole table and statistics_calibration.json
-    python benchmarks/statistics_calibration.py --comparisons 200 --output ""     # a quick look, nothing written
+    python benchmarks/statistics_calibration.py                     # the table
+    python benchmarks/statistics_calibration.py --comparisons 200   # a quick look
 
 Each row simulates comparisons of two arms on fresh test examples with fresh runs, and counts those whose 95 % interval
 excludes zero. Without a difference that is a false claim and should happen in 5 % (3 to 7 % is kept where it can be).
@@ -16,15 +16,14 @@ Loss: a skewed difficulty, a normal run effect in percent of the mean loss, skew
 two arms with one seed correlate at 0.5. `opposed`: at -0.5. The last two break the assumption of independent runs.
 `own`: the interval of one arm's own metric, and how often it misses the true value.
 
-Simulated comparisons use 1,000 resamples, not 10,000, to save time; the procedure is the same.
+Simulated comparisons use 1,000 resamples, not 10,000, to save time; the procedure is the same. Prints the table and the
+result as JSON; --keep writes benchmarks/statistics_calibration.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy
+from harness import result_parser, write_result
 from scipy import stats
 
 from peft_recipes.statistics.bootstrap import metric_interval, paired_difference
@@ -111,7 +111,7 @@ def variances(case: Case, rng: np.random.Generator) -> tuple[float, float]:
 
 
 def theory(case: Case, rng: np.random.Generator) -> tuple[float, float]:
-    """(power of a test that knows the variances, of one that learns them from the means of the runs), as fractions."""
+    """(power of a test that knows the variances, of one that estimates them from the runs' means), as fractions."""
     shift = case.gap / 100 / np.sqrt(sum(variances(case, rng)))
     z = stats.norm.cdf(shift - 1.959964) + stats.norm.cdf(-shift - 1.959964)
     df = 2 * (case.seeds - 1) or case.examples - 1
@@ -153,18 +153,15 @@ def cases() -> Iterator[Case]:
 
 
 def one_row_a_line(head: dict, rows: list[dict]) -> str:
-    """JSON of `head` and its `rows`, to be read and compared by people too."""
+    """JSON of `head` and `rows` with one row per line, readable in a diff."""
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     return json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--comparisons", type=int, default=2_000, help="simulated comparisons a row")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other comparisons")
-    parser.add_argument(
-        "--output", default=str(Path(__file__).with_suffix(".json")), help='where the JSON goes; "" for nowhere'
-    )
+    parser = result_parser(__doc__)
+    parser.add_argument("--comparisons", type=int, default=2_000, help="simulated comparisons per row")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulation")
     options = parser.parse_args()
     print(f"{'metric':9}{'kind':10}{'seeds':>6}{'examples':>9}{'run sd':>7}{'gap':>5}{'excluded':>10}  theory z, t")
     rows, start = [], time.perf_counter()
@@ -180,16 +177,15 @@ def main() -> None:
             line += "  outside 3 to 7 %"
         print(line, flush=True)
         rows.append(row)
-    if options.output:
-        head = {
-            "comparisons": options.comparisons,
-            "resamples": RESAMPLES,
-            "seed": options.seed,
-            "seconds": round(time.perf_counter() - start, 1),
-            "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
-        }
-        Path(options.output).write_text(one_row_a_line(head, rows), encoding="utf-8")
-        print(f"Written to {options.output}", file=sys.stderr)
+    head = {
+        "comparisons": options.comparisons,
+        "resamples": RESAMPLES,
+        "seed": options.seed,
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
+    }
+    kept = Path(__file__).with_suffix(".json")
+    write_result(options, kept, {**head, "rows": rows}, text=one_row_a_line(head, rows))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The bytes that a training step really sends, by two and four processes over gloo, against the formulas of scaling.py.
+"""Bytes that a training step sends with two and four ranks over gloo, compared with planning/scaling.py's formulas.
 
-python benchmarks/traffic.py: launches this file under Accelerate, counts what the kernel says that each process's
-sockets sent (TCP_INFO) in each step, and writes traffic/traffic.json. Nothing is timed.
+    python benchmarks/traffic.py
+
+Launches itself under Accelerate, and reads from the kernel (TCP_INFO) what each rank's sockets sent in each step.
+Nothing is timed. Prints the result as JSON; --keep writes benchmarks/traffic/traffic.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -17,13 +20,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from harness import result_parser, write_result
+
 HERE = Path(__file__).parent
 STEPS = 6
-_SENT = 200  # where tcp_info has bytes_sent, and after it bytes_retrans (Linux 4.19)
+_SENT = 200  # offset of bytes_sent in tcp_info, followed by bytes_retrans (Linux 4.19)
 
 
 def sent_bytes() -> int:
-    """What this process's TCP connections have sent, what was sent twice left out."""
+    """Bytes sent by this process's TCP connections, without retransmissions."""
     total = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -36,12 +41,12 @@ def sent_bytes() -> int:
                 sent, twice = struct.unpack_from("<QQ", info, _SENT)
                 total += sent - twice
         except OSError:
-            continue  # closed meanwhile
+            continue  # closed in the meantime
     return total
 
 
 def factors() -> dict[str, float]:
-    """Of each collective, the bytes that a process sends a byte of the whole tensor."""
+    """For each collective, the bytes that a rank sends per byte of the gathered tensor."""
     import torch
     import torch.distributed as dist
 
@@ -65,7 +70,7 @@ def factors() -> dict[str, float]:
 
 
 def in_process(folder: Path, kind: str) -> None:
-    """Trains each arm, and has the main process write what each sent in the later steps."""
+    """Train each arm; rank 0 writes what each rank sent per step, without the first steps."""
     from dataclasses import asdict
 
     from peft_recipes import train
@@ -109,7 +114,7 @@ def in_process(folder: Path, kind: str) -> None:
 
 
 def recipe_in(folder: Path) -> None:
-    """A Llama of 5 million weights, its words, and rows to learn."""
+    """Make a Llama of 5 million weights, a tokenizer and training examples."""
     import transformers
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -142,7 +147,13 @@ def recipe_in(folder: Path) -> None:
 
 
 def main() -> None:
-    """All launches, one after another."""
+    """Launch all cases one after another."""
+    parser = result_parser(__doc__)
+    parser.add_argument("--one", nargs=2, metavar=("DIR", "KIND"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        in_process(Path(given.one[0]), given.one[1])
+        return
     from importlib.metadata import version
 
     from peft_recipes.distributed.launch import read_launch
@@ -154,13 +165,13 @@ def main() -> None:
         for processes in (2, 4):
             for kind in ("ddp", "fsdp2"):
                 command = read_launch(kind, processes).command("unused")
-                command[-2:] = [__file__, temporary, kind]
+                command[-2:] = [__file__, "--one", temporary, kind]
                 subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 made.append(json.loads((folder / f"{kind}-{processes}.json").read_text()))
                 print(json.dumps(made[-1]), file=sys.stderr)
-    told = {"versions": {name: version(name) for name in ("torch", "accelerate", "peft")}, "runs": made}
-    (HERE / "traffic" / "traffic.json").write_text(json.dumps(told, indent=1) + "\n")
+    result = {"versions": {name: version(name) for name in ("torch", "accelerate", "peft")}, "runs": made}
+    write_result(given, HERE / "traffic" / "traffic.json", result)
 
 
 if __name__ == "__main__":
-    in_process(Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 1 else main()
+    main()

@@ -1,4 +1,4 @@
-"""Writes docs/lora-without-regret.md from the figures of benchmarks/lora_without_regret.py: `make readme` does."""
+"""Write docs/lora-without-regret.md from the results of benchmarks/lora_without_regret.py. `make readme` runs it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from peft_recipes.reporting.sentences import describe_difference
 
 PAGE = Path(__file__).with_name("lora-without-regret.md")
 FIGURES = Path(__file__).parent.parent / "benchmarks" / "lora_without_regret"
-RECIPES = ("mnist-shift", "gpt2-sms-spam", "distilbert-imdb")  # that the page is to hold
-NEIGHBOUR = 3.0  # the factor between two rates, as the script has it
+RECIPES = ("mnist-shift", "gpt2-sms-spam", "distilbert-imdb")  # recipes that the page covers or lists as missing
+NEIGHBOUR = 3.0  # the factor between two learning rates, as in the script
 
 
 def kept() -> list[dict[str, Any]]:
-    """The figures that are there."""
+    """The results that are kept."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("*.json"))]
 
 
@@ -30,16 +30,16 @@ _WORDS = {
 }
 
 
-def told(found: dict[str, Any]) -> str:
-    """What came of one recipe, in two sentences."""
+def outcome(found: dict[str, Any]) -> str:
+    """The result of one recipe in two sentences."""
     ratio = found["best"]["lora"] / found["best"]["full"]
-    ten = f"({_rate(found, 'at_ten_times')}) LoRA {_held_words(found, 'at_ten_times')}."
-    parts = [f"At ten times full's best rate {ten}"]
+    ten = f"({_rate(found, 'at_ten_times')}) LoRA {_verdict(found, 'at_ten_times')}."
+    parts = [f"At ten times full's best learning rate {ten}"]
     if found["at_its_best"]["learning_rate"] == found["at_ten_times"]["learning_rate"]:
-        parts.append("Its own best on the validation split is that same rate.")
+        parts.append("Its own best on the validation split is the same.")
     else:
-        parts.append(f"Its own best rate is {_rate(found, 'at_its_best')}, {ratio:.2g} times full's: there it "
-                     f"{_held_words(found, 'at_its_best')}.")  # fmt: skip
+        parts.append(f"Its own best learning rate is {_rate(found, 'at_its_best')}, {ratio:.2g} times full's: there it "
+                     f"{_verdict(found, 'at_its_best')}.")  # fmt: skip
     return " ".join(parts)
 
 
@@ -47,15 +47,15 @@ def _rate(found: dict[str, Any], where: str) -> str:
     return fmt.learning_rate(found[where]["learning_rate"])
 
 
-def _held_words(found: dict[str, Any], where: str) -> str:
-    held = found[where]
-    if held["verdict"] == "failed":
-        return f"failed ({held['error']})"
-    return f"{_WORDS[held['verdict']]} ({_difference(found, where)})"
+def _verdict(found: dict[str, Any], where: str) -> str:
+    result = found[where]
+    if result["verdict"] == "failed":
+        return f"failed ({result['error']})"
+    return f"{_WORDS[result['verdict']]} ({_difference(found, where)})"
 
 
 def _difference(found: dict[str, Any], where: str) -> str:
-    """The difference in the report's own words."""
+    """The difference in the words of the reports."""
     best = next(row for row in found["full"] if row["learning_rate"] == found["best"]["full"])
     comparison = {
         "metric": found["metric"],
@@ -68,21 +68,20 @@ def _difference(found: dict[str, Any], where: str) -> str:
 
 
 def page(all_found: list[dict[str, Any]]) -> str:
-    """docs/lora-without-regret.md."""
+    """The text of docs/lora-without-regret.md."""
     seeds = sorted({len(found["seeds"]) for found in all_found})
     lines = [
-        "# LoRA without regret, tried on our recipes",
+        "# LoRA without regret, tested on our recipes",
         "",
         "The claim ([LoRA Without Regret](https://thinkingmachines.ai/blog/lora/), Schulman and Thinking Machines Lab, "
         "2025; trl has a page of that name): LoRA on all linear layers, at about ten times full fine-tuning's learning "
         "rate, matches full fine-tuning on small and medium data.",
         "",
-        f"What was done: LoRA r={_same(all_found, 'rank')}, alpha={_same(all_found, 'alpha')}, on every linear (and "
-        f"convolutional) layer, beside full fine-tuning, {' or '.join(map(str, seeds))} seeds each. Full's rate and "
-        f"LoRA's were searched in steps of {NEIGHBOUR:g}, further while the best lay at the edge, and chosen on the "
-        "validation split. The intervals are of the test split, paired by example and seed, against full at its own "
-        "best rate. All of it on embedded "
-        "stand-ins: small models and little data, not the recipes' own.",
+        f"The test: LoRA r={_same(all_found, 'rank')}, alpha={_same(all_found, 'alpha')}, on every linear (and "
+        f"convolutional) layer, compared with full fine-tuning, {' or '.join(map(str, seeds))} seeds each. Both "
+        f"learning rates were searched in steps of {NEIGHBOUR:g}, further while the best was an edge, and chosen "
+        "on the validation split. The intervals are of the test split, paired by example and seed, relative to full at "
+        "its own best learning rate. All on embedded stand-ins: small models and little data, not the recipes' own.",
         "",
         "## What holds, what does not",
         "",
@@ -96,7 +95,7 @@ def page(all_found: list[dict[str, Any]]) -> str:
         "## The files",
         "",
         "Written from [benchmarks/lora_without_regret](../benchmarks/lora_without_regret) by `make readme`; "
-        "`python benchmarks/lora_without_regret.py RECIPE` makes them.",
+        "`python benchmarks/lora_without_regret.py RECIPE --keep` writes them.",
         "",
     ]
     return "\n".join(lines)
@@ -107,26 +106,27 @@ def _same(all_found: list[dict[str, Any]], key: str) -> str:
 
 
 def _missing(all_found: list[dict[str, Any]]) -> list[str]:
-    """What was not tried yet, so that nobody reads more out of the page than is in it."""
-    there = {found["recipe"] for found in all_found}
-    gone = [name for name in RECIPES if name not in there]
-    return [f"Tried on {_names(sorted(there))}; not yet on {_names(gone)}.", ""] if gone else []
+    """A line on the recipes that were not tested yet."""
+    tested = {found["recipe"] for found in all_found}
+    missing = [name for name in RECIPES if name not in tested]
+    return [f"Tested on {_names(sorted(tested))}; not yet on {_names(missing)}.", ""] if missing else []
 
 
 def _summary(all_found: list[dict[str, Any]]) -> list[str]:
-    names = {word: [f["recipe"] for f in all_found if f["at_ten_times"]["verdict"] in which]
-             for word, which in (("holds", ("equivalent", "better")), ("fails", ("worse", "failed")),
-                                 ("open", ("not shown",)))}  # fmt: skip
-    own = {word: [f["recipe"] for f in all_found if f["at_its_best"]["verdict"] in which]
-           for word, which in (("holds", ("equivalent", "better")), ("fails", ("worse", "failed")),
-                               ("open", ("not shown",)))}  # fmt: skip
+    def with_verdict(where: str, *verdicts: str) -> str:
+        return _names([found["recipe"] for found in all_found if found[where]["verdict"] in verdicts])
+
+    def summary(where: str) -> str:
+        return (
+            f"matches or beats full on {with_verdict(where, 'equivalent', 'better')}; is worse on "
+            f"{with_verdict(where, 'worse', 'failed')}; neither is shown on {with_verdict(where, 'not shown')}."
+        )
+
     ratios = [f"{f['best']['lora'] / f['best']['full']:.2g} ({f['recipe']})" for f in all_found]
     return [
-        f"- **At ten times full's best rate** LoRA matches or beats full on {_names(names['holds'])}; is worse on "
-        f"{_names(names['fails'])}; neither is shown on {_names(names['open'])}.",
-        f"- **At its own best rate** it matches or beats full on {_names(own['holds'])}; is worse on "
-        f"{_names(own['fails'])}; neither is shown on {_names(own['open'])}.",
-        f"- **The factor of ten**: LoRA's best rate was {', '.join(ratios)} times full's.",
+        f"- **At ten times full's best learning rate** LoRA {summary('at_ten_times')}",
+        f"- **At its own best learning rate** it {summary('at_its_best')}",
+        f"- **The factor of ten**: LoRA's best learning rate was {', '.join(ratios)} times full's.",
     ]
 
 
@@ -136,18 +136,18 @@ def _names(names: list[str]) -> str:
 
 def _section(found: dict[str, Any]) -> list[str]:
     changed = f" Changed: `{'`, `'.join(found['changes'])}`." if found["changes"] else ""
-    trainable = found["trainable"]
+    trainable, metric = found["trainable"], fmt.metric_title(found["metric"])
     lines = [
         f"## {found['recipe']}",
         "",
-        f"{told(found)}",
+        f"{outcome(found)}",
         "",
         f"{found['title']}: {found['model']} on {found['dataset']}, {found['rows']['train']} training examples, "
         f"{found['steps']} steps, {found['rows']['validation']} validation and {found['rows']['test']} test examples, "
         f"seeds {', '.join(map(str, found['seeds']))}. LoRA trains {fmt.count(trainable['lora'])} of "
         f"{fmt.count(trainable['full'])} parameters.{changed}",
         "",
-        f"| arm | rate | validation {fmt.metric_title(found['metric'])} | test {fmt.metric_title(found['metric'])} |",
+        f"| arm | learning rate | validation {metric} | test {metric} |",
         "|:---|---:|---:|---:|",
     ]
     for kind in ("full", "lora"):
@@ -173,7 +173,7 @@ def _means(row: dict[str, Any], found: dict[str, Any], split: str) -> str:
 
 
 def _luck(kind: str, found: dict[str, Any]) -> str:
-    """That another rate did better on the test split, where one did: few validation examples can't tell them apart."""
+    """A note if another learning rate did better on the test split than the one chosen on the validation split."""
     sign = -1 if found["metric"] == "loss" else 1
     rows = [row for row in found[kind] if row["test"]]
     best = max(rows, key=lambda row: sign * statistics.fmean(row["test"]))
@@ -182,8 +182,8 @@ def _luck(kind: str, found: dict[str, Any]) -> str:
     name = {"full": "full", "lora": "LoRA"}[kind]
     return (
         f"On the test split {name} did better at {fmt.learning_rate(best['learning_rate'])} "
-        f"({_means(best, found, 'test')}), which {found['rows']['validation']} validation examples did not tell; a "
-        "rate chosen there would not be a fair one.\n"
+        f"({_means(best, found, 'test')}), which {found['rows']['validation']} validation examples did not show; "
+        "choosing it there would be selection on the test split.\n"
     )
 
 
@@ -191,9 +191,9 @@ def _edge(kind: str, found: dict[str, Any]) -> str:
     rates = [row["learning_rate"] for row in found[kind]]
     name = {"full": "Full", "lora": "LoRA"}[kind]
     if found["best"][kind] == rates[0]:
-        return f"{name}'s best rate is the lowest that was tried; it may lie lower still.\n"
+        return f"{name}'s best learning rate is the lowest tried; a lower one may be better.\n"
     if found["best"][kind] == rates[-1]:
-        return f"{name}'s best rate is the highest that was tried; it may lie higher still.\n"
+        return f"{name}'s best learning rate is the highest tried; a higher one may be better.\n"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the table of methods: `make readme` does, and a test compares the page with the table."""
+"""Write docs/methods.md from the table of methods. `make readme` runs it; a test checks that the page is up to date."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _HEAD = """# Methods
 
 Written by `make readme` from the table in `peft_recipes/arms/methods.py`; `peft-recipes methods` prints the same.
 
-Any of these is an arm of any recipe: `peft-recipes compare RECIPE --arms full,lora,dora,ia3`, also in `plan`,
-`train --arm dora`, and from Python. `--arms all` takes the recipe's own arms and every method that fits its base and
-task, and reports the others with the reason. If the recipe has an arm of the same name, that arm is used. The learning
-rates are starting points; those marked * are scaled with the learning rate of the recipe's own LoRA arm.
-`--set arms.dora.learning_rate=1e-3` and `--set arms.dora.peft.r=8` change such an arm like one of the recipe's own.
+Each of these is an arm for any recipe: `peft-recipes compare RECIPE --arms full,lora,dora,ia3`, also in `plan`,
+`train --arm dora`, and from Python. `--arms all` selects the recipe's own arms and every method that fits its base and
+task, and reports which do not and why. If the recipe has an arm of that name, its own is used. The learning rates are
+starting points; those marked * scale with the learning rate of the recipe's own LoRA, which was chosen for its base.
+`--set arms.dora.learning_rate=1e-3` and `--set arms.dora.peft.r=8` work as for the recipe's own arms.
 """
 
 
 def page() -> str:
-    """The page's text."""
-    found = table()
+    """The text of docs/methods.md."""
+    methods = table()
     rows = ["| name | method | learning rate | defaults | can't | paper |", "|:---|:---|---:|:---|:---|:---|"]
-    rows += [_row(row) for row in found["methods"]]
-    reasons = {why: [n for n, w in found["left_out"].items() if w == why] for why in found["left_out"].values()}
+    rows += [_row(row) for row in methods["methods"]]
+    reasons = {why: [n for n, w in methods["left_out"].items() if w == why] for why in methods["left_out"].values()}
     missing = ["## Not in the table", "", *(f"- {', '.join(names)}: {why}." for why, names in reasons.items())]
     return "\n".join([_HEAD, *rows, "", *missing]) + "\n"
 
@@ -42,4 +42,3 @@ def _row(row: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}")

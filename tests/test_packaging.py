@@ -1,4 +1,4 @@
-"""The wheel holds everything: recipes by name, templates, metrics, from an empty folder."""
+"""The wheel is complete: recipes are found by name, with templates and metrics, from an empty folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
-    """The wheel, built and unpacked as pip would."""
+    """The wheel, built and unpacked as pip does."""
     folder = tmp_path_factory.mktemp("wheel")
     code = f"from hatchling.build import build_wheel; print(build_wheel({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

@@ -1,5 +1,5 @@
-"""The command line: options in, calls of the packages below, printed output. No logic of its own.
+"""The command line: parse options, call the packages below, print the result. It holds no logic of its own.
 
-The highest package: nothing imports it but `peft_recipes.main`. Start with app.py; common.py handles errors and Ctrl-C
-for all commands, output/ prints.
+Imports everything below and is imported by nothing; `peft_recipes.main` is script.py's. Start with app.py; common.py
+holds the shared options and the error handling, output/ the console output.
 """

@@ -1,7 +1,8 @@
-"""What the commands share: their common options, and how a mistake, an interruption or a full disk is told."""
+"""Shared by all commands: options, error handling and exit codes, and messages on stderr."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from peft_recipes.distributed.processes import OtherRankFailed, is_rank_zero, joined, wait_for_rank_zero_to_fail
+from peft_recipes.distributed.quiet import quiet_libraries
 from peft_recipes.errors import RecipeError
 from peft_recipes.runs.checkpoints import disk_full
 from peft_recipes.training.interruption import EXIT_CODES
 
 app = typer.Typer(
-    help="Adapters measured honestly beside full fine-tuning.",
+    help="Train adapters and compare them with full fine-tuning.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,56 +30,73 @@ app = typer.Typer(
 # The panels of `peft-recipes --help`.
 RECIPES, ADAPTERS = "On recipes", "On saved adapters"
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a path to a .py or .yaml.")]
-Embedded = Annotated[bool, typer.Option("--embedded", help="Stand-in model and data that need no Hub.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="K=V", help="Change a setting: training.max_steps=50.")]
-Arms = Annotated[str, typer.Option("--arms", metavar="A,B", help="Only these arms (default: all of the recipe's).")]
-Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Where runs go.")]
+RecipeArgument = Annotated[str, Argument(metavar="RECIPE", help="Name a recipe, or a path to a .py or .yaml.")]
+Embedded = Annotated[bool, Option("--embedded", help="Use the stand-in model and data, which need no Hub.")]
+Set = Annotated[list[str], Option("--set", metavar="K=V", help="Change a setting: training.max_steps=50.")]
+Arms = Annotated[str, Option("--arms", metavar="A,B", help="Select arms (default: all of the recipe's).")]
+ArmName = Annotated[str, Option("--arm", help="Name the arm to train, or 'base' to evaluate the untrained base.")]
+Seed = Annotated[int, Option("--seed", min=0, help="Seed the head, the adapter, the data order and dropout.")]
+Output = Annotated[Path, Option("--output", metavar="DIR", help="Write runs to this folder.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Keep a finished run, go on with an unfinished one, start where there is none.")
+    bool, Option("--resume", help="Keep a finished run, continue an unfinished one, start one if there is none.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Where another process writes there, wait until it is done.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace earlier results.")]
+Wait = Annotated[bool, Option("--wait", help="Wait while another process writes to the folder.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document to stdout and nothing else.")]
+Adapter = Annotated[Path, Argument(metavar="ADAPTER", help="Name the folder of a saved adapter.")]
+Adapters = Annotated[list[Path], Argument(metavar="ADAPTER ...", help="Name folders of adapters of one base.")]
+Base = Annotated[str, Option("--base", metavar="MODEL", help="Use this base model instead of the adapter's own.")]
+Trust = Annotated[bool, Option("--trust-remote-code", help="Allow code from the base's repository to run.")]
 
 
-def friendly(command: Callable[..., None]) -> Callable[..., None]:
-    """A user's mistake is one clear message and exit code 2, Ctrl-C 130, SIGTERM 143, a full disk 1; no traceback."""
+def command(panel: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command of `app`, in a panel of its help, with the shared error handling."""
+    return lambda function: app.command(name, rich_help_panel=panel)(handle_errors(function))
 
-    @wraps(command)
+
+def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn exceptions into one message and an exit code, without a traceback.
+
+    2 for a user error, 130 after Ctrl-C, 143 after SIGTERM, 1 for a full disk. Also silences the libraries' logging.
+    """
+
+    @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        quiet_libraries()
         try:
-            command(*args, **kwargs)
+            function(*args, **kwargs)
         except RecipeError as error:
             if not joined():
                 wait_for_rank_zero_to_fail()
             say_problems(error)
             raise typer.Exit(2) from None
-        except OtherRankFailed:  # the process that failed says why, and its exit code is the launcher's
+        except OtherRankFailed:  # the rank that failed reports the error; the launcher exits with its code
             raise typer.Exit(0) from None
         except tuple(EXIT_CODES) as error:
             if is_rank_zero():
-                say("Interrupted. What was finished is kept; the same command goes on from there.")
+                say("Interrupted. Finished runs are kept; run the same command to continue.")
             raise typer.Exit(EXIT_CODES[type(error)]) from None
         except BrokenPipeError:
-            # The reader (head, less) has gone; Python would complain once more when it closes stdout.
+            # The reader (head, less) has closed the pipe; without this Python complains again when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             if not disk_full(error):
                 raise
-            say(f"Error: no room on the disk ({error}). What was finished is kept; make room and call again.")
+            say(
+                f"Error: the disk is full ({error}). Finished runs are kept; free some space and run the command again."
+            )
             raise typer.Exit(1) from None
 
     return wrapped
 
 
 def say(text: str) -> None:
-    """A line for the person: on stderr, since stdout may be JSON."""
+    """Print a message to stderr: stdout may be JSON."""
     print(text, file=sys.stderr)
 
 
 def say_problems(error: RecipeError) -> None:
-    """Every problem of what was given, one a line."""
+    """Print every problem of a RecipeError, one per line."""
     if len(error.problems) == 1:
         say(f"Error: {error.problems[0]}")
     else:
@@ -85,16 +105,26 @@ def say_problems(error: RecipeError) -> None:
             say(f"  - {problem}")
 
 
-def load(name: str, embedded: bool, changes: list[str]) -> Any:
-    """The recipe that a command names, with its changes; the libraries' own chatter is turned off first."""
-    from peft_recipes.distributed.quiet import quiet_libraries
+def print_json(data: Any, *, ensure_ascii: bool = True) -> None:
+    """Print the JSON document of --json."""
+    print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii))
 
-    quiet_libraries()
+
+def load(name: str, embedded: bool, changes: list[str]) -> Any:
+    """Load the recipe that a command names, with its changes."""
     from peft_recipes.catalog.recipes import load_recipe
 
     return load_recipe(name, embedded=embedded, changes=changes)
 
 
-def listed_names(listed: str) -> list[str] | None:
-    """The names of "A,B"; None where there are none."""
-    return [name.strip() for name in listed.split(",") if name.strip()] or None
+def split_names(text: str) -> list[str] | None:
+    """The names of "A,B"; None if there are none."""
+    return [name.strip() for name in text.split(",") if name.strip()] or None
+
+
+def quiet_without_terminal() -> bool:
+    """Whether to hide progress bars: stderr is no terminal. Otherwise undoes what `quiet_libraries` set for tqdm."""
+    if sys.stderr.isatty():
+        os.environ.pop("TQDM_DISABLE", None)
+        return False
+    return True

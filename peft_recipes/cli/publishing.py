@@ -1,86 +1,70 @@
-"""The commands that publish: push, reproduce."""
+"""Commands that publish and verify: push, reproduce."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from peft_recipes.cli.common import ADAPTERS, Json, Set, app, friendly, say
-
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the base's repository run its code here.")
-]
+from peft_recipes.cli.common import ADAPTERS, Json, Set, Trust, command, print_json, quiet_without_terminal, say
+from peft_recipes.errors import RecipeError
 
 
-@app.command(rich_help_panel=ADAPTERS)
-@friendly
+@command(ADAPTERS)
 def push(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A run's folder; with --all a comparison's.")],
-    repo_id: Annotated[str, typer.Option("--repo-id", metavar="ORG/NAME", help="Where on the Hub it goes.")],
-    public: Annotated[bool, typer.Option("--public", help="For everybody to see; private without it.")] = False,
+    adapter: Annotated[Path, Argument(metavar="ADAPTER", help="Name a run's folder, or with --all a comparison's.")],
+    repo_id: Annotated[str, Option("--repo-id", metavar="ORG/NAME", help="Push to this repository of the Hub.")],
+    public: Annotated[bool, Option("--public", help="Make the repository public; it is private otherwise.")] = False,
     send_all: Annotated[
-        bool, typer.Option("--all", help="Every adapter of a comparison, to ORG/NAME-ARM, and a card of them all.")
+        bool, Option("--all", help="Push every adapter of a comparison to ORG/NAME-ARM, and a card of them all.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and show what would be sent; send nothing.")
-    ] = False,
-    trust_remote_code: TrustRemoteCode = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check and show what would be pushed; push nothing.")] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Send an adapter to the Hub with its card, its evidence and its recipe, checked first, in one commit."""
-    from peft_recipes.distributed.quiet import quiet_libraries
-
-    quiet_libraries()
-    from peft_recipes.cli.output.results import show_parcel, show_published
+    """Push an adapter to the Hub with its card, evidence and recipe, checked first, in one commit."""
+    from peft_recipes.cli.output.results import show_published, show_upload
     from peft_recipes.publishing.push import publish, publish_all
 
     options = {"public": public, "dry_run": dry_run, "trust_remote_code": trust_remote_code,
-               "on_ready": None if as_json else show_parcel}  # fmt: skip
-    made = publish_all(adapter, repo_id, **options) if send_all else [publish(adapter, repo_id, **options)]
+               "on_ready": None if as_json else show_upload}  # fmt: skip
+    published = publish_all(adapter, repo_id, **options) if send_all else [publish(adapter, repo_id, **options)]
     if as_json:
-        shown = [one.to_dict() for one in made]
-        print(json.dumps(shown if send_all else shown[0], indent=1))
+        documents = [one.to_dict() for one in published]
+        print_json(documents if send_all else documents[0])
     else:
-        show_published(made, dry_run)
+        show_published(published, dry_run)
 
 
-@app.command(rich_help_panel=ADAPTERS)
-@friendly
+@command(ADAPTERS)
 def reproduce(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run's folder, or its repository: ORG/NAME.")],
-    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Keep the new run here.")] = "",
+    adapter: Annotated[
+        str, Argument(metavar="ADAPTER", help="Name a run's folder, or a repository of the Hub: ORG/NAME.")
+    ],
+    output: Annotated[str, Option("--output", metavar="DIR", help="Keep the rerun in this folder.")] = "",
     changes: Set = [],  # noqa: B006
-    trust_remote_code: TrustRemoteCode = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter again from its recipe and compare every metric with its evidence. Exit 1 where one fails."""
-    from peft_recipes.distributed.quiet import quiet_libraries
-
-    quiet_libraries()
+    """Rerun an adapter's recipe and compare every metric with its evidence. Exit 1 if one differs."""
     from peft_recipes.cli.output.results import show_reproduction
-    from peft_recipes.errors import RecipeError
-    from peft_recipes.publishing.reproduce import reproduce as train_again
+    from peft_recipes.publishing.reproduce import reproduce as rerun
 
-    quiet = not sys.stderr.isatty()
-    if not quiet:
-        os.environ.pop("TQDM_DISABLE", None)
+    quiet = quiet_without_terminal()
     try:
-        made = train_again(
+        result = rerun(
             adapter, output=output or None, changes=changes, trust_remote_code=trust_remote_code, quiet=quiet
         )
     except RecipeError:
         raise
-    except Exception as error:  # the new run failed midway
+    except Exception as error:  # the rerun failed midway
         say(f"The run failed here: {type(error).__name__}: {error}")
         raise typer.Exit(1) from None
     if as_json:
-        print(json.dumps(made.to_dict(), indent=1))
+        print_json(result.to_dict())
     else:
-        show_reproduction(made)
-    if not made.held:
+        show_reproduction(result)
+    if not result.held:
         raise typer.Exit(1)

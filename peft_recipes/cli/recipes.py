@@ -1,17 +1,16 @@
-"""The commands on recipes: list, plan, train, compare, report."""
+"""Commands that work on recipes: list, plan, train, compare, report, methods."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from peft_recipes.cli.common import (
     RECIPES,
+    ArmName,
     Arms,
     Embedded,
     Json,
@@ -19,69 +18,70 @@ from peft_recipes.cli.common import (
     Overwrite,
     RecipeArgument,
     Resume,
+    Seed,
     Set,
     Wait,
-    app,
-    friendly,
-    listed_names,
+    command,
     load,
+    print_json,
+    quiet_without_terminal,
     say,
+    split_names,
 )
 from peft_recipes.errors import RecipeError
 
 
-@app.command("list", rich_help_panel=RECIPES)
-@friendly
+@command(RECIPES, "list")
 def list_recipes(as_json: Json = False) -> None:
-    """The recipes that come with peft-recipes."""
+    """List the recipes that come with peft-recipes."""
     from peft_recipes.catalog.recipes import recipe_files
     from peft_recipes.cli.output.plans import show_recipes
 
     recipes = [load(name, False, []) for name in recipe_files()]
     if as_json:
-        facts = [{"name": r.name, "title": r.title, "task": r.task, "model": r.model, "dataset": r.dataset.path,
-                  "arms": list(r.arms), "embedded": bool(r.embedded)} for r in recipes]  # fmt: skip
-        print(json.dumps(facts, indent=1))
+        print_json([
+            {"name": r.name, "title": r.title, "task": r.task, "model": r.model, "dataset": r.dataset.path,
+             "arms": list(r.arms), "embedded": bool(r.embedded)}
+            for r in recipes
+        ])  # fmt: skip
     else:
         show_recipes(recipes)
 
 
-@app.command(rich_help_panel=RECIPES)
-@friendly
+@command(RECIPES)
 def plan(
     recipe: RecipeArgument,
     arms: Arms = "",
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006  (typer reads it, nobody changes it)
-    trial: Annotated[bool, typer.Option("--trial", help="Load the weights and time three steps of each arm.")] = False,
-    processes: Annotated[int, typer.Option("--processes", metavar="N", min=1, help="As one of N processes.")] = 1,
+    trial: Annotated[bool, Option("--trial", help="Load the weights and time three steps of each arm.")] = False,
+    processes: Annotated[int, Option("--processes", metavar="N", min=1, help="Plan for one of N processes.")] = 1,
     config: Annotated[
-        str, typer.Option("--config", metavar="CONFIG", help="How they share: ddp, fsdp2, deepspeed_zero2, or a file.")
+        str, Option("--config", metavar="CONFIG", help="Choose their strategy: ddp, fsdp2, deepspeed_zero2, or a file.")
     ] = "",
     per_process_memory: Annotated[
-        str, typer.Option("--per-process-memory", metavar="80GB", help="Of each process (default: this machine's).")
+        str, Option("--per-process-memory", metavar="80GB", help="Set their memory (default: this machine's).")
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Parameters, targets, checkpoint size, steps and memory of every arm, before anything is loaded."""
+    """Show each arm's parameters, targets, checkpoint size, steps and memory without loading the model."""
     from peft_recipes.cli.output.plans import show_plan
     from peft_recipes.planning.plan import plan as make_plan
     from peft_recipes.planning.scaling import planned_spread
 
     spread = planned_spread(processes, config, per_process_memory)
-    made = make_plan(load(recipe, embedded, changes), listed_names(arms), trial=trial, spread=spread)
+    result = make_plan(load(recipe, embedded, changes), split_names(arms), trial=trial, spread=spread)
     if as_json:
-        print(json.dumps(made, indent=1))
+        print_json(result)
     else:
-        show_plan(made)
+        show_plan(result)
 
 
-@app.command(rich_help_panel=RECIPES)
-@friendly
+@command(RECIPES)
 def train(
     recipe: RecipeArgument,
-    arm: Annotated[str, typer.Option("--arm", help="The arm to train, or 'base' to evaluate the untrained base.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of head, adapter, order and dropout.")] = 0,
+    arm: ArmName,
+    seed: Seed = 0,
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006
     output: Output = Path("adapters"),
@@ -90,70 +90,68 @@ def train(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Train one arm once, here in this process."""
-    _train(load(recipe, embedded, changes), arm, seed, as_json, output=output, resume=resume, overwrite=overwrite,
-           wait=wait)  # fmt: skip
+    """Train one arm once, in this process."""
+    options = {"output": output, "resume": resume, "overwrite": overwrite, "wait": wait}
+    train_arm(load(recipe, embedded, changes), arm, seed, as_json, **options)
 
 
-def _train(recipe: Any, arm: str, seed: int, as_json: bool, *, resume: bool, overwrite: bool, **options: Any) -> None:
+def train_arm(recipe: Any, arm: str, seed: int, as_json: bool, **options: Any) -> None:
+    """Train and print the run; the body of `peft-recipes train` and of a recipe module run as a script."""
     from peft_recipes.cli.output.results import show_run
     from peft_recipes.distributed import processes
-    from peft_recipes.training.run import train as train_arm
+    from peft_recipes.training.run import train as run_training
 
-    if resume and overwrite:
+    if options["resume"] and options["overwrite"]:
         raise RecipeError("--resume and --overwrite contradict each other; choose one.")
+    quiet = quiet_without_terminal()
     try:
-        quiet = not sys.stderr.isatty()
-        if not quiet:
-            os.environ.pop("TQDM_DISABLE", None)
-        run = train_arm(recipe, arm, seed=seed, resume=resume, overwrite=overwrite, quiet=quiet, **options)
+        run = run_training(recipe, arm, seed=seed, quiet=quiet, **options)
     except (RecipeError, processes.OtherRankFailed):
         raise
-    except Exception as error:  # a run that failed midway: its run.json has the traceback
+    except Exception as error:  # the run failed midway: run.json holds the traceback
         where = f" in process {processes.rank()}" if processes.count() > 1 else ""
         say(f"The run failed{where}: {type(error).__name__}: {processes.error_message(error)}")
         raise typer.Exit(1) from None
     if not processes.is_rank_zero():
         return
     if as_json:
-        print(json.dumps(run.data, indent=1))
+        print_json(run.data)
     else:
         show_run(run)
 
 
-@app.command(rich_help_panel=RECIPES)
-@friendly
+@command(RECIPES)
 def compare(
     recipe: RecipeArgument,
     arms: Arms = "",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Seeds; every arm runs with each.")] = "0",
+    seeds: Annotated[str, Option("--seeds", metavar="0,1,2", help="Train every arm with each seed.")] = "0",
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006
     output: Output = Path("adapters"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train finished runs anew.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Train finished runs again.")] = False,
     wait: Wait = False,
     launch: Annotated[
-        str,
-        typer.Option("--launch", metavar="CONFIG", help="Each run under accelerate: ddp, fsdp2, or a file."),
+        str, Option("--launch", metavar="CONFIG", help="Train each run under accelerate: ddp, fsdp2, or a file.")
     ] = "",
     processes: Annotated[
-        int, typer.Option("--processes", metavar="N", min=0, help="Of each launched run (default: the config's).")
+        int, Option("--processes", metavar="N", min=0, help="Launch N processes per run (default: the config's).")
     ] = 0,
     jobs: Annotated[
-        int, typer.Option("--jobs", metavar="N", min=1, help="So many runs at a time, a GPU each, or sharing the CPU.")
+        int, Option("--jobs", metavar="N", min=1, help="Train N runs at a time, on a GPU each or sharing the CPU.")
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train several arms side by side, each run in a fresh process, and report them with intervals."""
-    from peft_recipes.cli.output.progress import shown_progress
+    """Train several arms, each run in a fresh process, and report them side by side with intervals."""
+    from peft_recipes.cli.output.progress import progress_bars
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.compare import compare as compare_arms
 
-    chosen = load(recipe, embedded, changes)
-    with shown_progress() as on_progress:
-        made = compare_arms(
-            chosen,
-            listed_names(arms),
+    loaded, names = load(recipe, embedded, changes), split_names(arms)
+    asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
+    with progress_bars() as on_progress:
+        comparison = compare_arms(
+            loaded,
+            names,
             _seeds(seeds),
             output=output,
             overwrite=overwrite,
@@ -161,71 +159,53 @@ def compare(
             launch=launch or None,
             processes=processes or None,
             jobs=jobs,
-            asked={"recipe": recipe, "embedded": embedded, "changes": changes, "arms": listed_names(arms),
-                   "output": str(output)},
+            asked=asked,
             on_progress=on_progress,
-        )  # fmt: skip
+        )
     if as_json:
-        print(json.dumps(made.data, indent=1))
+        print_json(comparison.data)
     else:
-        show_comparison(made)
-    if made.failed:
-        say(f"Failed: {', '.join(made.failed)}. The reason stands in the table and in each run's run.json.")
+        show_comparison(comparison)
+    if comparison.failed:
+        say(f"Failed: {', '.join(comparison.failed)}. The table and each run's run.json give the reason.")
         raise typer.Exit(1)
 
 
-def _seeds(listed: str) -> list[int]:
+def _seeds(text: str) -> list[int]:
     try:
-        return [int(seed) for seed in listed.split(",")]
+        return [int(seed) for seed in text.split(",")]
     except ValueError:
-        raise RecipeError(f"--seeds {listed}: expected whole numbers with commas between them, as in 0,1,2.") from None
+        raise RecipeError(f"--seeds {text}: expected whole numbers with commas between them, as in 0,1,2.") from None
 
 
-@app.command(rich_help_panel=RECIPES)
-@friendly
+@command(RECIPES)
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison.")], as_json: Json = False
+    folder: Annotated[Path, Argument(metavar="DIR", help="Name the folder of a comparison.")], as_json: Json = False
 ) -> None:
-    """Show a comparison again, and write its report and its runs' cards anew."""
+    """Show a comparison, and rewrite its report and its runs' cards."""
     from peft_recipes.cards.write import write_cards
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.comparison import read_comparison
     from peft_recipes.reporting.write import write_reports
     from peft_recipes.runs.files import check_output
 
-    made = read_comparison(folder)
+    comparison = read_comparison(folder)
     if as_json:
-        print(json.dumps(made.data, indent=1))
+        print_json(comparison.data)
         return
-    check_output(made.folder, "The report goes beside its comparison: ")
-    write_reports(made.data, made.folder)
-    write_cards(made.data, made.folder)
-    show_comparison(made)
+    check_output(comparison.folder, "The report is written to the comparison's folder: ")
+    write_reports(comparison.data, comparison.folder)
+    write_cards(comparison.data, comparison.folder)
+    show_comparison(comparison)
 
 
-def train_app(recipe: Any, arguments: list[str]) -> None:
-    """`python recipes/NAME.py --arm lora`: the flags of `peft-recipes train`, for a recipe that is at hand."""
-    from peft_recipes.distributed.quiet import quiet_libraries
+@command(RECIPES)
+def methods(as_json: Json = False) -> None:
+    """List the methods that --arms takes on any recipe: defaults, starting learning rates, limits, papers."""
+    from peft_recipes.arms.methods import table
+    from peft_recipes.cli.output.plans import show_methods
 
-    quiet_libraries()
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-    @single.command(help=f"{recipe.title or recipe.name}: train one arm ({', '.join(recipe.arms)}) once.")
-    @friendly
-    def run(
-        arm: Annotated[str, typer.Option("--arm", help="The arm to train, or 'base'.")],
-        seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-        embedded: Embedded = False,
-        changes: Set = [],  # noqa: B006
-        output: Output = Path("adapters"),
-        resume: Resume = False,
-        overwrite: Overwrite = False,
-        wait: Wait = False,
-        as_json: Json = False,
-    ) -> None:
-        from peft_recipes.catalog.changes import changed
-
-        _train(changed(recipe, embedded, changes), arm, seed, as_json, output=output, resume=resume,
-               overwrite=overwrite, wait=wait)  # fmt: skip
-
-    single(arguments)
+    if as_json:
+        print_json(table(), ensure_ascii=False)
+    else:
+        show_methods(table())

@@ -1,12 +1,13 @@
-"""The commands that find a rate, a rank and targets: scan, spectrum, extract."""
+"""Commands that find a learning rate, a rank and target modules: scan, spectrum, extract."""
 
 from __future__ import annotations
 
-import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from peft_recipes.cli.common import (
     ADAPTERS,
@@ -17,125 +18,128 @@ from peft_recipes.cli.common import (
     Output,
     Overwrite,
     RecipeArgument,
+    Seed,
     Set,
     Wait,
-    app,
-    friendly,
-    listed_names,
+    command,
     load,
+    print_json,
     say,
+    split_names,
 )
 
+FullRun = Annotated[Path, Argument(metavar="RUN", help="Name the folder of a full fine-tuning run.")]
 
-@app.command(rich_help_panel=RECIPES)
-@friendly
+
+@command(RECIPES)
 def scan(
     recipe: RecipeArgument,
     learning_rates: Annotated[
         str,
-        typer.Option("--learning-rates", metavar="LOW:HIGH:COUNT", help="Or 1e-4,3e-4. Default: around each own."),
+        Option(
+            "--learning-rates",
+            metavar="LOW:HIGH:COUNT",
+            help="Try this range, or a list 1e-4,3e-4 (default: a few around each arm's own).",
+        ),
     ] = "",
-    ranks: Annotated[str, typer.Option("--ranks", metavar="2,4,8", help="Try adapters at these ranks.")] = "",
+    ranks: Annotated[str, Option("--ranks", metavar="2,4,8", help="Try adapters at these ranks.")] = "",
     arms: Arms = "",
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006  (typer reads it, nobody changes it)
-    budget: Annotated[str, typer.Option("--budget", metavar="10m", help="Time for all of it: 90s, 10m, 1.5h.")] = "10m",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of head, adapter, order and dropout.")] = 0,
+    budget: Annotated[str, Option("--budget", metavar="10m", help="Limit the total time: 90s, 10m, 1.5h.")] = "10m",
+    seed: Seed = 0,
     output: Output = Path("adapters"),
     overwrite: Overwrite = False,
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Find the learning rate (and rank) of each arm by short runs, judged on the validation split, within a budget."""
-    from peft_recipes.search.candidates import read_ranks, read_rates, read_seconds
+    """Find the learning rate (and rank) of each arm by short runs within a budget, by validation loss."""
+    from peft_recipes.search.candidates import read_learning_rates, read_ranks, read_seconds
 
-    rates, chosen_ranks, seconds = read_rates(learning_rates), read_ranks(ranks), read_seconds(budget)
+    # Parsed before anything is loaded, so that a typo is reported at once.
+    rates, chosen_ranks, seconds = read_learning_rates(learning_rates), read_ranks(ranks), read_seconds(budget)
     loaded = load(recipe, embedded, changes)
     from rich.console import Console
 
     from peft_recipes.reporting.scan_report import render_scan
     from peft_recipes.search.scan import scan as scan_arms
 
-    made = scan_arms(
-        loaded, rates, listed_names(arms), chosen_ranks, budget=seconds, seed=seed, output=output, overwrite=overwrite,
-        wait=wait, gone=_since_start(), on_trial=_told,
-    )  # fmt: skip
+    result = scan_arms(
+        loaded,
+        rates,
+        split_names(arms),
+        chosen_ranks,
+        budget=seconds,
+        seed=seed,
+        output=output,
+        overwrite=overwrite,
+        wait=wait,
+        gone=_seconds_since_start(),
+        on_trial=_say_run,
+    )
     if as_json:
-        print(json.dumps(made.data, indent=1))
+        print_json(result.data)
     else:
-        render_scan(made.data, Console())
-        print(f"\nWinners: {made.recipe} (peft-recipes compare {made.recipe})")
-    if not made.best:
-        say("No arm has a best rate. Give it a larger --budget, or lower --learning-rates.")
+        render_scan(result.data, Console())
+        print(f"\nWinners: {result.recipe} (peft-recipes compare {result.recipe})")
+    if not result.best:
+        say("No arm has a best learning rate. Give it a larger --budget, or lower --learning-rates.")
         raise typer.Exit(1)
 
 
-def _since_start() -> float:
-    """Seconds since this process began: loading Python's libraries is the user's time as well."""
-    import time
-
+def _seconds_since_start() -> float:
+    """Seconds since this process started: importing the libraries counts towards the budget."""
     import psutil
 
     return time.time() - psutil.Process().create_time()
 
 
-def _told(arm: str, run: dict[str, Any], number: int, of: int) -> None:
+def _say_run(arm: str, run: dict[str, Any], number: int, total: int) -> None:
     last = run["validation"][-1] if run["validation"] else None
     loss = f"validation loss {last['loss']:.4g} after {last['step']} steps" if last and last["loss"] else "no loss"
     ended = {"whole": "", "stopped": ", stopped early"}.get(run["ended"], f", {run['ended']}")
-    say(f"{number}/{of} {arm} {run['learning_rate']:g}: {loss}{ended}")
+    say(f"{number}/{total} {arm} {run['learning_rate']:g}: {loss}{ended}")
 
 
-@app.command(rich_help_panel=ADAPTERS)
-@friendly
-def spectrum(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of full fine-tuning: its folder.")],
-    as_json: Json = False,
-) -> None:
-    """What full fine-tuning changed, module by module, and how much of it an adapter of some rank could hold."""
-    from peft_recipes.distributed.quiet import quiet_libraries
-
-    quiet_libraries()
+@command(ADAPTERS)
+def spectrum(run: FullRun, as_json: Json = False) -> None:
+    """Show what full fine-tuning changed in each module, and how much of it an adapter of each rank could represent."""
     from rich.console import Console
 
     from peft_recipes.reporting.spectrum_report import render_spectrum
     from peft_recipes.search.spectra import FILE
-    from peft_recipes.search.spectra import spectrum as spectrum_of_run
+    from peft_recipes.search.spectra import spectrum as compute_spectrum
 
-    data = spectrum_of_run(run)
+    data = compute_spectrum(run)
     if as_json:
-        print(json.dumps(data, indent=1))
+        print_json(data)
     else:
         render_spectrum(data, Console())
         print(f"\n{run / FILE}")
 
 
-@app.command(rich_help_panel=ADAPTERS)
-@friendly
+@command(ADAPTERS)
 def extract(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of full fine-tuning: its folder.")],
-    rank: Annotated[int, typer.Option("--rank", metavar="R", help="The rank of the adapter.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the adapter goes.")],
+    run: FullRun,
+    rank: Annotated[int, Option("--rank", metavar="R", help="Set the rank of the adapter.")],
+    output: Annotated[Path, Option("--output", metavar="DIR", help="Write the adapter to this folder.")],
     targets: Annotated[
-        str, typer.Option("--targets", metavar="GROUP", help="all, attention, mlp, or module names with commas.")
+        str, Option("--targets", metavar="GROUP", help="Extract all, attention, mlp, or modules by name: A,B.")
     ] = "all",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """A LoRA adapter out of a full fine-tune, tested beside it and beside the trained LoRA of that rank."""
-    from peft_recipes.distributed.quiet import quiet_libraries
-
-    quiet_libraries()
+    """Extract a LoRA adapter from a full fine-tune, and compare it with the full run and with trained LoRA."""
     from rich.console import Console
 
     from peft_recipes.models.architecture_table import GROUPS
     from peft_recipes.reporting.spectrum_report import render_extraction
     from peft_recipes.search.extraction import extract as extract_adapter
 
-    named = targets if targets in ("all", *GROUPS) else listed_names(targets) or "all"
-    data = extract_adapter(run, rank, output, targets=named, overwrite=overwrite)
+    chosen = targets if targets in ("all", *GROUPS) else split_names(targets) or "all"
+    data = extract_adapter(run, rank, output, targets=chosen, overwrite=overwrite)
     if as_json:
-        print(json.dumps(data, indent=1))
+        print_json(data)
     else:
         render_extraction(data, Console())
         print(f"\n{output}")

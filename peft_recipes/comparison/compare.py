@@ -1,4 +1,13 @@
-"""Many runs of one recipe, each in a fresh process; finished ones are not repeated; collected into one honest table."""
+"""Compare the arms of a recipe: train each with each seed, and collect the runs into one table.
+
+Which process does what:
+
+- The caller's process (this file, pool.py) checks the arguments, downloads and prepares the data once for all runs,
+  starts the other processes, and computes the statistics, reports and cards at the end. It loads no model weights.
+- Each run is trained, evaluated and saved by a worker process of its own (worker.py), or under `launch` by one worker
+  for each rank. Runs go on one after another, or `jobs` at a time.
+- After the runs, one more process reloads every trained adapter (adapters/check_process.py).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +17,7 @@ from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
-from peft_recipes.comparison.pool import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes, teller
+from peft_recipes.comparison.pool import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, job_environments, read_launch
@@ -36,66 +45,89 @@ def compare(
     asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
-    """Trains every arm with every seed, each in a fresh process, and writes comparison.json, .md and .html.
+    """Train every arm with every seed, each run in a fresh process, and write comparison.json, .md and .html.
 
-    arms: names (default: all of the recipe's), as `arm_names.choose_arms` takes them: also the table's, also "all". The
-    untrained base is evaluated as well. Runs that are finished and whose recipe, data and code are the same are kept,
-    unfinished ones go on from their last checkpoint; overwrite trains them anew. wait: until no other process writes
-    the folder. launch: the name or file of an Accelerate configuration under which each run is trained, by so many
-    `processes` (default: the file's). jobs: how many runs at a time, each on a GPU of its own, or sharing the CPU,
-    which the notes then say. asked: how the command line was called (recipe, embedded, changes, arms, output), so that
-    what the report suggests is that call with a change. A run that fails is a row of the table, not the end. Raises
-    RecipeError, before anything is written, for whatever is wrong with what was given; KeyboardInterrupt or Terminated
-    after SIGINT or SIGTERM, when the run under way has written a checkpoint.
+    The untrained base is evaluated as well. Finished runs of the same recipe, data and code are kept; unfinished ones
+    continue from their last checkpoint. A failed run is a row of the table and does not stop the others.
+
+    Args:
+        arms: names of the recipe's arms (default: all of them) or of the table of methods; "all" for all that fit.
+        overwrite: train all runs again, from the start.
+        wait: wait until no other process writes to the folder.
+        launch: train each run under this Accelerate configuration: a shipped name ("ddp") or a file.
+        processes: processes of each launched run (default: the configuration's).
+        jobs: number of runs at a time, each on a GPU of its own or sharing the CPU, which the notes then mention.
+        asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
+            suggests.
+        on_progress: called in this process whenever a run makes progress or ends.
+
+    Raises:
+        RecipeError: an argument or the recipe is wrong; nothing has been written.
+        KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once the runs in progress have written a checkpoint.
     """
-    seeds = _chosen_seeds(seeds)
+    seeds = _check_seeds(seeds)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
-    launched, places = _chosen_launch(recipe, names, launch, processes, jobs), job_environments(jobs)
+    configuration, environments = _read_launch(recipe, names, launch, processes, jobs), job_environments(jobs)
     output = Path(output)
     check_output(output)
     folder = output / recipe.name
     resolved = resolve(recipe, names, earlier=None if overwrite else folder)
     recipe, prepared = resolved.recipe, resolved.prepared
-    estimates = memory_estimates(resolved, names, lambda arm: spread_of(arm, resolved.hardware, launched, jobs))
+    estimates = memory_estimates(resolved, names, lambda arm: spread_of(arm, resolved.hardware, configuration, jobs))
     make_folder(folder)
     todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
     with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
-        recipe.to_yaml(folder / "recipe.yaml")
+        yaml = folder / "recipe.yaml"
+        recipe.to_yaml(yaml)
         orders = []
         for number, job in enumerate(todo, 1):
-            tell = teller(on_progress, job, number, len(todo))
-            if _finished(output, recipe, job, prepared.fingerprint, launched) and not overwrite:
-                tell("kept")
+            order = Order(output, recipe, job, yaml, number, len(todo), on_progress, data, overwrite, configuration)
+            if not overwrite and _can_be_kept(order, prepared.fingerprint):
+                order.report("kept")
             else:
-                orders.append(
-                    Order(output, recipe, job, folder / "recipe.yaml", tell, data, anew=overwrite, launch=launched)
-                )
-        run_in_fresh_processes(orders, places)
+                orders.append(order)
+        run_in_fresh_processes(orders, environments)
         _check_adapters(output, recipe, todo)
-        known = {"estimates": estimates, "asked": asked, "notes": chosen.notes}
-        return collect(recipe, names, seeds, output, known)
+        return collect(recipe, names, seeds, output, estimates=estimates, asked=asked, notes=chosen.notes)
 
 
-def _chosen_launch(
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    wrong = [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32]
+    if wrong or not seeds:
+        raise RecipeError(f"seeds: expected whole numbers of 0 or more, got {list(seeds)}.")
+    return list(dict.fromkeys(seeds))
+
+
+def _read_launch(
     recipe: Recipe, names: Sequence[str], launch: str | Path | None, processes: int | None, jobs: int
 ) -> Launch | None:
     if launch is None:
         if processes is not None:
-            raise RecipeError(f"--processes {processes}: say how they share the work, too: --launch ddp, or fsdp2.")
+            raise RecipeError(f"--processes {processes} needs a launch configuration: add --launch ddp or fsdp2.")
         return None
     if jobs != 1:
         raise RecipeError("--launch and --jobs contradict each other: one run on all devices, or one device a run.")
-    chosen = read_launch(launch, processes)
-    check_installed(chosen)
-    split_batch(recipe.training, chosen.processes)
+    configuration = read_launch(launch, processes)
+    check_installed(configuration)
+    split_batch(recipe.training, configuration.processes)
     for arm in names:
-        check_shardable(recipe, arm, chosen.distributed_type_of(recipe.arms[arm]))
-    return chosen
+        check_shardable(recipe, arm, configuration.distributed_type_of(recipe.arms[arm]))
+    return configuration
+
+
+def _can_be_kept(order: Order, fingerprint: str) -> bool:
+    """Whether the folder holds a finished run of the same recipe, data, code and number of processes."""
+    run = read_run(order.folder)
+    if run is None or not run.ok or run.data.get("signature") != signature(order.recipe, *order.job, fingerprint):
+        return False
+    environment, launch = run.data["environment"], order.launch
+    wanted = (launch.processes, launch.shares(order.recipe.arms.get(order.job[0]))) if launch else (1, None)
+    return (environment.get("processes", 1), environment.get("distributed")) == wanted
 
 
 def _check_adapters(output: Path, recipe: Recipe, jobs: list[Job]) -> None:
-    """Every adapter of a finished run is loaded once in another process than the one that trained it."""
+    """Reload every adapter that was not yet reloaded outside the process that trained it."""
     if {"reload", "fresh-process"} & set(recipe.skip_checks):
         return
     adapters = [job for job in jobs if job[0] != BASE and recipe.arms[job[0]].peft is not None]
@@ -109,12 +141,14 @@ def collect(
     arms: Sequence[str],
     seeds: Sequence[int],
     output: Path,
-    known: dict[str, Any] | None = None,
+    *,
+    estimates: dict[str, Any] | None = None,
+    asked: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Comparison:
-    """The comparison of the runs that lie below `output`, written to their recipe's folder, and the runs' cards.
+    """Collect the runs below `output` into a Comparison; write its files and the runs' model cards.
 
-    known: what the runs do not: "estimates", each arm's memory by the plan, "asked", how the comparison was called, and
-    "notes" beside the runs' own.
+    estimates: estimated memory of each arm. asked: how the comparison was called. notes: added to the runs' own.
     """
     from peft_recipes.cards.write import write_cards
     from peft_recipes.reporting.write import write_reports
@@ -124,10 +158,9 @@ def collect(
     runs = {(arm, seed): _run_or_failure(output, recipe, (arm, seed)) for arm in arms for seed in seeds}
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
     data = comparison_data(recipe, runs, base, list(arms), list(seeds))
-    known = known or {}
-    data["asked"] = known.get("asked")
-    data["notes"] += known.get("notes") or []
-    for arm, estimate in (known.get("estimates") or {}).items():
+    data["asked"] = asked
+    data["notes"] += notes
+    for arm, estimate in (estimates or {}).items():
         data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)
     write_reports(data, folder)
@@ -135,25 +168,7 @@ def collect(
     return Comparison(data, folder)
 
 
-def _chosen_seeds(seeds: Sequence[int]) -> list[int]:
-    wrong = [seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32]
-    if wrong or not seeds:
-        raise RecipeError(f"seeds: expected whole numbers of 0 or more, got {list(seeds)}.")
-    return list(dict.fromkeys(seeds))
-
-
-def _finished(output: Path, recipe: Recipe, job: Job, fingerprint: str, launch: Launch | None) -> bool:
-    """Whether a run need not be done again: the same recipe, data and code, by as many processes."""
-    run = read_run(run_folder(output, recipe, *job))
-    if run is None or not run.ok or run.data.get("signature") != signature(recipe, *job, fingerprint):
-        return False
-    where = run.data["environment"]
-    wanted = (launch.processes, launch.distributed_type_of(recipe.arms.get(job[0]))) if launch else (1, None)
-    return (where.get("processes", 1), where.get("distributed")) == wanted
-
-
 def _run_or_failure(output: Path, recipe: Recipe, job: Job) -> Run:
     folder = run_folder(output, recipe, *job)
-    run = read_run(folder)
     missing = {"status": "failed", "error": "There is no run in its folder.", "arm": job[0], "seed": job[1]}
-    return run if run is not None else Run(folder, missing)
+    return read_run(folder) or Run(folder, missing)

@@ -1,4 +1,4 @@
-"""Comparison: a finished comparison and its verdicts."""
+"""`Comparison`: the results of a comparison, read from comparison.json in the caller's process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class Comparison:
-    """A finished comparison: `data` is comparison.json, `folder` where it lies."""
+    """A finished comparison: `data` is comparison.json, `folder` the folder that holds it."""
 
     def __init__(self, data: dict[str, Any], folder: Path):
         self.data, self.folder = data, folder
 
     @property
     def failed(self) -> list[str]:
-        """The arms of which at least one run did not finish."""
+        """The arms with at least one failed run."""
         base = [BASE] if self.data["base"]["status"] != "ok" else []
         return base + [name for name, arm in self.data["arms"].items() if arm["failures"]]
 
     def verdict(self, arm: str) -> str:
-        """What giving up full fine-tuning for this arm cost, in one sentence with its interval."""
+        """The difference between this arm and full fine-tuning in one sentence, with its interval."""
         if arm not in self.data["arms"]:
             raise RecipeError(unknown("arm", arm, self.data["arms"], f"the comparison of {self.data['recipe']}"))
         from peft_recipes.reporting.sentences import verdict_sentence
@@ -33,13 +33,13 @@ class Comparison:
         return verdict_sentence(self.data, arm)
 
     def table(self) -> str:
-        """The table as Markdown."""
+        """The results as a Markdown table."""
         from peft_recipes.reporting.markdown import table_markdown
 
         return table_markdown(self.data)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row an arm (and the base), plain numbers."""
+        """The results as numbers, one row for each arm and the base."""
         import pandas
 
         from peft_recipes.reporting.rows import records
@@ -47,7 +47,7 @@ class Comparison:
         return pandas.DataFrame(records(self.data))
 
     def show(self) -> None:
-        """The report inside a notebook; in a terminal its table."""
+        """Show the HTML report in a notebook, or the table in a terminal."""
         try:
             from IPython import get_ipython
             from IPython.display import HTML, display
@@ -63,7 +63,7 @@ class Comparison:
         render_terminal(self.data, Console())
 
     def _repr_html_(self) -> str:
-        """The report in a frame of its own, so that its style is not the notebook's."""
+        """The HTML report in an iframe, which isolates its style from the notebook's."""
         from html import escape
 
         from peft_recipes.reporting.html import render_html
@@ -76,5 +76,5 @@ class Comparison:
 
 
 def read_comparison(folder: str | Path) -> Comparison:
-    """The comparison of a folder. Raises RecipeError where there is none or it can't be read."""
+    """Read the comparison of a folder. Raises RecipeError if there is none or it can't be read."""
     return Comparison(read_comparison_file(folder), Path(folder))

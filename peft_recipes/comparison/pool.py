@@ -1,4 +1,9 @@
-"""Runs in processes of their own: started, followed by their log, ended with their comparison, and explained."""
+"""Start the processes of a comparison, follow their logs and record how they ended.
+
+Everything here runs in the process that called `compare`. It starts one worker process (worker.py) for each run, and
+after the runs one process that reloads the trained adapters (adapters/check_process.py). It reads what they write to
+their run folders; nothing is trained or loaded here. No worker outlives this process.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +31,13 @@ from peft_recipes.runs.lock import LOCK_FILES, locked
 
 Job = tuple[str, int]  # arm, seed
 
-_GRACE_SECONDS = 120  # what a worker gets to end its step and write a checkpoint when the comparison is interrupted
-_SILENT_SECONDS = 120  # after which a worker that tells nothing is shown as silent
+_GRACE_SECONDS = 120  # for an interrupted worker to finish its step and write a checkpoint
+_SILENT_SECONDS = 120  # without a new log line, after which a worker is reported as silent
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a comparison tells while it works: one of its jobs, how far it is, or how it ended."""
+    """The state of one run of a comparison, as passed to `on_progress`."""
 
     job: Job
     number: int
@@ -41,72 +46,69 @@ class Progress:
     step: int = 0
     steps: int = 0
     stage: str = ""
-    silent_seconds: int = 0  # since its last sign of life, where that is long ago
+    silent_seconds: int = 0  # since its last log line, once that is long ago
     error: str = ""
-
-
-def teller(on_progress: Callable[[Progress], None] | None, job: Job, number: int, jobs: int) -> Callable[..., None]:
-    """Tells of one job, the same way each time."""
-
-    def tell(state: str, **more: Any) -> None:
-        if on_progress is not None:
-            on_progress(Progress(job, number, jobs, state, **more))
-
-    return tell
 
 
 @dataclass(frozen=True)
 class Order:
-    """One run to be done in a process of its own (under a launch, in several).
+    """One run to be trained in a process of its own; under a launch, in several.
 
-    yaml: the resolved recipe. data: where the comparison keeps what it prepared once for all its runs. anew: not from
-    an earlier checkpoint.
+    yaml: the resolved recipe. number: of the `jobs` of the comparison. data: the folder of the comparison's prepared
+    data. overwrite: ignore the checkpoints of an earlier run.
     """
 
     output: Path
     recipe: Recipe
     job: Job
     yaml: Path
-    tell: Callable[..., None]
+    number: int = 1
+    jobs: int = 1
+    on_progress: Callable[[Progress], None] | None = None
     data: Path | None = None
-    anew: bool = False
+    overwrite: bool = False
     launch: Launch | None = None
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.output, self.recipe, *self.job)
+
+    def report(self, state: str, **details: Any) -> None:
+        """Pass the run's state to `on_progress`."""
+        if self.on_progress is not None:
+            self.on_progress(Progress(self.job, self.number, self.jobs, state, **details))
 
 
 def run_in_fresh_processes(orders: Sequence[Order], slots: Sequence[dict[str, str]] = ({},)) -> None:
-    """Runs in their own processes: the peak memory of each is its own, and its crash is a row of the table.
+    """Train each run in a process of its own; return when all have ended.
 
-    slots: as many at a time, each with what its entry says in its environment.
+    A fresh process makes a run's peak memory its own, and confines a crash to that run. As many run at a time as there
+    are slots; a slot is the environment variables that its processes get in addition.
     """
     waiting, free, working = list(orders), list(slots), []
-    with _interruptible(working):
+    with _ending_together() as processes:
         while waiting or working:
             while waiting and free:
-                slot = free.pop(0)
-                working.append(_Worker(waiting.pop(0), slot))
+                worker = _Worker(waiting.pop(0), free.pop(0))
+                working.append(worker)
+                processes.append(worker.process)
             time.sleep(0.1)
-            for worker in [worker for worker in working if worker.ended()]:
+            for worker in [worker for worker in working if worker.has_ended()]:
                 working.remove(worker)
                 free.append(worker.slot)
                 worker.conclude()
 
 
-def run_in_fresh_process(output: Path, recipe: Recipe, job: Job, yaml: Path, tell: Callable[..., None]) -> None:
-    """One run in its own process."""
-    run_in_fresh_processes([Order(output, recipe, job, yaml, tell)])
-
-
 class _Worker:
-    """The process of one run, its log followed."""
+    """The worker process of one run, as seen from the comparison's process."""
 
     def __init__(self, order: Order, slot: dict[str, str]):
-        self.order, self.slot = order, slot
-        self.folder = run_folder(order.output, order.recipe, *order.job)
-        self._make_room()
-        order.tell("running")
+        self.order, self.slot, self.folder = order, slot, order.folder
+        self._clear_folder()
+        order.report("running")
         self._log = (self.folder / "log.txt").open("wb")
-        # A session of its own: Ctrl-C reaches the comparison, which tells its worker once. The pipe tells the worker
-        # (each of its processes) when the comparison itself is killed.
+        # In a session of its own, so that Ctrl-C reaches the comparison alone, which then interrupts the worker once.
+        # The stdin pipe closes when the comparison's process is killed: the worker (each rank) then ends itself.
         self.process = subprocess.Popen(
             self._command(),
             stdout=self._log,
@@ -115,14 +117,14 @@ class _Worker:
             start_new_session=True,
             env={**os.environ, **slot},
         )
-        self._follow, self._heard, self._news = _Follower(self.folder / "log.jsonl"), time.monotonic(), {}
+        self._last_line, self._changed, self._position = b"", time.monotonic(), {}
 
-    def _make_room(self) -> None:
+    def _clear_folder(self) -> None:
         make_folder(self.folder)
-        # A `train` in another process may be at it; a worker of a comparison that was killed is soon done.
+        # wait: the worker of a comparison that was killed may still be writing its last checkpoint.
         with locked(self.folder, wait=_GRACE_SECONDS):
             (self.folder / RUN_FILE).unlink(missing_ok=True)
-            if self.order.anew:
+            if self.order.overwrite:
                 clear(self.folder, keep=LOCK_FILES)
             if not (self.folder / CHECKPOINTS).is_dir():
                 (self.folder / "log.jsonl").unlink(missing_ok=True)
@@ -130,38 +132,46 @@ class _Worker:
     def _command(self) -> list[str]:
         order, module = self.order, "peft_recipes.comparison.worker"
         arm, seed = order.job
-        given = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
-        return order.launch.command(module, *given) if order.launch else [sys.executable, "-m", module, *given]
+        arguments = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
+        return order.launch.command(module, *arguments) if order.launch else [sys.executable, "-m", module, *arguments]
 
-    def ended(self) -> bool:
-        """Whether it has ended; where not, how far it is is told."""
+    def has_ended(self) -> bool:
+        """Whether the process has ended; reports the run's progress if not."""
         if self.process.poll() is not None:
             return True
-        if found := self._follow.news():
-            self._heard, self._news = time.monotonic(), found
-            self.order.tell("running", **found)
-        elif (silence := int(time.monotonic() - self._heard)) >= _SILENT_SECONDS:
-            self.order.tell("running", **self._news, silent_seconds=silence)
+        line = _last_line(self.folder / "log.jsonl")
+        if line not in (b"", self._last_line):
+            self._last_line, self._changed = line, time.monotonic()
+            with contextlib.suppress(ValueError):  # the log was cut off by a full disk
+                entry = json.loads(line)
+                self._position = {
+                    "step": entry.get("step", 0),
+                    "steps": entry.get("of", 0),
+                    "stage": entry.get("stage", "train"),
+                }
+                self.order.report("running", **self._position)
+        elif (silence := int(time.monotonic() - self._changed)) >= _SILENT_SECONDS:
+            self.order.report("running", **self._position, silent_seconds=silence)
         return False
 
     def conclude(self) -> None:
-        """Tells how it ended; of one that left no word, run.json is written."""
+        """Report how the run ended. A worker that died without a run.json gets one with the reason."""
         self.process.stdin.close()
         self._log.close()
         run = read_run(self.folder)
         if run is None:
-            died = _died(self.order.recipe, self.order.job, self.process.returncode, self.folder / "log.txt")
-            write_json(self.folder / RUN_FILE, died)
-            run = read_run(self.folder)
-        assert run is not None
-        self.order.tell(run.data["status"], error=run.data.get("error") or "")
+            failure = _failure(self.process.returncode, self.folder / "log.txt")
+            arm, seed = self.order.job
+            run = Run(self.folder, {**failure, "recipe": self.order.recipe.name, "arm": arm, "seed": seed})
+            write_json(self.folder / RUN_FILE, run.data)
+        self.order.report(run.data["status"], error=run.data.get("error") or "")
 
 
 def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
-    """Loads the adapters of these runs in one process that trained none of them, and writes into each run.json whether
-    it answers as it was trained to. A run whose adapter does not is a failed one.
+    """Reload the adapters of these runs in one other process; write the result to each run.json.
 
-    The runs' own check loads what was saved in the process that trained it, which can't tell what only lives there.
+    A run whose adapter does not give the same outputs there is marked as failed. The check at the end of training
+    reloads an adapter in the process that trained it, which can't notice what exists in that process alone.
     """
     if not runs:
         return
@@ -170,12 +180,13 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True
     )
-    with _interruptible([process]):
-        said, complaint = process.communicate()
-    answers = {row["folder"]: row["error"] for row in map(json.loads, said.decode().splitlines())}
-    lost = " ".join(complaint.decode(errors="replace").split())[-300:] or f"exit code {process.returncode}"
+    with _ending_together() as processes:
+        processes.append(process)
+        stdout, stderr = process.communicate()
+    errors = {row["folder"]: row["error"] for row in map(json.loads, stdout.decode().splitlines())}
+    reason = " ".join(stderr.decode(errors="replace").split())[-300:] or f"exit code {process.returncode}"
     for run in runs:
-        error = answers.get(str(run.folder), f"the checking process ended early: {lost}")
+        error = errors.get(str(run.folder), f"the checking process ended early: {reason}")
         run.data["checks"]["fresh-process"] = error is None
         if error is not None:
             run.data |= {"status": "failed", "error": f"In a fresh process its adapter is not as trained: {error}"}
@@ -183,76 +194,58 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(working: list[Any]) -> Iterator[None]:
-    """No process outlives the comparison that started it. working: processes, or workers, as they are by then."""
+def _ending_together() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """End the processes added to the yielded list when the block is left by an error or an interruption."""
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        yield
+        yield processes
     except BaseException:
-        _end([getattr(worker, "process", worker) for worker in working])
+        _interrupt(processes)
         raise
     finally:
-        for worker in working:
-            getattr(worker, "process", worker).stdin.close()
+        for process in processes:
+            process.stdin.close()
 
 
-def _end(started: list[subprocess.Popen[bytes]]) -> None:
-    for process in started:
+def _interrupt(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Send SIGINT and wait; kill after the grace period, or at once when interrupted a second time."""
+    for process in processes:
         process.send_signal(signal.SIGINT)
-    last = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + _GRACE_SECONDS
     try:
-        for process in started:
-            process.wait(max(last - time.monotonic(), 0))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):  # asked twice: at once
-        for process in started:
+        for process in processes:
+            process.wait(max(deadline - time.monotonic(), 0))
+    except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):
+        for process in processes:
             process.kill()
             process.wait()
 
 
-class _Follower:
-    """Reads what a run writes to its log.jsonl while it writes."""
-
-    def __init__(self, path: Path):
-        self.path, self.place, self.file = path, 0, 0
-
-    def news(self) -> dict[str, Any] | None:
-        """step, steps and stage of the last whole line written since the last call; None when there is none."""
-        try:
-            with self.path.open("rb") as log:
-                found = os.fstat(log.fileno())
-                if found.st_ino != self.file or found.st_size < self.place:  # written anew by a run that goes on
-                    self.file, self.place = found.st_ino, 0
-                log.seek(self.place)
-                text = log.read()
-        except OSError:
-            return None
-        whole = text[: text.rfind(b"\n") + 1]
-        self.place += len(whole)
-        lines = whole.splitlines()
-        if not lines:
-            return None
-        try:
-            last = json.loads(lines[-1])
-        except ValueError:  # the place was in the middle of a line of a log that had been there before
-            return None
-        return {"step": last.get("step", 0), "steps": last.get("of", 0), "stage": last.get("stage", "train")}
+def _last_line(path: Path) -> bytes:
+    """The last complete line of a log that is being written; empty if there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(os.fstat(log.fileno()).st_size - 65_536, 0))
+            return log.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    except OSError:
+        return b""
 
 
 _ERROR = re.compile(r"(\[rank\d+\]: )?(\w+\.)*\w*(Error|Exception|Killed)\b.*:")
 
 
-def _died(recipe: Recipe, job: Job, code: int, log: Path) -> dict[str, Any]:
-    """run.json of a worker that wrote none: it was killed, or broke before it could."""
-    killed = code == -signal.SIGKILL
+def _failure(code: int, log: Path) -> dict[str, Any]:
+    """The run.json of a worker that wrote none, from its exit code and its output."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    # Under a launcher the last lines are its own, on whichever process ended first; the run's words come before.
-    tail = [line for line in lines if _ERROR.match(line) and "ChildFailedError" not in line][:1] or lines[-1:]
-    tail = tail or ["no output"]
-    killed = killed or any("exitcode" in line and "-9" in line for line in lines[-40:])
+    # A launcher's own report of its ranks comes last; the error of the run is further up.
+    errors = [line for line in lines if _ERROR.match(line) and "ChildFailedError" not in line]
+    message = next(iter([*errors, *lines[-1:]]), "no output")
+    killed = code == -signal.SIGKILL or any("exitcode" in line and "-9" in line for line in lines[-40:])
     if killed:
         error = "The system killed the process (signal 9), which is what it does when memory runs out."
     elif code < 0:
         error = f"The process was ended by signal {-code}."
     else:
-        error = f"The process ended with exit code {code}: {tail[0][:300]}"
-    status = "out-of-memory" if killed or says_out_of_memory(tail[0]) else "failed"
-    return {"schema": 1, "status": status, "error": error, "recipe": recipe.name, "arm": job[0], "seed": job[1]}
+        error = f"The process ended with exit code {code}: {message[:300]}"
+    status = "out-of-memory" if killed or says_out_of_memory(message) else "failed"
+    return {"schema": 1, "status": status, "error": error}

@@ -1,4 +1,8 @@
-"""The process of one run of a comparison: `python -m peft_recipes.comparison.worker RECIPE ARM SEED OUTPUT [DATA]`."""
+"""The process of one run: `python -m peft_recipes.comparison.worker RECIPE ARM SEED OUTPUT [DATA]`.
+
+pool.py starts it, once for each run of a comparison; under `--launch`, Accelerate starts it once for each rank. The run
+is trained here, by `training.run.train`; the comparison's process only reads the files that it writes.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ from peft_recipes.training.interruption import EXIT_CODES
 
 
 def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = None) -> int:
-    """Trains one run and returns the exit code: 0 done, 1 failed (its run.json says why), 2 a mistake in the recipe.
+    """Train one run; return the exit code: 0 done, 1 failed (run.json holds the error), 2 an error in the recipe.
 
-    data: the folder of the comparison's prepared data; without it the run prepares its own.
+    data: the folder of the data prepared by the comparison; without it the run prepares its own.
     """
     _end_with_parent()
     quiet_libraries()
@@ -32,17 +36,17 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
 
     recipe = resolved_recipe(Path(recipe_file))
     try:
-        # An interrupted comparison's worker may still be writing its last checkpoint: that is worth the wait.
+        # wait: a worker of an interrupted comparison may still be writing its last checkpoint.
         train(recipe, arm, seed=seed, output=output, resume=True, data=data, wait=True)
         return 0
     except RecipeError as error:
         folder = run_folder(Path(output), recipe, arm, seed)
         make_folder(folder)
-        facts = {"schema": 1, "status": "failed", "error": str(error), "recipe": recipe.name, "arm": arm, "seed": seed}
-        write_json(folder / RUN_FILE, facts)
+        failure = {"schema": 1, "status": "failed", "error": str(error)}
+        write_json(folder / RUN_FILE, {**failure, "recipe": recipe.name, "arm": arm, "seed": seed})
         print(error, file=sys.stderr)
         return 2
-    except OtherRankFailed:  # said, and written, by the process that failed
+    except OtherRankFailed:  # the rank that failed reports the error
         return 0
     except tuple(EXIT_CODES) as error:
         return EXIT_CODES[type(error)]
@@ -57,10 +61,10 @@ def _needs_bitsandbytes(recipe_file: Path, arm: str) -> bool:
 
 
 def _end_with_parent() -> None:
-    """Ends this process as SIGTERM does once the one that started it is gone: then its end of stdin is closed."""
+    """Send this process SIGTERM when its stdin is closed, which happens when the comparison's process ends."""
 
     def watch() -> None:
-        while os.read(0, 1):  # not sys.stdin's: its lock, held by this thread, would be missed when Python ends
+        while os.read(0, 1):  # not sys.stdin: this thread would hold its lock when Python exits
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""A scan's time: what is left of its budget, what a run takes, and how long runs may be so that all of them fit."""
+"""The time budget of a scan: what is left, how long a run takes, and how many steps all runs can afford."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 
 from peft_recipes.search.candidates import Candidate
-from peft_recipes.search.studies import SHARES
+from peft_recipes.search.halving import SHARES
 
-LEAST_STEPS = 3  # so that the three looks are at three steps
-# What halving costs of running all to their end, with a quarter more for the runs that come before their betters.
-_STEPS_SHARE, _LOOKS_SHARE = 0.5 * 1.25, 1.75 / 3 * 1.25
+MIN_STEPS = 3  # one for each evaluation
+# The share of full runs that halving trains and evaluates, plus a quarter: early runs have few others to lose against.
+_STEPS_SHARE, _EVALUATIONS_SHARE = 0.5 * 1.25, 1.75 / 3 * 1.25
 
 
 class Budget:
-    """The seconds of a scan. gone: those used before it was made. before: those that earlier calls of it used."""
+    """The seconds of a scan. gone: used before it was created. before: used by earlier calls of the same scan."""
 
     def __init__(self, seconds: float, gone: float = 0.0):
         self.seconds, self.before, self._started = seconds, 0.0, time.monotonic() - gone
@@ -33,21 +33,22 @@ class Budget:
         return self._started + self.seconds - self.before
 
 
-def run_seconds(figures: Mapping[str, float], steps: int) -> float:
-    """Seconds of a whole run of so many steps. figures: what loading, the first pass, a step and an evaluation take."""
-    return figures["load"] + figures["first_pass"] + steps * figures["step"] + len(SHARES) * figures["evaluate"]
+def run_seconds(timings: Mapping[str, float], steps: int) -> float:
+    """Seconds of a full run. timings: seconds of "load", "first_pass", one "step" and one "evaluate"."""
+    return timings["load"] + timings["first_pass"] + steps * timings["step"] + len(SHARES) * timings["evaluate"]
 
 
 def affordable_steps(
-    chosen: Sequence[Candidate], figures: Mapping[str, Mapping[str, float]], left: float, most: int
+    candidates: Sequence[Candidate], timings: Mapping[str, Mapping[str, float]], seconds: float, most: int
 ) -> int:
-    """How many steps each run may have so that all of them fit into what is left; at most `most`.
+    """The number of steps per run with which all runs fit into `seconds`; at most `most`.
 
-    figures: of each candidate, as `run_seconds` takes them.
+    timings: of each candidate by name, as `run_seconds` takes them.
     """
-    fixed = steps = 0.0
-    for one in chosen:
-        took, count = figures[one.name], len(one.rates)
-        fixed += count * (took["load"] + took["first_pass"] + len(SHARES) * _LOOKS_SHARE * took["evaluate"])
-        steps += count * _STEPS_SHARE * took["step"]
-    return max(min(int((left - fixed) / steps) if steps else most, most), LEAST_STEPS)
+    fixed = per_step = 0.0
+    for candidate in candidates:
+        timing, count = timings[candidate.name], len(candidate.learning_rates)
+        evaluations = len(SHARES) * _EVALUATIONS_SHARE * timing["evaluate"]
+        fixed += count * (timing["load"] + timing["first_pass"] + evaluations)
+        per_step += count * _STEPS_SHARE * timing["step"]
+    return max(min(int((seconds - fixed) / per_step) if per_step else most, most), MIN_STEPS)

@@ -1,4 +1,4 @@
-"""What a scan tries: which arms, at which ranks, at which learning rates; read from what the user wrote."""
+"""What a scan tries: the arms, their ranks and learning rates, parsed from the user's options."""
 
 from __future__ import annotations
 
@@ -12,92 +12,93 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.recipe import Recipe
 
-AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # the rates that are tried where none are named, in shares of the arm's own
+AROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # default learning rates, as multiples of the arm's own
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One arm of a scan and the rates it is tried at, from low to high. of: the recipe's arm that it is a rank of."""
+    """One arm at one rank and its learning rates, lowest first. of: the recipe's arm that it was derived from."""
 
     name: str
     arm: Arm
-    rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]
     of: str
 
     @property
     def rank(self) -> int | None:
-        """The rank of its adapter, None where it has none."""
+        """The adapter's rank; None if its method has none."""
         return getattr(self.arm.peft, "r", None)
 
 
 def candidates(
     recipe: Recipe, arms: Sequence[str], rates: Sequence[float] | None = None, ranks: Sequence[int] | None = None
 ) -> list[Candidate]:
-    """The arms of a recipe, each with its rates; an adapter that has a rank once for each of `ranks`.
+    """The arms of a recipe with their learning rates; an adapter with a rank appears once for each of `ranks`.
 
-    rates: None for a few around each arm's own. A rank keeps the scale of its arm (alpha / r), as far as alpha is a
-    whole number. Raises RecipeError where `ranks` are given and no arm has one.
+    rates: None for a few around each arm's own. A changed rank keeps the arm's scale (alpha / r), up to rounding alpha
+    to an integer. Raises RecipeError if `ranks` are given and no arm has one.
     """
-    found: dict[str, Candidate] = {}
-    for name in arms:
-        arm = recipe.arms[name]
-        tried = tuple(sorted(set(rates))) if rates else tuple(rounded(arm.learning_rate * share) for share in AROUND)
-        for called, changed in _at_ranks(name, arm, ranks):
-            found[called] = Candidate(called, changed, tried, name)
-    if ranks and all(one.rank is None for one in found.values()):
+    by_name: dict[str, Candidate] = {}
+    for arm_name in arms:
+        arm = recipe.arms[arm_name]
+        tried = tuple(sorted(set(rates))) if rates else tuple(_two_digits(arm.learning_rate * f) for f in AROUND)
+        for name, changed in _at_ranks(arm_name, arm, ranks):
+            by_name[name] = Candidate(name, changed, tried, arm_name)
+    if ranks and all(candidate.rank is None for candidate in by_name.values()):
         raise RecipeError(f"--ranks: none of the arms {', '.join(arms)} has a rank. Name one that does with --arms.")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _at_ranks(name: str, arm: Arm, ranks: Sequence[int] | None) -> list[tuple[str, Arm]]:
-    own = getattr(arm.peft, "r", None)
-    if not ranks or own is None:
+    own_rank = getattr(arm.peft, "r", None)
+    if not ranks or own_rank is None:
         return [(name, arm)]
-    made = []
+    variants = []
     for rank in sorted(set(ranks)):
         config = copy.deepcopy(arm.peft)
         config.r = rank
         if getattr(config, "lora_alpha", None) is not None and not getattr(config, "use_rslora", False):
-            config.lora_alpha = max(round(config.lora_alpha * rank / own), 1)
-        called = name if rank == own else f"{re.sub(r'-r[0-9]+$', '', name)}-r{rank}"
-        made.append((called, dataclasses.replace(arm, method=config)))
-    return made
+            config.lora_alpha = max(round(config.lora_alpha * rank / own_rank), 1)
+        variant = name if rank == own_rank else f"{re.sub(r'-r[0-9]+$', '', name)}-r{rank}"
+        variants.append((variant, dataclasses.replace(arm, method=config)))
+    return variants
 
 
-def with_rates(recipe: Recipe, found: dict[str, tuple[Candidate, float]]) -> Recipe:
-    """The recipe with the arms of a scan, each at the rate that was found for it; its other arms as they are."""
-    arms = dict(recipe.arms)
-    for name, (candidate, rate) in found.items():
-        arms[name] = dataclasses.replace(candidate.arm, learning_rate=rate)
-    return dataclasses.replace(recipe, arms=arms)
+def with_learning_rates(recipe: Recipe, chosen: dict[str, tuple[Candidate, float]]) -> Recipe:
+    """The recipe with the candidates' arms added or replaced, each at its learning rate."""
+    changed = {
+        name: dataclasses.replace(candidate.arm, learning_rate=learning_rate)
+        for name, (candidate, learning_rate) in chosen.items()
+    }
+    return dataclasses.replace(recipe, arms={**recipe.arms, **changed})
 
 
-def read_rates(text: str) -> list[float] | None:
-    """The rates of "1e-5:3e-3:6" (low, high, how many, evenly on a logarithmic scale) or "1e-4,3e-4"; None for ""."""
+def read_learning_rates(text: str) -> list[float] | None:
+    """Parse "1e-5:3e-3:6" (low, high, count; logarithmically spaced) or "1e-4,3e-4"; None for ""."""
     if not text.strip():
         return None
-    wrong = RecipeError(
-        f"--learning-rates {text}: expected LOW:HIGH:COUNT, as in 1e-5:3e-3:6, or rates with commas between them, as "
-        "in 1e-4,3e-4,1e-3; all above 0."
+    error = RecipeError(
+        f"--learning-rates {text}: expected LOW:HIGH:COUNT, as in 1e-5:3e-3:6, or learning rates separated by commas, "
+        "as in 1e-4,3e-4,1e-3; all above 0."
     )
     try:
         if ":" not in text:
-            rates = sorted({float(part) for part in text.split(",")})
+            values = {float(part) for part in text.split(",")}
         else:
-            low, high, count = (kind(part) for kind, part in zip((float, float, int), text.split(":"), strict=True))
+            low, high, count = (read(part) for read, part in zip((float, float, int), text.split(":"), strict=True))
             if not 0 < low < high < float("inf") or not 2 <= count <= 50:
-                raise wrong
-            rates = sorted({rounded(low * (high / low) ** (i / (count - 1))) for i in range(count)})
+                raise error
+            values = {_two_digits(low * (high / low) ** (i / (count - 1))) for i in range(count)}
     except ValueError:
-        raise wrong from None
-    if not all(0 < rate < float("inf") for rate in rates):
-        raise wrong
-    return rates
+        raise error from None
+    if not all(0 < value < float("inf") for value in values):
+        raise error
+    return sorted(values)
 
 
 def read_ranks(text: str) -> list[int] | None:
-    """The ranks of "2,4,8"; None for ""."""
+    """Parse "2,4,8"; None for ""."""
     if not text.strip():
         return None
     try:
@@ -110,19 +111,19 @@ def read_ranks(text: str) -> list[int] | None:
 
 
 def read_seconds(text: str) -> float:
-    """The seconds of "10m", "90s", "1.5h" or "600"."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
-    if found is None or float(found[1]) <= 0:
+    """Parse "10m", "90s", "1.5h" or "600" into seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if match is None or float(match[1]) <= 0:
         raise RecipeError(f"--budget {text}: expected a duration above 0, as in 10m, 90s or 1.5h.")
-    return float(found[1]) * _UNITS[found[2] or "s"]
+    return float(match[1]) * _UNITS[match[2] or "s"]
 
 
-def rounded(rate: float) -> float:
-    """A rate with two significant digits."""
-    return float(f"{rate:.1e}")
+def _two_digits(value: float) -> float:
+    """Round to two significant digits."""
+    return float(f"{value:.1e}")
 
 
-def from_the_middle(rates: Sequence[float]) -> list[float]:
-    """The rates in the order in which they are tried: the middle first, so that there is soon something to beat."""
-    middle = (len(rates) - 1) / 2
-    return [rates[i] for i in sorted(range(len(rates)), key=lambda i: (abs(i - middle), i))]
+def middle_first(values: Sequence[float]) -> list[float]:
+    """The values ordered by distance from the middle: a good first run lets halving stop the others early."""
+    middle = (len(values) - 1) / 2
+    return [values[i] for i in sorted(range(len(values)), key=lambda i: (abs(i - middle), i))]

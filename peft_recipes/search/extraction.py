@@ -1,8 +1,8 @@
-"""A LoRA adapter out of a full fine-tune: the change of each target, cut to a rank by its singular values.
+"""Extract a LoRA adapter from a full fine-tune: a truncated SVD of the change of each target module.
 
-W_trained - W_base = U S V; B = U sqrt(S) and A = sqrt(S) V of the first r of them make the nearest change of rank r
-(Eckart & Young 1936). What is no target (embeddings, norms, biases) is lost; how much that is, is said. A new head is
-stored whole.
+W_trained - W_base = U S V; B = U sqrt(S) and A = sqrt(S) V, cut to the first r singular values, give the best
+approximation of rank r (Eckart & Young 1936). The changes of other weights (embeddings, norms, biases) are lost;
+extraction.json says how much that is. A new task head is saved completely.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, clear, make_folder, write_json
 from peft_recipes.runs.folder import Run, read_run
-from peft_recipes.runs.lock import locked
+from peft_recipes.runs.lock import LOCK_FILES, locked
 from peft_recipes.runs.outputs import store_outputs
 from peft_recipes.search.spectra import FullRun, read_full_run
 from peft_recipes.training.verify import compute_logits
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 FILE = "extraction.json"
-_MERGED_SAME = 1e-4  # relative: what B @ A may differ from the change that it was cut from
+_MERGED_SAME = 1e-4  # relative tolerance between PEFT's delta weight and the truncated SVD
 
 
 @dataclass
 class Lost:
-    """Shares of the whole squared change: what the adapter holds, what its rank cut off, what is no target of it."""
+    """Shares of the total squared change: in the adapter, cut off by its rank, in the head, in untargeted weights."""
 
     held: float
     cut_off: float
@@ -47,14 +47,16 @@ class Lost:
 def extract(
     folder: str | Path, rank: int, output: str | Path, *, targets: str | Iterable[str] = "all", overwrite: bool = False
 ) -> dict[str, Any]:
-    """Writes the adapter of that rank to `output`, tests it beside the full run, and returns extraction.json.
+    """Extract an adapter of the given rank from a full run, evaluate it, and return extraction.json.
 
-    targets: "all" (every linear and convolutional layer), "attention", "mlp", or names as PEFT matches them. The LoRA
-    runs of the same rank and seed that lie beside the full run are held against it too. Raises RecipeError: no full run
-    there, a rank below 1, a target that hits nothing, an output that is in use.
+    The adapter is saved to `output` and compared with the full run and with the trained LoRA runs of the same rank and
+    seed in the same comparison folder. targets: "all" (every linear and convolutional layer), "attention", "mlp", or
+    module names as PEFT matches them. Raises RecipeError if the folder holds no full run, the rank is below 1, a target
+    matches no module, or the output folder is in use.
     """
     from peft_recipes.hardware.device import choose
     from peft_recipes.hardware.environment import environment
+    from peft_recipes.runs.predictions import write_predictions
     from peft_recipes.training import save
 
     output = Path(output)
@@ -65,21 +67,19 @@ def extract(
         raise RecipeError(f"{output} is not empty. Replace what is there with --overwrite, or name another folder.")
     full = read_full_run(folder)
     arm = Arm(_config(full, rank, targets), learning_rate=full.run.data["learning_rate"])
-    model, lost, parameters = _cut(full, arm)
+    model, lost, parameters = _extract_change(full, arm)
     make_folder(output)
     with locked(output):
         if overwrite:
-            clear(output, keep=(".lock", ".lock-holder"))
+            clear(output, keep=LOCK_FILES)
         files = save.save(model, arm, full.recipe, output, full.prepared.processor)
         inputs = full.task.inputs(full.prepared, 2)
         hardware = choose(full.recipe.training, full.recipe.threads)
         outputs = compute_logits(model, inputs, hardware)
         last = [logits[:, -1] if logits.dim() == 3 else logits for logits in outputs]
         store_outputs(output, inputs, last)
-        _comes_back(full, arm, output, inputs, outputs, hardware)
-        evaluations = _tested(full, model, hardware)
-        from peft_recipes.runs.predictions import write_predictions
-
+        _check_reload(full, arm, output, inputs, outputs, hardware)
+        evaluations = _evaluate(full, model, hardware)
         write_predictions(output, evaluations)
         data = {
             "schema": 1,
@@ -95,9 +95,9 @@ def extract(
             "change": vars(lost),
             "parameters": parameters,
             "checkpoint_bytes": sum(files.values()),
-            "metrics": {split: found.metrics for split, found in evaluations.items()},
+            "metrics": {split: evaluation.metrics for split, evaluation in evaluations.items()},
             "rows": full.prepared.rows,
-            **_beside(full, rank, output),
+            **_compare_with_trained(full, rank, output),
             "notes": full.notes,
             "environment": environment(hardware),
         }
@@ -106,7 +106,7 @@ def extract(
 
 
 def _config(full: FullRun, rank: int, targets: str | Iterable[str]) -> LoraConfig:
-    """A plain LoRA of that rank whose scale is 1: the change is in its matrices alone."""
+    """A plain LoRA config with scale 1."""
     from peft import LoraConfig
 
     from peft_recipes.models.architecture_table import GROUPS
@@ -128,23 +128,26 @@ def _config(full: FullRun, rank: int, targets: str | Iterable[str]) -> LoraConfi
     return LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names)
 
 
-def _cut(full: FullRun, arm: Arm) -> tuple[nn.Module, Lost, dict[str, int]]:
-    """The base with the adapter on it, what it holds of the change, and its counts."""
+def _extract_change(full: FullRun, arm: Arm) -> tuple[nn.Module, Lost, dict[str, int]]:
+    """The base with the extracted adapter, the shares of the change, and the parameter counts."""
     import torch
 
     from peft_recipes.arms.apply import apply_arm
 
-    change = _changes(full)
-    trained = dict(full.trained.named_parameters())
+    base, trained = dict(full.base.named_parameters()), dict(full.trained.named_parameters())
+    change = {
+        name: float((after.detach().double() - base[name].detach().double()).square().sum())
+        for name, after in trained.items()
+    }
     model, counted = apply_arm(copy.deepcopy(full.base), arm, full.recipe.task, full.new, "extract")
     held, targeted, head = 0.0, set(), set()
     with torch.no_grad():
         for name, layer in _lora_layers(model):
             weight = f"{name}.weight"
-            held += _fill(layer, trained[weight].detach(), dict(full.base.named_parameters())[weight].detach())
+            held += _set_lora_weights(layer, trained[weight].detach(), base[weight].detach())
             targeted.add(weight)
         for name, parameter in model.named_parameters():
-            if ".modules_to_save.default." in name:  # a new head: whole
+            if ".modules_to_save.default." in name:  # a new head
                 plain = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
                 parameter.copy_(trained[plain])
                 head.add(plain)
@@ -161,45 +164,38 @@ def _cut(full: FullRun, arm: Arm) -> tuple[nn.Module, Lost, dict[str, int]]:
     return model.eval(), lost, {"trainable": counted.trainable, "total": counted.total}
 
 
-def _changes(full: FullRun) -> dict[str, float]:
-    """The squared change of every weight, by name."""
-    before = dict(full.base.named_parameters())
-    return {
-        name: float((after.detach().double() - before[name].detach().double()).square().sum())
-        for name, after in full.trained.named_parameters()
-    }
-
-
-def _by_kind(model: nn.Module, changed: dict[str, float]) -> dict[str, float]:
-    """Embeddings, biases, norms and other weights, each kind's sum; kinds that did not change are left out."""
+def _by_kind(model: nn.Module, changes: dict[str, float]) -> dict[str, float]:
+    """Sum squared changes over embeddings, biases, norms and other weights; kinds without change are omitted."""
     import torch.nn as nn
 
-    found: dict[str, float] = {}
-    for name, value in changed.items():
+    sums: dict[str, float] = {}
+    for name, value in changes.items():
         owner = model.get_submodule(name.rpartition(".")[0])
         kind = "biases" if name.endswith("bias") else "norms" if "norm" in type(owner).__name__.lower() else "weights"
         kind = "embeddings" if isinstance(owner, nn.Embedding) else kind
-        found[kind] = found.get(kind, 0.0) + value
-    return {kind: value for kind, value in found.items() if value}
+        sums[kind] = sums.get(kind, 0.0) + value
+    return {kind: value for kind, value in sums.items() if value}
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """The layers that PEFT put LoRA on, each with its name in the base."""
+    """The model's LoRA layers with their names in the base. Raises RecipeError for an embedding."""
     from peft.tuners.lora import LoraLayer
 
-    found = [(name.removeprefix("base_model.model."), module) for name, module in model.named_modules()
-             if isinstance(module, LoraLayer)]  # fmt: skip
-    for name, layer in found:
-        if "default" not in layer.lora_A:
-            raise RecipeError(f"{name} is a {type(layer).__name__}: what changed in an embedding is not extracted.")
-    return found
+    layers = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            name = name.removeprefix("base_model.model.")
+            if "default" not in layer.lora_A:
+                raise RecipeError(f"{name} is a {type(layer).__name__}: the change of an embedding is not extracted.")
+            layers.append((name, layer))
+    return layers
 
 
-def _fill(layer: Any, after: torch.Tensor, before: torch.Tensor) -> float:
-    """Sets a layer's A and B to the best of their rank, and returns the squared change that they hold.
+def _set_lora_weights(layer: Any, after: torch.Tensor, before: torch.Tensor) -> float:
+    """Set A and B to the truncated SVD of after - before, and return the squared change that they represent.
 
-    A Conv1D keeps its weight as [in, out]; a convolution's [out, in, ...] counts as [out, in x ...], as PEFT has it.
-    Raises RecipeError for a layer that PEFT computes in another way.
+    A Conv1D's weight is [in, out]; a convolution's [out, in, ...] counts as [out, in x ...], as in PEFT. Raises
+    RecipeError for a layer whose delta weight PEFT does not compute as B @ A.
     """
     import torch
 
@@ -208,7 +204,7 @@ def _fill(layer: Any, after: torch.Tensor, before: torch.Tensor) -> float:
     if getattr(layer, "fan_in_fan_out", False):
         change = change.T
     if getattr(layer.get_base_layer(), "groups", 1) != 1:
-        raise RecipeError(f"{type(layer.get_base_layer()).__name__} in groups: PEFT's LoRA has no form of its change.")
+        raise RecipeError(f"{type(layer.get_base_layer()).__name__} with groups: PEFT's LoRA can't represent it.")
     u, s, v = torch.linalg.svd(change, full_matrices=False)
     rank = min(layer.r["default"], len(s))
     root = s[:rank].sqrt()
@@ -216,26 +212,26 @@ def _fill(layer: Any, after: torch.Tensor, before: torch.Tensor) -> float:
     left[:, :rank], right[:rank] = u[:, :rank] * root, root[:, None] * v[:rank]
     up.copy_(left.reshape(up.shape))
     down.copy_(right.reshape(down.shape))
-    made = layer.get_delta_weight("default").double().flatten(1)
+    delta = layer.get_delta_weight("default").double().flatten(1)
     best = (u[:, :rank] * s[:rank]) @ v[:rank]
     best = best.T if getattr(layer, "fan_in_fan_out", False) else best
-    if float((made - best).norm()) > _MERGED_SAME * max(float(best.norm()), 1e-12):
-        raise RecipeError(f"{type(layer).__name__}: PEFT computes its change in another way than B @ A.")
+    if float((delta - best).norm()) > _MERGED_SAME * max(float(best.norm()), 1e-12):
+        raise RecipeError(f"{type(layer).__name__}: PEFT does not compute its delta weight as B @ A.")
     return float(s[:rank].square().sum())
 
 
-def _comes_back(full: FullRun, arm: Arm, folder: Path, inputs: Any, outputs: Any, hardware: Any) -> None:
-    """Loads what was saved onto the base again. Raises RuntimeError where it answers otherwise."""
+def _check_reload(full: FullRun, arm: Arm, folder: Path, inputs: Any, outputs: Any, hardware: Any) -> None:
+    """Load the saved adapter onto the base. Raises RuntimeError if its outputs differ from `outputs`."""
     from peft_recipes.guards import checks
     from peft_recipes.training import save
 
-    again = save.restore(copy.deepcopy(full.base), full.new, arm, full.recipe, folder).eval()
-    for mine, theirs in zip(compute_logits(again, inputs, hardware), outputs, strict=True):
-        checks.same_outputs(mine, theirs, "The adapter loaded again differs from the one that was saved")
+    reloaded = save.restore(copy.deepcopy(full.base), full.new, arm, full.recipe, folder).eval()
+    for actual, expected in zip(compute_logits(reloaded, inputs, hardware), outputs, strict=True):
+        checks.same_outputs(actual, expected, "The reloaded adapter differs from the saved one")
 
 
-def _tested(full: FullRun, model: nn.Module, hardware: Any) -> dict[str, Any]:
-    """The evaluations of the adapter, by the recipe's own trainer."""
+def _evaluate(full: FullRun, model: nn.Module, hardware: Any) -> dict[str, Any]:
+    """Evaluate the adapter on each split with the recipe's own trainer."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="extract-") as folder:
@@ -245,46 +241,45 @@ def _tested(full: FullRun, model: nn.Module, hardware: Any) -> dict[str, Any]:
         return {split: full.task.evaluate(trainer, full.prepared, split) for split in splits}
 
 
-def _beside(full: FullRun, rank: int, output: Path) -> dict[str, Any]:
-    """The full run, and every LoRA of the same rank and seed that was trained beside it, against the extracted one."""
+def _compare_with_trained(full: FullRun, rank: int, output: Path) -> dict[str, Any]:
+    """Compare the extracted adapter with the full run and with the LoRA runs of the same rank, seed and data."""
     from peft_recipes.statistics.bootstrap import margin_for
 
     recipe, value = full.recipe, full.run.metrics["test"][full.recipe.metric]
-    margin = recipe.margin or margin_for(recipe.metric, value)
-    mine = Run(output, {"metrics": {}})
-    rows = [{"arm": full.run.data["arm"], "value": value, "parameters": full.run.data["parameters"]["trainable"],
-             "extracted_minus_it": _difference(recipe, mine, full.run, margin)}]  # fmt: skip
-    for run in _trained_beside(full, rank):
-        rows.append({
+    margin, extracted = recipe.margin or margin_for(recipe.metric, value), Run(output, {"metrics": {}})
+    rows = []
+    for run in (full.run, *_lora_runs(full, rank)):
+        row = {
             "arm": run.data["arm"],
             "value": run.metrics["test"][recipe.metric],
             "parameters": run.data["parameters"]["trainable"],
-            "targets": run.data["target_modules"],
-            "extracted_minus_it": _difference(recipe, mine, run, margin),
-        })  # fmt: skip
+            "extracted_minus_it": _difference(recipe, extracted, run, margin),
+        }
+        rows.append(row if run is full.run else {**row, "targets": run.data["target_modules"]})
     return {"margin": margin, "beside": rows}
 
 
-def _trained_beside(full: FullRun, rank: int) -> list[Run]:
-    root, seed = full.run.folder.parent.parent, full.run.folder.name
-    found = []
-    for path in sorted(root.glob(f"*/{seed}/run.json")):
+def _lora_runs(full: FullRun, rank: int) -> list[Run]:
+    comparison_folder, seed = full.run.folder.parent.parent, full.run.folder.name
+    runs = []
+    for path in sorted(comparison_folder.glob(f"*/{seed}/run.json")):
         run = read_run(path.parent)
         same = run is not None and run.ok and run.data.get("method") == "LORA" and run.data.get("rank") == rank
         if same and run.data["environment"]["dataset_fingerprint"] == full.prepared.fingerprint:
-            found.append(run)
-    return found
+            runs.append(run)
+    return runs
 
 
-def _difference(recipe: Recipe, ours: Run, theirs: Run, margin: float) -> dict[str, Any] | None:
-    """Extracted minus the other, paired by test example; None where they were tested on other examples."""
+def _difference(recipe: Recipe, extracted: Run, trained: Run, margin: float) -> dict[str, Any] | None:
+    """Extracted minus trained, paired by test example; None if the test examples differ."""
     import numpy as np
 
     from peft_recipes.statistics.bootstrap import paired_difference, verdict
     from peft_recipes.statistics.results import scores
 
-    mine, other = scores(ours, recipe), scores(theirs, recipe)
-    if not np.array_equal(mine[0], other[0]):
+    ids, values, weights = scores(extracted, recipe)
+    trained_ids, trained_values, _ = scores(trained, recipe)
+    if not np.array_equal(ids, trained_ids):
         return None
-    found = paired_difference(mine[1][None], other[1][None], weights=mine[2])
-    return {**found.to_dict(), "verdict": verdict(found, margin, recipe.higher_is_better)}
+    difference = paired_difference(values[None], trained_values[None], weights=weights)
+    return {**difference.to_dict(), "verdict": verdict(difference, margin, recipe.higher_is_better)}

@@ -1,8 +1,8 @@
-"""A scan: which learning rate, and which rank, suits each arm of a recipe, within a budget of time.
+"""A scan: find each arm's learning rate (and rank) by short runs within a time budget.
 
-Short runs on the train split, judged by the validation loss alone; the test split is never read. Successive halving
-(studies.py) ends the worse of them early. How long they are follows from the budget and from the step times that are
-measured first; a run that would overrun the budget is not begun.
+Runs train on the train split and are compared by validation loss; the test split is never read. Successive halving
+(halving.py) stops the worse runs early. Their length follows from the budget and from step times measured first; a run
+that would exceed the budget is not started. All runs of a scan run one after another in this process.
 """
 
 from __future__ import annotations
@@ -11,57 +11,45 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, clear, make_folder, write_json, write_text
-from peft_recipes.runs.lock import locked
-from peft_recipes.search.budget import LEAST_STEPS, Budget, affordable_steps, run_seconds
-from peft_recipes.search.candidates import Candidate, candidates, with_rates
-from peft_recipes.search.studies import (  # fmt: skip
-    arm_data,
-    goes_on,
-    marks_of,
-    next_trial,
-    plain_run,
-    require_optuna,
-    storage_at,
-    study_of,
-    tell,
-    told,
-)
+from peft_recipes.runs.lock import LOCK_FILES, locked
+from peft_recipes.search.budget import MIN_STEPS, Budget, affordable_steps, run_seconds
+from peft_recipes.search.candidates import Candidate, candidates, with_learning_rates
+from peft_recipes.search.halving import arm_entry, evaluation_steps, keep_training, pending, run_entry
 from peft_recipes.training.interruption import terminable
 from peft_recipes.training.resolve import with_precision
 
 if TYPE_CHECKING:
-    import optuna
-
     from peft_recipes.data.prepared import Prepared
     from peft_recipes.hardware.device import Hardware
     from peft_recipes.search.short_runs import ShortRun
     from peft_recipes.tasks.base import Task
 
-FOLDER, FILE, JOURNAL, WINNERS = "scan", "scan.json", "journal.jsonl", "recipe.yaml"
+FOLDER, FILE, WINNERS = "scan", "scan.json", "recipe.yaml"
 
 
 class Scan:
-    """A scan, finished or cut off by its budget: `data` is scan.json, `folder` where it lies."""
+    """A scan, finished or stopped by its budget: `data` is scan.json, `folder` holds it."""
 
     def __init__(self, data: dict[str, Any], folder: Path):
         self.data, self.folder = data, folder
 
     @property
     def best(self) -> dict[str, float]:
-        """The best rate of each arm that has one."""
+        """The best learning rate of each arm that has one."""
         return {name: arm["best"] for name, arm in self.data["arms"].items() if arm["best"] is not None}
 
     @property
     def recipe(self) -> Path:
-        """The recipe file with the winners, which `compare` takes."""
+        """The recipe file with the best learning rates, ready for `compare`."""
         return self.folder / WINNERS
 
     def __repr__(self) -> str:
@@ -82,67 +70,69 @@ def scan(
     gone: float = 0.0,
     on_trial: Callable[[str, dict[str, Any], int, int], None] | None = None,
 ) -> Scan:
-    """Tries every arm (at every rank) at every rate, and writes scan.json, recipe.yaml and a plot to <recipe>/scan.
+    """Try every arm (at every rank) at every learning rate; write scan.json, recipe.yaml and a plot to <recipe>/scan.
 
-    rates: None for a few around each arm's own. budget: seconds for all of it, loading included. A scan that was killed
-    goes on when it is called again, with what is left of its budget; a finished one is returned as it is. gone: seconds
-    of the budget that were used before this call. on_trial: told of every run that ends: its arm, what came of it, its
-    number and how many there are. Raises RecipeError for a mistake in what was given (then nothing is written),
-    KeyboardInterrupt or Terminated after a signal.
+    A killed scan continues when it is called again, with the rest of its budget; a finished one is returned unchanged,
+    unless a larger budget is given and runs are left.
+
+    Args:
+        rates: learning rates; None for a few around each arm's own.
+        budget: seconds for everything, loading included.
+        wait: wait until no other process writes to the folder.
+        gone: seconds of the budget that were used before this call.
+        on_trial: called after each run with its arm, its entry of scan.json, its number and the number of runs.
+
+    Raises:
+        RecipeError: an argument is wrong; nothing has been written.
+        KeyboardInterrupt, Terminated: after SIGINT or SIGTERM; finished runs are kept.
     """
     from peft_recipes.arms.selection import choose_arms
 
-    require_optuna()
     if not math.isfinite(budget) or budget <= 0:
         raise RecipeError(f"budget: expected seconds above 0, got {budget}.")
     output = Path(output)
     check_output(output)
-    folder = output / recipe.name / FOLDER
-    clock = Budget(budget, gone)
-    named = choose_arms(recipe, arms)
-    recipe, chosen = named.recipe, candidates(named.recipe, named.names, rates, ranks)
-    before = None if overwrite else _read(folder / FILE)
-    recipe = with_precision(recipe, folder if before else None)
-    work = _Work(recipe, chosen, seed, clock, folder, on_trial or (lambda *_: None))
-    work.prepare()
-    work.notes += named.notes
-    if before is not None and before["signature"] != work.signature:
+    folder, clock = output / recipe.name / FOLDER, Budget(budget, gone)
+    chosen = choose_arms(recipe, arms)
+    tried = candidates(chosen.recipe, chosen.names, rates, ranks)
+    previous = None if overwrite else _read(folder / FILE)
+    recipe = with_precision(chosen.recipe, folder if previous else None)
+    scanner = _Scanner(recipe, tried, seed, clock, folder, on_trial or (lambda *_: None))
+    scanner.prepare()
+    scanner.notes += chosen.notes
+    if previous is not None and previous["signature"] != scanner.signature:
         raise RecipeError(
             f"{folder} holds a scan of another recipe, range, data or code. Replace it with --overwrite, or name "
             "another --output."
         )
     make_folder(folder)
     with terminable(), locked(folder, wait=wait):
-        if before is None:
-            clear(folder, keep=(".lock", ".lock-holder"))
-        work.go_on(before)
-        return work.done()
+        if previous is None:
+            clear(folder, keep=LOCK_FILES)
+        elif scanner.is_complete(previous):
+            return Scan(previous, folder)
+        scanner.run(previous)
+        return scanner.finish()
 
 
 @dataclass
-class _Arm:
-    """A candidate while it is scanned. figures: the seconds that loading, a step and an evaluation take."""
+class _Scanner:
+    """One call of `scan`: the prepared data, the runs of each arm and the remaining budget."""
 
-    candidate: Candidate
-    study: optuna.Study
-    figures: dict[str, float]
-
-
-class _Work:
-    """One call of a scan: its clock, its plan, its runs."""
-
-    def __init__(
-        self, recipe: Recipe, chosen: list[Candidate], seed: int, budget: Budget, folder: Path,
-        on_trial: Callable[[str, dict[str, Any], int, int], None],
-    ):  # fmt: skip
-        self.recipe, self.chosen, self.seed, self.budget, self.folder = recipe, chosen, seed, budget, folder
-        self.on_trial = on_trial
-        self.arms: dict[str, _Arm] = {}
-        self.probes: dict[str, dict[str, float]] = {}
-        self.steps = 0
+    recipe: Recipe
+    candidates: list[Candidate]
+    seed: int
+    budget: Budget
+    folder: Path
+    on_trial: Callable[[str, dict[str, Any], int, int], None]
+    steps: int = 0
+    # By arm: the runs' entries in scan.json by learning rate; seconds measured by a probe; seconds to expect of a run.
+    runs: dict[str, dict[float, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)
+    timings: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """The data without its test split, and what can be found wrong before the first run."""
+        """Prepare the data without its test split and check all candidates before the first run."""
         from peft_recipes.arms.apply import fit_targets
         from peft_recipes.hardware.device import choose
         from peft_recipes.models import bases
@@ -150,19 +140,19 @@ class _Work:
         from peft_recipes.tasks.registry import task_of
 
         self.hardware: Hardware = choose(self.recipe.training, self.recipe.threads)
-        tried = with_rates(self.recipe, {one.name: (one, one.rates[0]) for one in self.chosen})
-        self.task: Task = task_of(tried)
+        recipe = with_learning_rates(self.recipe, {one.name: (one, one.learning_rates[0]) for one in self.candidates})
+        self.task: Task = task_of(recipe)
         self.task.reads_test = False
         self.prepared: Prepared = self.task.prepare()
-        config = bases.load_config(tried, **self.task.base_options(self.prepared))
-        tried, notes = fit_targets(tried, config)
-        self.notes, self.task.recipe = [*self.prepared.notes, *notes], tried
+        config = bases.load_config(recipe, **self.task.base_options(self.prepared))
+        recipe, notes = fit_targets(recipe, config)
+        self.notes, self.task.recipe = [*self.prepared.notes, *notes], recipe
         self.task.check_arguments(None, self.hardware)
-        fitted = {one.name: dataclasses.replace(tried.arms[one.name], learning_rate=one.arm.learning_rate)
-                  for one in self.chosen}  # fmt: skip
-        self.chosen = [Candidate(one.name, fitted[one.name], one.rates, one.of) for one in self.chosen]
+        for i, one in enumerate(self.candidates):
+            arm = dataclasses.replace(recipe.arms[one.name], learning_rate=one.arm.learning_rate)
+            self.candidates[i] = dataclasses.replace(one, arm=arm)
         problems = []
-        for one in self.chosen:
+        for one in self.candidates:
             try:
                 self.task.check_arguments(one.arm, self.hardware)
                 needs = plan.memory(self.task, self.prepared, config, one.arm, one.name)
@@ -172,87 +162,97 @@ class _Work:
                 problems += error.problems
         if problems:
             raise RecipeError(*problems)
-        self.most = max(plan.steps(self.recipe, self.prepared.rows) or 0, LEAST_STEPS)
+        self.max_steps = max(plan.steps(self.recipe, self.prepared.rows) or 0, MIN_STEPS)
         self.signature = self._signature()
-        self.task.load_base(self.prepared)  # once for nothing: a base that is trained first, and what is imported then
+        # Loaded once and dropped: pretraining of a stand-in and first imports must not count as a run's loading time.
+        self.task.load_base(self.prepared)
 
     def _signature(self) -> str:
+        """A hash of everything that the runs depend on; learning rates are part of the candidates."""
         from peft_recipes.hardware.environment import code_version
 
-        plain = self.recipe.to_dict()
+        recipe = self.recipe.to_dict()
         for key in ("title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds", "arms"):
-            plain.pop(key)
-        tried = [[one.name, {**one.arm.to_dict(), "learning_rate": one.rates}] for one in self.chosen]
-        said = json.dumps([plain, tried, self.seed, self.prepared.fingerprint, code_version()], default=str)
-        return hashlib.sha256(said.encode()).hexdigest()[:20]
+            recipe.pop(key)
+        tried = [[one.name, {**one.arm.to_dict(), "learning_rate": one.learning_rates}] for one in self.candidates]
+        content = json.dumps([recipe, tried, self.seed, self.prepared.fingerprint, code_version()], default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
 
-    def go_on(self, before: dict[str, Any] | None) -> None:
-        """All runs that are still to be done, as far as the budget goes."""
-        if before is not None:
-            self.budget.before = before["budget"]["spent_seconds"]
-            self.steps, self.probes = before["steps"], before["probes"]
-            if not before["unfinished"] and not self._more_to_do(before):
-                self.before = before
-                return
-        self.before = None
-        self.recipe.to_yaml(self.folder / WINNERS)  # its precision is the scan's from here on
-        for one in self.chosen:
+    def is_complete(self, previous: dict[str, Any]) -> bool:
+        """Whether an earlier call finished, and a larger budget than its own would not allow more runs."""
+        runs_left = any(
+            arm["not_begun"] or any(run["ended"] == "out of time" for run in arm["runs"])
+            for arm in previous["arms"].values()
+        )
+        more_time = self.budget.seconds > previous["budget"]["seconds"]
+        return not previous["unfinished"] and not (more_time and runs_left)
+
+    def run(self, previous: dict[str, Any] | None) -> None:
+        """Do all runs that are left, as far as the budget allows. previous: scan.json of an earlier call."""
+        if previous is not None:
+            self.budget.before = previous["budget"]["spent_seconds"]
+            self.steps, self.probes = previous["steps"], previous["probes"]
+            for name, arm in previous["arms"].items():
+                self.runs[name] = {run["learning_rate"]: run for run in arm["runs"]}
+        self.recipe.to_yaml(self.folder / WINNERS)  # later calls take the precision from it
+        for one in self.candidates:
             if one.name not in self.probes and self.budget.left > 0:
                 self.probes[one.name] = self._probe(one)
-        probed = [one for one in self.chosen if one.name in self.probes]
-        if not self.steps and len(probed) == len(self.chosen):
-            self.steps = affordable_steps(self.chosen, self.probes, self.budget.left, self.most)
-        storage = storage_at(self.folder / JOURNAL)
-        for one in self.chosen:
-            self.arms[one.name] = _Arm(one, study_of(storage, one), dict(self.probes.get(one.name, {})))
-        self._keep(unfinished=True)
+        if not self.steps and len(self.probes) == len(self.candidates):
+            self.steps = affordable_steps(self.candidates, self.probes, self.budget.left, self.max_steps)
+        self.timings = {name: dict(seconds) for name, seconds in self.probes.items()}
+        self._write(unfinished=True)
         if not self.steps:
             return
-        most = max(len(one.rates) for one in self.chosen)
-        for _ in range(most):  # one rate of each arm in turn, so that a short budget is shared
-            for arm in self.arms.values():
-                self._next(arm)
+        left = {one.name: pending(one, self.runs[one.name]) for one in self.candidates}
+        while any(left.values()):  # one learning rate of each arm in turn, so that all arms share a short budget
+            for one in self.candidates:
+                if left[one.name]:
+                    self._next(one, left[one.name].pop(0))
 
-    def _more_to_do(self, before: dict[str, Any]) -> bool:
-        open_still = any(arm["not_begun"] or any(run["ended"] == "out of time" for run in arm["runs"])
-                         for arm in before["arms"].values())  # fmt: skip
-        return self.budget.seconds > before["budget"]["seconds"] and open_still
+    def _probe(self, candidate: Candidate) -> dict[str, float]:
+        """Measure the seconds of a run by two steps and one evaluation; all ranks of an arm share one measurement."""
+        for other in self.candidates:
+            if other.of == candidate.of and other.name in self.probes:
+                return self.probes[other.name]
+        return self._train(candidate, candidate.learning_rates[0], 2, [2]).seconds
 
-    def _probe(self, one: Candidate) -> dict[str, float]:
-        """What a run of this arm takes: by two steps and an evaluation; another rank of an arm is not asked again."""
-        known = next((self.probes[other.name] for other in self.chosen
-                      if other.of == one.of and other.name in self.probes), None)  # fmt: skip
-        return known or self._run(one, one.rates[0], 2, [2]).seconds
-
-    def _run(self, one: Candidate, rate: float, steps: int, marks: list[int], **more: Any) -> ShortRun:
+    def _train(
+        self, candidate: Candidate, learning_rate: float, steps: int, evaluate_after: list[int], **options: Any
+    ) -> ShortRun:
         from peft_recipes.search.short_runs import short_run
         from peft_recipes.tasks.method_mixin import fit_schedules
 
-        arm = dataclasses.replace(one.arm, learning_rate=rate)
-        short = dataclasses.replace(self.recipe, arms={one.name: arm}, embedded={})
-        arm = fit_schedules(short, steps)[0].arms[one.name]
-        return short_run(self.task, self.prepared, arm, one.name, steps, marks, self.hardware, seed=self.seed, **more)
+        name, arm = candidate.name, dataclasses.replace(candidate.arm, learning_rate=learning_rate)
+        recipe = fit_schedules(dataclasses.replace(self.recipe, arms={name: arm}, embedded={}), steps)[0]
+        arm = recipe.arms[name]
+        return short_run(
+            self.task, self.prepared, arm, name, steps, evaluate_after, self.hardware, seed=self.seed, **options
+        )
 
-    def _next(self, arm: _Arm) -> None:
-        """The arm's next rate, where one waits and a whole run of it fits into what is left of the budget."""
-        if run_seconds(arm.figures, self.steps) > self.budget.left:
+    def _next(self, candidate: Candidate, learning_rate: float) -> None:
+        """Do one run and write scan.json, unless a full run would exceed the budget."""
+        name, runs, timings = candidate.name, self.runs[candidate.name], self.timings[candidate.name]
+        if run_seconds(timings, self.steps) > self.budget.left:
             return
-        trial = next_trial(arm.study, arm.candidate)
-        if trial is None:
-            return
-        made = self._run(
-            arm.candidate, trial.params["learning_rate"], self.steps, marks_of(self.steps),
-            judge=lambda so_far: goes_on(trial, so_far), deadline=self.budget.deadline,
-        )  # fmt: skip
-        tell(arm.study, trial, made)
-        if made.seconds["step"]:
-            arm.figures |= {key: max(arm.figures[key], made.seconds[key]) for key in ("load", "step", "evaluate")}
-        self._keep(unfinished=True)
-        done = sum(len(told(other.study)) for other in self.arms.values())
-        self.on_trial(arm.candidate.name, plain_run(made), done, sum(len(one.rates) for one in self.chosen))
+        others = [run for other, run in runs.items() if other != learning_rate]
+        run = self._train(
+            candidate,
+            learning_rate,
+            self.steps,
+            evaluation_steps(self.steps),
+            keep_training=lambda run: keep_training(run, others),
+            deadline=self.budget.deadline,
+        )
+        runs[learning_rate] = run_entry(run)
+        if run.seconds["step"]:
+            timings |= {key: max(timings[key], run.seconds[key]) for key in ("load", "step", "evaluate")}
+        self._write(unfinished=True)
+        total = sum(len(one.learning_rates) for one in self.candidates)
+        self.on_trial(name, runs[learning_rate], sum(map(len, self.runs.values())), total)
 
-    def _keep(self, *, unfinished: bool) -> dict[str, Any]:
-        """scan.json as things stand."""
+    def _write(self, *, unfinished: bool) -> dict[str, Any]:
+        """Write scan.json. It is rewritten after each run: a scan that is killed continues from it."""
         from peft_recipes.hardware.environment import environment
 
         data = {
@@ -269,36 +269,33 @@ class _Work:
             "rows": self.prepared.rows,
             "seed": self.seed,
             "steps": self.steps,
-            "recipe_steps": self.most,
-            "looks": marks_of(self.steps) if self.steps else [],
+            "recipe_steps": self.max_steps,
+            "looks": evaluation_steps(self.steps) if self.steps else [],
             "budget": {"seconds": self.budget.seconds, "spent_seconds": round(self.budget.spent, 2)},
             "probes": self.probes,
-            "arms": {name: arm_data(arm.candidate, arm.study) for name, arm in self.arms.items()},
+            "arms": {one.name: arm_entry(one, self.runs[one.name]) for one in self.candidates},
             "notes": self.notes,
             "environment": environment(self.hardware),
         }
         write_json(self.folder / FILE, data)
         return data
 
-    def done(self) -> Scan:
-        """scan.json as it stays, the winners' recipe and the plot."""
+    def finish(self) -> Scan:
+        """Write the final scan.json, the recipe with the best learning rates and the plot."""
         from peft_recipes.reporting.scan_report import write_scan_plots
 
-        if self.before is not None:
-            return Scan(self.before, self.folder)
-        data = self._keep(unfinished=False)
-        found = {name: (self.arms[name].candidate, arm["best"]) for name, arm in data["arms"].items()
-                 if arm["best"] is not None}  # fmt: skip
-        winners = with_rates(self.recipe, found)
-        told = ", ".join(found) or "no arm"
-        text = f"# The learning rates of {told} come from a scan: {FILE} beside this file.\n{winners.to_yaml()}"
-        write_text(self.folder / WINNERS, text)
+        data = self._write(unfinished=False)
+        best = {one.name: data["arms"][one.name]["best"] for one in self.candidates}
+        winners = {one.name: (one, best[one.name]) for one in self.candidates if best[one.name] is not None}
+        recipe = with_learning_rates(self.recipe, winners)
+        header = f"# The learning rates of {', '.join(winners) or 'no arm'} come from {FILE} in this folder."
+        write_text(self.folder / WINNERS, f"{header}\n{recipe.to_yaml()}")
         write_scan_plots(data, self.folder)
         return Scan(data, self.folder)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The scan.json of an earlier call. Raises RecipeError where it can't be read."""
+    """Read the scan.json of an earlier call. Raises RecipeError if it can't be read."""
     if not path.is_file():
         return None
     try:

@@ -1,6 +1,6 @@
-"""A short run of one arm at one rate: on the train split, judged on the validation split, nothing kept.
+"""A short run: one arm at one learning rate, trained on the train split and evaluated on the validation split.
 
-The test split is not here at all: the task is told to leave it unread before its data is prepared.
+Nothing is saved. The caller sets `task.reads_test = False` before preparing the data, so the test split is not loaded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ShortRun:
-    """What came of one: figures of the validation split at each of its marks, and how it ended.
+    """The result of a short run: its validation metrics at each evaluation and how it ended.
 
-    ended: "whole", "stopped" (by its judge), "out of time" or "diverged". seconds: "load", "step" (one), "evaluate"
-    (once), "total".
+    ended: "whole" (all steps), "stopped" (by halving), "out of time" or "diverged". seconds: "load", one "step", one
+    "evaluate", "first_pass" (a linear probe caching its features), "total".
     """
 
     learning_rate: float
@@ -42,29 +42,34 @@ class ShortRun:
 
     @property
     def loss(self) -> float | None:
-        """The validation loss at its last mark."""
+        """The latest validation loss."""
         return self.validation[-1]["loss"] if self.validation else None
 
 
-class _Marks(TrainerCallback):
-    """Evaluates the validation split after some of the steps; ends the training where the judge or the clock says."""
+class _Evaluations(TrainerCallback):
+    """Evaluates the validation split after the given steps; ends training early on halving or at the deadline."""
 
     def __init__(
-        self, marks: Sequence[int], evaluate: Callable[[], dict[str, float]], judge: Callable[[ShortRun], bool],
-        made: ShortRun, deadline: float,
-    ):  # fmt: skip
-        self.marks, self.evaluate, self.judge, self.made, self.deadline = marks, evaluate, judge, made, deadline
-        self.spent: list[float] = []
+        self,
+        steps: Sequence[int],
+        evaluate: Callable[[], dict[str, float]],
+        keep_training: Callable[[ShortRun], bool],
+        run: ShortRun,
+        deadline: float,
+    ):
+        self.steps, self.evaluate, self.keep_training, self.run = steps, evaluate, keep_training, run
+        self.deadline = deadline
+        self.seconds: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step in self.marks:
+        if state.global_step in self.steps:
             start = time.perf_counter()
-            self.made.validation.append({"step": state.global_step, **self.evaluate()})
-            self.spent.append(time.perf_counter() - start)
-            if state.global_step < state.max_steps and not self.judge(self.made):
-                self.made.ended, control.should_training_stop = "stopped", True
-        if state.global_step < state.max_steps and time.monotonic() > self.deadline and self.made.ended == "whole":
-            self.made.ended, control.should_training_stop = "out of time", True
+            self.run.validation.append({"step": state.global_step, **self.evaluate()})
+            self.seconds.append(time.perf_counter() - start)
+            if state.global_step < state.max_steps and not self.keep_training(self.run):
+                self.run.ended, control.should_training_stop = "stopped", True
+        if state.global_step < state.max_steps and time.monotonic() > self.deadline and self.run.ended == "whole":
+            self.run.ended, control.should_training_stop = "out of time", True
 
 
 def short_run(
@@ -73,54 +78,57 @@ def short_run(
     arm: Arm,
     name: str,
     steps: int,
-    marks: Sequence[int],
+    evaluate_after: Sequence[int],
     hardware: Hardware,
     *,
     seed: int = 0,
-    judge: Callable[[ShortRun], bool] = lambda made: True,
+    keep_training: Callable[[ShortRun], bool] = lambda run: True,
     deadline: float = float("inf"),
 ) -> ShortRun:
-    """Trains an arm for `steps` optimiser steps, here, its schedule as long as that.
+    """Train an arm for `steps` optimiser steps in this process, with a schedule of that length.
 
-    marks: steps after which the validation split is evaluated. judge: asked after each mark but the last whether to go
-    on. deadline: of time.monotonic(), after which no further step is begun. A loss that is not finite ends it as
-    "diverged"; what else stops it is raised.
+    evaluate_after: the steps after which the validation split is evaluated. keep_training: called after each evaluation
+    but the last. deadline: on the clock of time.monotonic(); no step starts after it. A loss that is not finite ends
+    the run as "diverged"; other errors are raised.
     """
-    made, start = ShortRun(arm.learning_rate), time.perf_counter()
-    with _memory_given_back(), tempfile.TemporaryDirectory(prefix="scan-") as folder:
+    run, start = ShortRun(arm.learning_rate), time.perf_counter()
+    with _freed_memory(), tempfile.TemporaryDirectory(prefix="scan-") as folder:
         set_seed(seed)
         base, new = task.load_base(prepared, arm.quantise) if arm.quantise else task.load_base(prepared)
         model, _ = apply_arm(base, arm, task.recipe.task, new, name, skip_checks=task.recipe.skip_checks)
         arguments = task.arguments(arm, seed, hardware, Path(folder), True)
         arguments.max_steps, arguments.eval_strategy = steps, "no"
         meter = StepMeter(hardware.device)
-        marked = _Marks(marks, lambda: task.evaluate(trainer, prepared, "validation").metrics, judge, made, deadline)
-        trainer = task.trainer(model, prepared, arguments, [meter, marked])
+
+        def evaluate() -> dict[str, float]:
+            return task.evaluate(trainer, prepared, "validation").metrics
+
+        evaluations = _Evaluations(evaluate_after, evaluate, keep_training, run, deadline)
+        trainer = task.trainer(model, prepared, arguments, [meter, evaluations])
         trainer.remove_callback(PrinterCallback)
-        made.seconds["load"] = time.perf_counter() - start
+        run.seconds["load"] = time.perf_counter() - start
         try:
             trainer.train()
         except FloatingPointError as error:
-            made.ended, made.error = "diverged", str(error)
-        made.seconds |= _seconds(meter, marked, trainer)
-        made.seconds["total"] = time.perf_counter() - start
-    return made
+            run.ended, run.error = "diverged", str(error)
+        measured = meter.steps[1:] or meter.steps  # the first step warms up
+        first_pass = getattr(trainer, "pass_figures", None) or {"seconds": 0.0}
+        run.seconds |= {
+            "step": _mean(measured),
+            "evaluate": _mean(evaluations.seconds),
+            "first_pass": first_pass["seconds"],
+            "total": time.perf_counter() - start,
+        }
+    return run
 
 
-def _seconds(meter: StepMeter, marked: _Marks, trainer: Any) -> dict[str, float]:
-    """The mean step (the first, which warms up, apart where there are others), the mean evaluation, the first pass."""
-    steps = meter.steps[1:] or meter.steps
-    first = getattr(trainer, "pass_figures", None) or {"seconds": 0.0}
-    return {
-        "step": sum(steps) / len(steps) if steps else 0.0,
-        "evaluate": sum(marked.spent) / len(marked.spent) if marked.spent else 0.0,
-        "first_pass": first["seconds"],
-    }
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 @contextlib.contextmanager
-def _memory_given_back() -> Iterator[None]:
-    """A model and its optimizer hold on to each other; the next run needs their room."""
+def _freed_memory() -> Iterator[None]:
+    """Free the model and its optimizer at the end: they refer to each other, and the next run needs the memory."""
     import torch
 
     try:

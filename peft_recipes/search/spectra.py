@@ -1,13 +1,14 @@
-"""What full fine-tuning changed, module by module: how much of it an adapter of some rank could hold.
+"""Spectrum of a full fine-tune: how much of each weight's change an adapter of a given rank could represent.
 
-The change of a weight is the trained one minus the base's (a base that was trained first, too). Its squared singular
-values add up to its squared size; the first r of them are what the best adapter of rank r could hold (Eckart & Young
-1936). A convolution counts as the matrix [out, in x height x width], as PEFT's LoRA has it.
+The change of a weight is its trained value minus the base's (after pretraining, if the recipe has one). Its squared
+singular values sum to its squared Frobenius norm; the first r of them are what the best adapter of rank r represents
+(Eckart & Young 1936). A convolution counts as a matrix [out, in x height x width], as in PEFT's LoRA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from peft_recipes.tasks.base import Task
 
 FILE = "spectrum.json"
-_KEPT_VALUES = 64  # of each module in the file; the shares are of all
-ENOUGH = 0.9  # of the squared change: the rank that holds as much is told
+_KEPT_VALUES = 64  # singular values of each module in spectrum.json; shares are computed from all
+ENOUGH = 0.9  # share of the squared change that defines `enough_rank`
 
 
 @dataclass
 class FullRun:
-    """A finished run of full fine-tuning: its recipe and data, its base as it began, and the model as it ended.
+    """A finished full fine-tuning run, loaded: its recipe and data, its base model and its trained model.
 
-    new: the names of the weights that the base did not bring (its head).
+    new: names of the weights that the base's checkpoint lacks (the task head).
     """
 
     run: Run
@@ -47,9 +48,9 @@ class FullRun:
 
 
 def spectrum(folder: str | Path) -> dict[str, Any]:
-    """The spectrum of a run of full fine-tuning, also written beside it (spectrum.json, spectrum.png).
+    """Compute the spectrum of a full fine-tuning run; write spectrum.json and spectrum.png to its folder.
 
-    Raises RecipeError: no run there, not one of full fine-tuning, not finished, its weights gone.
+    Raises RecipeError if the folder holds no finished run of full fine-tuning with its weights.
     """
     from peft_recipes.reporting.spectrum_report import write_spectrum_plot
 
@@ -72,7 +73,7 @@ def spectrum(folder: str | Path) -> dict[str, Any]:
 
 
 def read_full_run(folder: str | Path) -> FullRun:
-    """A run's base and its trained model, loaded. Raises RecipeError where the folder holds no such run."""
+    """Load a run's base model and trained model. Raises RecipeError if the folder holds no such run."""
     import transformers
 
     from peft_recipes.hardware.environment import code_version
@@ -82,23 +83,23 @@ def read_full_run(folder: str | Path) -> FullRun:
     from peft_recipes.training.save import restore
 
     folder = Path(folder)
-    run = _checked(folder)
+    run = _read_run(folder)
     recipe = resolved_recipe(folder / "recipe.yaml")
     task = task_of(recipe)
     prepared = task.prepare()
     notes = []
     if run.data["environment"].get("dataset_fingerprint") != prepared.fingerprint:
-        notes.append("The data is not what the run was trained and tested on.")
+        notes.append("The data differs from the data that the run was trained and tested on.")
     if recipe.pretraining is not None and run.data["environment"].get("peft_recipes") != code_version():
-        notes.append("The base was trained again, by another version of this code than the run's.")
-    transformers.set_seed(run.data["seed"])  # a new head as the run drew it
+        notes.append("The base was pretrained again, by another version of this code than the run's.")
+    transformers.set_seed(run.data["seed"])  # the same initial head as in the run
     base, new = task.load_base(prepared)
-    trained = restore(base, new, recipe.arms[run.data["arm"]], recipe, folder)  # another object: the base stays
+    trained = restore(base, new, recipe.arms[run.data["arm"]], recipe, folder)  # returns another model
     activations.fuse(trained)
     return FullRun(run, recipe, task, prepared, base.eval(), trained.eval(), new, notes)
 
 
-def _checked(folder: Path) -> Run:
+def _read_run(folder: Path) -> Run:
     run = read_run(folder)
     if run is None:
         below = sorted(str(path.parent) for path in folder.glob("**/full*/seed-*/run.json"))[:4]
@@ -108,8 +109,8 @@ def _checked(folder: Path) -> Run:
         raise RecipeError(f"{folder}: the run did not finish ({run.data['status']}: {run.data.get('error')}).")
     if run.data.get("method") != "full":
         raise RecipeError(
-            f"{folder} is a run of '{run.data.get('arm')}' ({run.data.get('method')}). What is looked at here is what "
-            "full fine-tuning changed: name a run of a full arm."
+            f"{folder} is a run of '{run.data.get('arm')}' ({run.data.get('method')}). The spectrum is that of full "
+            "fine-tuning: name a run of a full arm."
         )
     if not list(folder.glob("model*.safetensors")):
         raise RecipeError(f"{folder} has no model.safetensors: its weights were not kept. Train it again.")
@@ -117,37 +118,38 @@ def _checked(folder: Path) -> Run:
 
 
 def spectrum_of(base: nn.Module, trained: nn.Module, new: list[str]) -> dict[str, Any]:
-    """The change from `base` to `trained`: of each weight, of each kind of module, and of all."""
-    before, weights, others = dict(base.named_parameters()), [], {}
+    """Spectrum of the change from `base` to `trained`: of each weight, of each target name, and of all together."""
+    before, weights, others = dict(base.named_parameters()), [], []
     for name, after in trained.named_parameters():
         change = after.detach().double() - before[name].detach().double()
         squared, size = float(change.square().sum()), float(before[name].detach().double().square().sum())
         kind = _kind(trained, name)
         if kind == "other":
-            others[name] = (squared, size)
+            others.append(squared)
             continue
         weights.append(_weight(name, kind, change, squared, size, name in new))
-    total = sum(row["squared_change"] for row in weights) + sum(squared for squared, _ in others.values())
+    total = sum(row["squared_change"] for row in weights) + sum(others)
     for row in weights:
         row["share"] = row["squared_change"] / total if total else 0.0
     weights.sort(key=lambda row: -row["share"])
-    together = {"targets": _targets(weights, total), "ranks": _ranks(weights, total)}
+    groups = {"targets": _targets(weights, total), "ranks": _ranks(weights, total)}
     for row in weights:
         row["singular_values"] = row["singular_values"][:_KEPT_VALUES]
+    outside = sum(others)
     return {
         "squared_change": total,
         "modules": weights,
-        **together,
+        **groups,
         "outside": {
-            "squared_change": sum(squared for squared, _ in others.values()),
-            "share": sum(squared for squared, _ in others.values()) / total if total else 0.0,
+            "squared_change": outside,
+            "share": outside / total if total else 0.0,
             "parameters": len(others),
         },
     }
 
 
 def _kind(model: nn.Module, name: str) -> str:
-    """ "linear", "convolution", "embedding", or "other": a norm, a bias, what no adapter of a rank is put on."""
+    """Classify a parameter: "linear", "convolution", "embedding" or "other" (norms and biases)."""
     import torch.nn as nn
     from transformers.pytorch_utils import Conv1D
 
@@ -159,13 +161,14 @@ def _kind(model: nn.Module, name: str) -> str:
 
 
 def _weight(name: str, kind: str, change: torch.Tensor, squared: float, size: float, new: bool) -> dict[str, Any]:
+    """The entry of one weight in spectrum.json."""
     values = squared_singular_values(change.flatten(1))
     held = values.cumsum(0) / squared if squared else values
     ranks = powers_of_two(len(values))
     return {
         "module": name.rpartition(".")[0],
         "kind": kind,
-        "new": new,  # a head drawn anew: its change is measured from where it was drawn
+        "new": new,  # a new head: its change is measured from its random initialisation
         "shape": list(change.shape),
         "squared_change": squared,
         "relative_change": (squared / size) ** 0.5 if size else None,
@@ -176,7 +179,7 @@ def _weight(name: str, kind: str, change: torch.Tensor, squared: float, size: fl
 
 
 def squared_singular_values(matrix: torch.Tensor) -> torch.Tensor:
-    """The squared singular values of a matrix, the largest first, in float64: the eigenvalues of its smaller square."""
+    """Squared singular values in float64, largest first: the eigenvalues of the smaller Gram matrix."""
     import torch
 
     wide = matrix.double()
@@ -191,15 +194,15 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def _targets(weights: list[dict[str, Any]], total: float) -> list[dict[str, Any]]:
-    """The modules of one name in all blocks together: what a target of an adapter would hit."""
+    """Entries of the modules that share a name across blocks: what one `target_modules` name matches."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in weights:
         groups.setdefault(_target_name(row["module"]), []).append(row)
-    found = []
+    targets = []
     for name, rows in groups.items():
         squared = sum(row["squared_change"] for row in rows)
         sizes = [row["squared_change"] / row["relative_change"] ** 2 for row in rows if row["relative_change"]]
-        found.append({
+        target = {
             "target": name,
             "kind": rows[0]["kind"],
             "modules": len(rows),
@@ -208,39 +211,32 @@ def _targets(weights: list[dict[str, Any]], total: float) -> list[dict[str, Any]
             "relative_change": (squared / sum(sizes)) ** 0.5 if sizes else None,
             "held": _held_together(rows, squared),
             "enough_rank": _least_rank(rows, squared),
-            "parameters_a_rank": sum(row["shape"][0] + _inner(row["shape"]) for row in rows),
-        })  # fmt: skip
-    return sorted(found, key=lambda row: -row["share"])
+            "parameters_a_rank": sum(row["shape"][0] + math.prod(row["shape"][1:]) for row in rows),
+        }
+        targets.append(target)
+    return sorted(targets, key=lambda row: -row["share"])
 
 
 def _target_name(module: str) -> str:
-    """The end of a module's name that is the same in all blocks: "attn.c_proj" of "transformer.h.3.attn.c_proj"."""
+    """The part of a module's name after its block number: "attn.c_proj" of "transformer.h.3.attn.c_proj"."""
     parts = module.split(".")
-    numbered = [place for place, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[numbered[-1] + 1 :]) if numbered and numbered[-1] + 1 < len(parts) else parts[-1]
-
-
-def _inner(shape: list[int]) -> int:
-    size = 1
-    for side in shape[1:]:
-        size *= side
-    return size
+    numbers = [position for position, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbers[-1] + 1 :]) if numbers and numbers[-1] + 1 < len(parts) else parts[-1]
 
 
 def _ranks(weights: list[dict[str, Any]], total: float) -> dict[str, Any]:
-    """What adapters of one rank on every matrix (embeddings apart) could hold of the whole change."""
+    """How much of the total change adapters of one rank on every matrix (except embeddings) could represent."""
     matrices = [row for row in weights if row["kind"] != "embedding"]
     squared = sum(row["squared_change"] for row in matrices)
-    held = _held_together(matrices, squared)
     return {
         "share_of_all": squared / total if total else 0.0,
-        "held": held,
+        "held": _held_together(matrices, squared),
         "enough_rank": _least_rank(matrices, squared),
     }
 
 
 def _held_together(rows: list[dict[str, Any]], squared: float) -> dict[str, float]:
-    """rank -> the share of these modules' change that adapters of that rank hold together."""
+    """Map a rank to the share of these modules' change that adapters of that rank represent together."""
     longest = max((len(row["singular_values"]) for row in rows), default=1)
     return {str(rank): _share_at(rows, squared, rank) for rank in powers_of_two(longest)}
 
@@ -251,15 +247,8 @@ def _share_at(rows: list[dict[str, Any]], squared: float, rank: int) -> float:
 
 
 def _least_rank(rows: list[dict[str, Any]], squared: float) -> int:
-    """The smallest rank that holds ENOUGH of these modules' change."""
-    longest = max((len(row["singular_values"]) for row in rows), default=0)
-    return _first(lambda rank: _share_at(rows, squared, rank) >= ENOUGH - 1e-12, longest) if squared else 0
-
-
-def _first(true_from: Callable[[int], bool], most: int) -> int:
-    """The smallest number from 1 at which a condition holds that holds for all larger ones too."""
-    low, high = 1, max(most, 1)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if true_from(middle) else (middle + 1, high)
-    return low
+    """The smallest rank that represents ENOUGH of these modules' change; 0 if nothing changed."""
+    if not squared:
+        return 0
+    ranks = range(1, max(len(row["singular_values"]) for row in rows))
+    return 1 + bisect.bisect_left(ranks, True, key=lambda rank: _share_at(rows, squared, rank) >= ENOUGH - 1e-12)

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one clear message, nothing written for a user's mistake, JSON alone on stdout."""
+"""The command line: exit codes, one message and nothing written after a user error, only JSON on stdout with --json."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from peft_recipes.cli.app import app
@@ -15,7 +16,7 @@ from peft_recipes.cli.app import app
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """call("plan", ...) -> the command's result, run in an empty folder."""
+    """call("plan", ...) runs the command in an empty folder and returns its result."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -24,7 +25,7 @@ def call(tmp_path, monkeypatch):
 
 @pytest.fixture
 def yaml(classify, tmp_path):
-    """A function that writes a recipe to a file and returns its path."""
+    """Return a function that writes a recipe to a file and returns its path."""
 
     def write(recipe=None):
         path = tmp_path / "mine.yaml"
@@ -34,15 +35,22 @@ def yaml(classify, tmp_path):
     return write
 
 
-def said(result) -> str:
+def message_of(result) -> str:
     return " ".join(result.stderr.split())
 
 
-def test_help_brings_in_nothing_heavy():
+def test_help_imports_nothing_heavy():
     heavy = "torch transformers peft trl datasets accelerate evaluate pandas numpy matplotlib rich.table"
     code = f"import sys, peft_recipes, peft_recipes.cli.app; print([m for m in {heavy.split()!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(json.loads(found.stdout.replace("'", '"'))) <= {"rich.table"}  # typer's own help is made with rich
+    assert set(json.loads(found.stdout.replace("'", '"'))) <= {"rich.table"}  # typer renders its help with rich
+
+
+def test_every_command_and_option_has_help():
+    for name, command in get_command(app).commands.items():
+        assert command.help and command.help[0].isupper(), name
+        for parameter in command.params:
+            assert parameter.help and parameter.help[0].isupper(), (name, parameter.name)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +77,11 @@ def test_help_brings_in_nothing_heavy():
         (["train", "MINE", "--arm", "lora", "--resume", "--overwrite"], "choose one"),
     ],
 )
-def test_a_mistake_is_one_message_exit_2_no_traceback_and_nothing_written(call, yaml, words, message, tmp_path):
+def test_a_user_error_is_one_message_and_exit_code_2_and_writes_nothing(call, yaml, words, message, tmp_path):
     path = str(yaml())
     result = call(*[path if word == "MINE" else word for word in words])
-    assert result.exit_code == 2, said(result)
-    assert message in said(result)
+    assert result.exit_code == 2, message_of(result)
+    assert message in message_of(result)
     assert "Traceback" not in result.output + result.stderr
     assert result.stdout == ""
     assert list((tmp_path / "work").iterdir()) == []
@@ -87,24 +95,24 @@ def test_a_mistake_is_one_message_exit_2_no_traceback_and_nothing_written(call, 
         ("text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(200)), "a label is a whole number or text"),
     ],
 )
-def test_bad_data_is_named_before_anything_is_written(call, yaml, classify, text, message, tmp_path):
+def test_malformed_data_is_reported_before_anything_is_written(call, yaml, classify, text, message, tmp_path):
     data = tmp_path / "bad.csv"
     data.write_text(text)
     result = call("compare", yaml(classify()), "--set", f"dataset.path={data}")
-    assert (result.exit_code, message in said(result)) == (2, True), said(result)
+    assert (result.exit_code, message in message_of(result)) == (2, True), message_of(result)
     assert list((tmp_path / "work").iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [["compare"], ["train", "--arm", "lora"], ["plan"]])
-def test_without_a_hub_the_embedded_flag_is_named(call, command, tmp_path):
-    # HF_HUB_OFFLINE is set for all tests, which is what a machine without a network amounts to.
+def test_an_unreachable_hub_is_an_error_that_names_embedded(call, command, tmp_path):
+    # All tests run with HF_HUB_OFFLINE, which acts like a machine without a network.
     result = call(command[0], "gpt2-sms-spam", *command[1:])
     assert result.exit_code == 2
-    assert "--embedded" in said(result) and "can't be reached" in said(result)
+    assert "--embedded" in message_of(result) and "can't be reached" in message_of(result)
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_plan_says_what_each_arm_hits(call, yaml):
+def test_a_plan_lists_targets_parameters_and_memory_of_each_arm(call, yaml):
     result = call("plan", yaml(), "--json")
     plan = json.loads(result.stdout)
     assert plan["recipe"] == "tiny" and list(plan["arms"]) == ["full", "head", "lora"]
@@ -121,30 +129,30 @@ def test_a_plan_says_what_each_arm_hits(call, yaml):
     assert "lora" in shown.stdout and "q_lin" in shown.stdout
 
 
-def test_train_prints_one_json_document_and_the_run_lies_where_it_should(call, yaml, tmp_path):
+def test_train_prints_one_json_document_and_writes_the_run_folder(call, yaml, tmp_path):
     result = call("train", yaml(), "--arm", "lora", "--seed", "7", "--output", "out", "--json")
-    assert result.exit_code == 0, said(result)
+    assert result.exit_code == 0, message_of(result)
     assert json.loads(result.stdout)["seed"] == 7
     folder = tmp_path / "work/out/tiny/lora/seed-7"
     assert {"run.json", "recipe.yaml", "log.jsonl", "predictions.parquet", "adapter_config.json",
             "adapter_model.safetensors"} <= {p.name for p in folder.iterdir()}  # fmt: skip
     again = call("train", yaml(), "--arm", "lora", "--seed", "7", "--output", "out")
-    assert again.exit_code == 2 and "--overwrite" in said(again)
+    assert again.exit_code == 2 and "--overwrite" in message_of(again)
     kept = call("train", yaml(), "--arm", "lora", "--seed", "7", "--output", "out", "--resume")
     assert kept.exit_code == 0 and "seed 7" in kept.stdout
 
 
-def test_compare_shows_a_table_a_verdict_where_the_report_is_and_what_failed(call, yaml):
+def test_compare_prints_the_table_the_verdict_the_report_path_and_failures(call, yaml):
     words = ("--arms", "full,lora,head", "--set", "arms.head.learning_rate=1e30", "--output", "out")
     result = call("compare", yaml(), *words)
-    assert result.exit_code == 1, said(result)
-    assert "95 %" in result.stdout and "comparison.html" in result.stdout and "Failed: head" in said(result)
+    assert result.exit_code == 1, message_of(result)
+    assert "95 %" in result.stdout and "comparison.html" in result.stdout and "Failed: head" in message_of(result)
     arms = json.loads(call("report", "out/tiny", "--json").stdout)["arms"]
     assert {name: arm["status"] for name, arm in arms.items()} == {"full": "ok", "lora": "ok", "head": "failed"}
     assert call("report", "out/tiny").exit_code == 0
 
 
-def test_a_recipe_module_runs_by_itself_with_the_flags_of_train(classify, tmp_path):
+def test_a_recipe_module_is_a_script_with_the_options_of_train(classify, tmp_path):
     recipe = classify()
     module = tmp_path / "mine.py"
     module.write_text(
@@ -162,14 +170,14 @@ def test_a_recipe_module_runs_by_itself_with_the_flags_of_train(classify, tmp_pa
     assert typo.returncode == 2 and "Did you mean 'lora'" in typo.stderr and "Traceback" not in typo.stderr
 
 
-def test_list_is_also_json(call):
+def test_list_as_json(call):
     rows = json.loads(call("list", "--json").stdout)
     assert {"mnist-shift", "smollm2-alpaca"} <= {row["name"] for row in rows}
     assert all(row["embedded"] for row in rows)
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    """`peft-recipes list | head -1`: the pipe is closed before the command has written all."""
+def test_a_closed_pipe_is_no_error():
+    """`peft-recipes list | head -1`: the pipe is closed before the command has written everything."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "peft_recipes", "list", "--json"]

@@ -1,4 +1,4 @@
-"""A comparison: real processes, finished runs kept, failures as rows, intervals from the predictions."""
+"""Comparisons with real worker processes: finished runs kept, failures as rows, intervals from the predictions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from peft_recipes import Arm, RecipeError, compare, read_comparison
 from peft_recipes.statistics.bootstrap import paired_difference
 
 
+def last_states(states):
+    """A callback that records the last state of each job."""
+    return lambda progress: states.update({progress.job: progress.state})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return tmp_path_factory.mktemp("comparison")
@@ -26,11 +31,11 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def comparison(classify, finished):
-    """Full and lora with two seeds; the second test that asks finds it finished."""
+    """Full and LoRA with two seeds; trained once, later tests get the finished runs."""
     return compare(classify(), ["full", "lora"], [0, 1], output=finished)
 
 
-def test_every_arm_is_a_row_with_its_evidence(comparison):
+def test_every_arm_has_its_evidence(comparison):
     data = json.loads((comparison.folder / "comparison.json").read_text())
     assert data["schema"] == 1 and list(data["arms"]) == ["full", "lora"] and data["seeds"] == [0, 1]
     for arm in data["arms"].values():
@@ -42,31 +47,31 @@ def test_every_arm_is_a_row_with_its_evidence(comparison):
     assert data["arms"]["lora"]["checkpoint_bytes"] < data["arms"]["full"]["checkpoint_bytes"]
 
 
-def test_the_difference_is_paired_by_the_examples_of_the_predictions(comparison):
+def test_the_difference_is_paired_by_test_example(comparison):
     def correct(arm):
         tables = [pandas.read_parquet(comparison.folder / arm / f"seed-{s}" / "predictions.parquet") for s in (0, 1)]
         assert list(tables[0]["id"]) == list(tables[1]["id"])
         return np.stack([(t["label"] == t["prediction"]).to_numpy(float) for t in tables])
 
-    said = comparison.data["differences"]["lora"]
+    difference = comparison.data["differences"]["lora"]
     expected = paired_difference(correct("lora"), correct("full"))
-    assert said["estimate"] == pytest.approx(expected.estimate)
-    assert said["ci95"] == pytest.approx(list(expected.ci95))
-    assert said["verdict"] in ("equivalent", "better", "worse", "not shown") and said["margin"] == 0.01
+    assert difference["estimate"] == pytest.approx(expected.estimate)
+    assert difference["ci95"] == pytest.approx(list(expected.ci95))
+    assert difference["verdict"] in ("equivalent", "better", "worse", "not shown") and difference["margin"] == 0.01
 
 
-def test_it_is_told_in_words_in_a_table_and_to_pandas(comparison):
+def test_results_as_a_sentence_a_table_a_dataframe_and_html(comparison):
     assert "95 %" in comparison.verdict("lora") and "stand-in" not in comparison.verdict("lora")
     assert comparison.table().count("\n| ") >= 3 and "LoRA" in comparison.table()
     frame = comparison.to_pandas().set_index("arm")
     assert frame.loc["lora", "trainable_parameters"] == comparison.data["arms"]["lora"]["trainable_parameters"]
     shown = comparison._repr_html_()
-    assert shown.startswith("<iframe srcdoc=") and "&lt;html" in shown  # its style stays out of the notebook
+    assert shown.startswith("<iframe srcdoc=") and "&lt;html" in shown  # isolated from the notebook's style
     with pytest.raises(RecipeError, match="Did you mean 'lora'"):
         comparison.verdict("loar")
 
 
-def test_the_report_is_written_and_read_again(comparison):
+def test_the_report_is_written_and_can_be_read(comparison):
     assert {"comparison.json", "comparison.md", "comparison.html"} <= {p.name for p in comparison.folder.iterdir()}
     assert read_comparison(comparison.folder).data == json.loads((comparison.folder / "comparison.json").read_text())
 
@@ -74,42 +79,34 @@ def test_the_report_is_written_and_read_again(comparison):
 def test_finished_runs_are_kept_and_new_ones_added(comparison, classify, finished):
     stamps = {p: p.stat().st_mtime_ns for p in comparison.folder.rglob("run.json")}
     states = []
-    more = compare(
-        classify(), ["full", "lora", "head"], [0, 1], output=finished, on_progress=lambda n: states.append(n)
-    )
-    ended = {news.job: news.state for news in states if news.state != "running"}
+    more = compare(classify(), ["full", "lora", "head"], [0, 1], output=finished, on_progress=states.append)
+    ended = {progress.job: progress.state for progress in states if progress.state != "running"}
     assert ended == {("base", 0): "kept", ("full", 0): "kept", ("lora", 0): "kept", ("head", 0): "ok",
                      ("full", 1): "kept", ("lora", 1): "kept", ("head", 1): "ok"}  # fmt: skip
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert list(more.data["arms"]) == ["full", "lora", "head"]
 
 
-def test_a_changed_rate_trains_that_arm_anew_and_no_other(comparison, classify, finished, tmp_path):
+def test_a_changed_learning_rate_retrains_that_arm_alone(comparison, classify, finished, tmp_path):
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     arms = {**classify().arms, "lora": Arm(classify().arms["lora"].method, learning_rate=1e-3)}
     ended = {}
-    compare(
-        classify(arms=arms),
-        ["full", "lora"],
-        [0],
-        output=tmp_path,
-        on_progress=lambda n: ended.update({n.job: n.state}),
-    )
+    compare(classify(arms=arms), ["full", "lora"], [0], output=tmp_path, on_progress=last_states(ended))
     assert ended == {("base", 0): "kept", ("full", 0): "kept", ("lora", 0): "ok"}
 
 
-def test_an_arm_that_fails_is_a_row_and_the_others_are_kept(comparison, classify, tmp_path):
+def test_a_failed_arm_is_a_row_and_the_others_are_kept(comparison, classify, tmp_path):
     shutil.copytree(comparison.folder, tmp_path / "tiny")  # base and lora are there already
     arms = {"full": Arm(learning_rate=1e30), "lora": classify().arms["lora"]}
     ended = {}
-    made = compare(classify(arms=arms), output=tmp_path, on_progress=lambda n: ended.update({n.job: n.state}))
+    made = compare(classify(arms=arms), output=tmp_path, on_progress=last_states(ended))
     assert made.failed == ["full"] and ended == {("base", 0): "kept", ("full", 0): "failed", ("lora", 0): "kept"}
     assert made.data["arms"]["full"]["status"] == "failed"
     assert "The loss is" in made.data["arms"]["full"]["error"]
     assert made.data["arms"]["lora"]["status"] == "ok" and made.data["differences"] == {}
 
 
-def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_call(comparison, classify, tmp_path):
+def test_a_run_killed_by_the_system_is_out_of_memory_and_is_rerun_by_the_next_call(comparison, classify, tmp_path):
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "full")
     recipe = classify(arms={name: classify().arms[name] for name in ("full", "lora")})
@@ -136,8 +133,8 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_done_at_the_next_cal
     assert again.failed == [] and again.data["differences"]["lora"]["against"] == "full"
 
 
-def test_an_arm_beyond_a_limit_on_memory_is_out_of_memory_and_the_others_go_on(comparison, classify, tmp_path):
-    """The limit is the system's own, set by the shell that starts the comparison (and so its workers)."""
+def test_an_arm_beyond_the_memory_limit_is_out_of_memory_and_the_others_continue(comparison, classify, tmp_path):
+    """The limit is set by the shell that starts the comparison, so it holds for its workers."""
     shutil.copytree(comparison.folder / "base", tmp_path / "tiny" / "base")
     arms = {"huge": copy.deepcopy(classify().arms["lora"]), "lora": classify().arms["lora"]}
     arms["huge"].method.r = 40_000_000  # its first matrix alone takes 5 GB
@@ -149,7 +146,7 @@ def test_an_arm_beyond_a_limit_on_memory_is_out_of_memory_and_the_others_go_on(c
     assert states == {"huge": "out-of-memory", "lora": "ok"}
 
 
-def test_an_adapter_that_does_not_come_back_in_another_process_is_a_failed_run(comparison, classify, tmp_path):
+def test_an_adapter_that_differs_in_a_fresh_process_is_a_failed_run(comparison, classify, tmp_path):
     from malformed import change_tensors
 
     from peft_recipes.comparison.compare import _check_adapters, collect
@@ -167,38 +164,38 @@ def test_an_adapter_that_does_not_come_back_in_another_process_is_a_failed_run(c
     assert "reload: stored and loaded" in made.data["arms"]["lora"]["failures"][0]["error"]
 
 
-def test_an_interrupted_comparison_leaves_no_worker_and_goes_on(comparison, classify, tmp_path):
+def test_an_interrupted_comparison_leaves_no_worker_and_can_be_resumed(comparison, classify, tmp_path):
     shutil.copytree(comparison.folder / "base", tmp_path / "tiny" / "base")
     recipe = classify(arms={"full": classify().arms["full"]})
 
-    def interrupt(news):
-        if news.job[0] == "full" and news.state == "running" and news.step:
+    def interrupt(progress):
+        if progress.job[0] == "full" and progress.state == "running" and progress.step:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         compare(recipe, output=tmp_path, on_progress=interrupt)
     assert psutil.Process().children() == []
     ended = {}
-    compare(recipe, output=tmp_path, on_progress=lambda n: ended.update({n.job: n.state}))
+    compare(recipe, output=tmp_path, on_progress=last_states(ended))
     assert ended == {("base", 0): "kept", ("full", 0): "ok"}
 
 
 @pytest.mark.parametrize(
-    ("arms", "seeds", "said"),
+    ("arms", "seeds", "message"),
     [(["loar"], [0], "Did you mean 'lora'"), ([], [0], "No arm"), (["lora"], [], "seeds"), (["lora"], [-1], "seeds")],
 )
-def test_a_wrong_arm_or_seed_writes_nothing(classify, tmp_path, arms, seeds, said):
+def test_a_wrong_arm_or_seed_writes_nothing(classify, tmp_path, arms, seeds, message):
     with pytest.raises(RecipeError) as raised:
         compare(classify(), arms, seeds, output=tmp_path / "o")
-    assert said in str(raised.value) and not (tmp_path / "o").exists()
+    assert message in str(raised.value) and not (tmp_path / "o").exists()
 
 
-def test_a_folder_without_a_comparison_says_so(tmp_path):
+def test_a_folder_without_a_comparison_is_an_error(tmp_path):
     with pytest.raises(RecipeError, match=r"no comparison\.json"):
         read_comparison(tmp_path)
 
 
-def test_two_comparisons_never_write_one_folder(classify, tmp_path):
+def test_two_comparisons_never_write_to_one_folder(classify, tmp_path):
     from peft_recipes.runs.lock import locked
 
     (tmp_path / "tiny").mkdir()

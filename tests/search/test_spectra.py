@@ -1,4 +1,4 @@
-"""The spectrum of a full fine-tune, and the adapter that is cut out of it: exact on changes that are known."""
+"""Spectrum of a full fine-tune and the adapter extracted from it, checked on known changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture
 def runs(classify, kept):
-    """The folder of a tiny GPT-2's full run (Conv1D layers, a new head); a LoRA of rank 4 lies beside it."""
+    """The folder of a tiny GPT-2's full run (Conv1D layers, a new head), with a LoRA run of rank 4 next to it."""
     recipe = classify("gpt2")
     for arm in ("full", "lora"):
         train(recipe, arm, output=kept, resume=True)
@@ -35,7 +35,7 @@ def test_squared_singular_values_are_those_of_the_svd():
     assert powers_of_two(10) == [1, 2, 4, 8, 10] and powers_of_two(8) == [1, 2, 4, 8] and powers_of_two(1) == [1]
 
 
-def test_a_change_of_rank_two_is_held_by_rank_two():
+def test_a_change_of_rank_two_is_represented_at_rank_two():
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     base = GPT2ForSequenceClassification(GPT2Config(vocab_size=20, n_embd=32, n_layer=2, n_head=2, n_positions=16))
@@ -59,7 +59,7 @@ def test_a_change_of_rank_two_is_held_by_rank_two():
     assert nothing["squared_change"] == 0 and "Nothing changed" in spectrum_words(nothing)[0]
 
 
-def test_a_run_has_its_spectrum_beside_it(runs):
+def test_the_spectrum_is_written_to_the_runs_folder(runs):
     found = spectrum(runs)
     assert json.loads((runs / "spectrum.json").read_text())["ranks"] == found["ranks"]
     assert (runs / "spectrum.png").read_bytes()[:4] == b"\x89PNG"
@@ -67,12 +67,12 @@ def test_a_run_has_its_spectrum_beside_it(runs):
     shares = list(found["ranks"]["held"].values())
     assert shares == sorted(shares) and shares[0] > 0
     heads = [row for row in found["modules"] if row["new"]]
-    assert [row["module"] for row in heads] == ["score"] and heads[0]["relative_change"] < 5  # from where it was drawn
+    assert [row["module"] for row in heads] == ["score"] and heads[0]["relative_change"] < 5  # from its initialisation
     assert sum(row["share"] for row in found["modules"]) + found["outside"]["share"] == pytest.approx(1)
     assert "90 % takes" in " ".join(spectrum_words(found))
 
 
-def test_the_whole_rank_gives_the_full_model_but_for_what_is_no_target(runs, tmp_path):
+def test_full_rank_extraction_restores_all_targeted_weights(runs, tmp_path):
     from peft import PeftModel
 
     from peft_recipes.search.spectra import read_full_run
@@ -91,7 +91,7 @@ def test_the_whole_rank_gives_the_full_model_but_for_what_is_no_target(runs, tmp
     assert not list((tmp_path / "whole").glob("model*.safetensors"))
 
 
-def test_an_extracted_adapter_is_tested_beside_full_and_the_trained_one_of_its_rank(runs, tmp_path):
+def test_an_extracted_adapter_is_compared_with_full_and_with_the_lora_of_its_rank(runs, tmp_path):
     from peft_recipes.adapters.check import check_adapter
 
     found = extract(runs, 4, tmp_path / "four")
@@ -111,14 +111,14 @@ def test_an_extracted_adapter_is_tested_beside_full_and_the_trained_one_of_its_r
     assert alone["change"]["held"] < found["change"]["held"]
 
 
-def test_convolutions_are_extracted_too(tmp_path):
-    """A full fine-tune of the small CNN whose change is known: rank 3 in a convolution comes back whole."""
+def test_convolutions_are_extracted(tmp_path):
+    """A known change of rank 3 in each layer of the small CNN is restored by an adapter of rank 3."""
     from peft import LoraConfig
 
     from peft_recipes import Arm
     from peft_recipes.arms.apply import apply_arm
     from peft_recipes.models.small_cnn import SmallCnnConfig, SmallCnnForImageClassification
-    from peft_recipes.search.extraction import _fill, _lora_layers
+    from peft_recipes.search.extraction import _lora_layers, _set_lora_weights
 
     base = SmallCnnForImageClassification(SmallCnnConfig())
     trained, draw = copy.deepcopy(base), torch.Generator().manual_seed(2)
@@ -132,7 +132,7 @@ def test_convolutions_are_extracted_too(tmp_path):
     model, _ = apply_arm(copy.deepcopy(base), Arm(config), "image-classification", [])
     with torch.no_grad():
         for name, layer in _lora_layers(model):
-            _fill(layer, trained.get_submodule(name).weight, base.get_submodule(name).weight)
+            _set_lora_weights(layer, trained.get_submodule(name).weight, base.get_submodule(name).weight)
     pixels = torch.rand(2, 1, 28, 28, generator=draw)
     torch.testing.assert_close(model.eval()(pixels).logits, trained.eval()(pixels).logits, rtol=1e-3, atol=1e-4)
 
@@ -141,26 +141,26 @@ def test_convolutions_are_extracted_too(tmp_path):
     ("words", "message"),
     [
         (["spectrum", "."], "no run.json"),
-        (["spectrum", "LORA"], "What is looked at here is what full fine-tuning changed"),
+        (["spectrum", "LORA"], "The spectrum is that of full fine-tuning"),
         (["extract", "FULL", "--rank", "0", "--output", "o"], "whole number of 1 or more"),
         (["extract", "FULL", "--rank", "2", "--output", "o", "--targets", "c_atn"], "Nearest: "),
         (["extract", "FULL", "--rank", "2", "--output", "/dev/null/x"], "is a file"),
         (["extract", "LORA", "--rank", "2", "--output", "o"], "name a run of a full arm"),
     ],
 )
-def test_a_mistake_is_one_message_and_nothing_is_written(runs, tmp_path, monkeypatch, words, message):
+def test_a_user_error_is_one_message_and_writes_nothing(runs, tmp_path, monkeypatch, words, message):
     from typer.testing import CliRunner
 
     from peft_recipes.cli.app import app
 
     monkeypatch.chdir(tmp_path)
-    places = {"FULL": str(runs), "LORA": str(runs.parent.parent / "lora" / "seed-0")}
-    result = CliRunner().invoke(app, [places.get(word, word) for word in words])
+    folders = {"FULL": str(runs), "LORA": str(runs.parent.parent / "lora" / "seed-0")}
+    result = CliRunner().invoke(app, [folders.get(word, word) for word in words])
     assert result.exit_code == 2 and message in " ".join(result.stderr.split()), result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_is_one_document_and_nothing_else(runs, tmp_path):
+def test_json_output_is_one_document(runs, tmp_path):
     from typer.testing import CliRunner
 
     from peft_recipes.cli.app import app
@@ -174,7 +174,7 @@ def test_json_is_one_document_and_nothing_else(runs, tmp_path):
     assert again.exit_code == 2 and "--overwrite" in " ".join(again.stderr.split())
 
 
-def test_a_folder_whose_weights_are_gone_says_so(runs, tmp_path):
+def test_missing_weights_are_an_error(runs, tmp_path):
     import shutil
 
     shutil.copytree(runs, tmp_path / "run", ignore=shutil.ignore_patterns("model.safetensors"))

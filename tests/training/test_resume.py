@@ -272,13 +272,13 @@ def test_a_silent_worker_is_shown(recipes, tmp_path, monkeypatch):
     from peft_recipes.comparison import pool
 
     monkeypatch.setattr(pool, "_SILENT_SECONDS", 0)
-    told = []
+    reported = []
     recipe = recipes["classification"].with_changes({"training": {"max_steps": 2}})
-    (tmp_path / "r.yaml").write_text("")
     recipe.to_yaml(tmp_path / "r.yaml")
-    tell = pool.teller(told.append, ("lora", 0), 1, 1)
-    pool.run_in_fresh_process(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", tell)
-    assert told[-1].state == "ok" and any(news.silent_seconds >= 0 and news.state == "running" for news in told[1:])
+    order = pool.Order(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", on_progress=reported.append)
+    pool.run_in_fresh_processes([order])
+    assert reported[-1].state == "ok"
+    assert any(progress.silent_seconds >= 0 and progress.state == "running" for progress in reported[1:])
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_in(recipes, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the command line prints before a run: the recipes, a plan, the methods."""
+"""Console output of `list`, `plan` and `methods`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_recipes(recipes: list[Recipe]) -> None:
-    """Three lines a recipe."""
+    """Print three lines for each recipe."""
     console = Console(highlight=False)
     for recipe in recipes:
         console.print(f"[bold]{recipe.name}[/bold]  {escape(recipe.title)}")
@@ -35,7 +35,7 @@ def _sent(memory: dict[str, Any]) -> str:
 
 
 def show_plan(plan: dict[str, Any]) -> None:
-    """A plan as a table, and the modules each arm hits."""
+    """Print a plan as a table, and the modules that each arm trains."""
     console = Console(highlight=False)
     title = f"{plan['recipe']}: {plan['model']} on {plan['dataset']}"
     console.print(f"[bold]{escape(title)}[/bold]" + (" (embedded stand-ins)" if plan["embedded"] else ""))
@@ -47,7 +47,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("arm")
     tried = any("trial" in arm for arm in plan["arms"].values())
-    for name in ("trains", "share", "head", "checkpoint", "steps", "tokens", "peak memory*", "rate"):
+    for name in ("trains", "share", "head", "checkpoint", "steps", "tokens", "peak memory*", "learning rate"):
         table.add_column(name, justify="right")
     if spread:
         table.add_column("sends a step", justify="right")
@@ -77,25 +77,27 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(f"* estimated, {what}.{has}\n")
     for name, arm in plan["arms"].items():
         modules = arm["modules"]
-        console.print(f"{name} learns in {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_few(modules))}")
+        console.print(f"{name} trains {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_shortened(modules))}")
     for note in plan["notes"]:
         console.print(f"Note: {escape(note)}")
 
 
-def _few(modules: list[str], most: int = 4) -> str:
+def _shortened(modules: list[str], most: int = 4) -> str:
     shown = ", ".join(modules[:most])
     return shown if len(modules) <= most else f"{shown}, ... {modules[-1]}"
 
 
 def show_methods(table: dict[str, Any]) -> None:
-    """The table of methods, a few lines a method."""
+    """Print a few lines for each method of the table."""
     console = Console(highlight=False)
     for row in table["methods"]:
         merged = "" if row["merges"] else ", can't be merged"
-        console.print(f"[bold]{row['name']}[/bold]  {escape(row['title'])}: rate {row['learning_rate']:g}{merged}")
+        console.print(
+            f"[bold]{row['name']}[/bold]  {escape(row['title'])}: learning rate {row['learning_rate']:g}{merged}"
+        )
         options = {**row["options"], **row["arm"]}
-        said = ", ".join(f"{key}={value}" for key, value in options.items())
-        console.print(f"    {row['config']}({escape(said)}): {escape(row['defaults'])}", soft_wrap=True)
+        arguments = ", ".join(f"{key}={value}" for key, value in options.items())
+        console.print(f"    {row['config']}({escape(arguments)}): {escape(row['defaults'])}", soft_wrap=True)
         if row["cannot"]:
             console.print(f"    can't: {escape('; '.join(row['cannot']))}", soft_wrap=True)
         where = f", arXiv:{row['arxiv']}" if row["arxiv"] else ""
@@ -103,5 +105,5 @@ def show_methods(table: dict[str, Any]) -> None:
     left_out = table["left_out"]
     for why in dict.fromkeys(left_out.values()):
         names = ", ".join(name for name, reason in left_out.items() if reason == why)
-        console.print(f"not here: {names}: {escape(why)}", soft_wrap=True)
+        console.print(f"not in the table: {names}: {escape(why)}", soft_wrap=True)
     console.print("\nOn any recipe: [bold]peft-recipes compare RECIPE --arms full,lora,dora[/bold], or --arms all")

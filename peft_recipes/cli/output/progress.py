@@ -1,4 +1,4 @@
-"""Progress on stderr, and the line that a user types; the terminal alone is written to."""
+"""Progress bars on stderr, and the input line of a chat."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from peft_recipes.comparison.pool import Progress
+    from peft_recipes.comparison.pool import Progress as RunProgress
 
 
 @contextlib.contextmanager
-def shown_progress() -> Iterator[Callable[[Progress], None]]:
-    """Progress on stderr: a bar in a terminal, one line a finished run elsewhere."""
+def progress_bars() -> Iterator[Callable[[RunProgress], None]]:
+    """Show a comparison's progress on stderr: bars in a terminal, a line per finished run elsewhere."""
     console = Console(stderr=True)
     if not sys.stderr.isatty():
-        yield lambda news: _print_end(console, news)
+        yield lambda progress: _print_end(console, progress)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -34,52 +34,52 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
         runs = bars.add_task("preparing", total=None)
         under_way: dict[tuple[str, int], Any] = {}
 
-        def tell(news: Progress) -> None:
-            _print_end(bars.console, news)
-            arm, seed = news.job
-            bars.update(runs, total=news.jobs, advance=news.state != "running", description="runs")
-            if news.state != "running":
-                if news.job in under_way:
-                    bars.remove_task(under_way.pop(news.job))
+        def update(progress: RunProgress) -> None:
+            _print_end(bars.console, progress)
+            arm, seed = progress.job
+            bars.update(runs, total=progress.jobs, advance=progress.state != "running", description="runs")
+            if progress.state != "running":
+                if progress.job in under_way:
+                    bars.remove_task(under_way.pop(progress.job))
                 return
-            if news.job not in under_way:
-                under_way[news.job] = bars.add_task("", total=None)
-            silent = f" · silent for {news.silent_seconds // 60} min" if news.silent_seconds else ""
+            if progress.job not in under_way:
+                under_way[progress.job] = bars.add_task("", total=None)
+            silent = f" · silent for {progress.silent_seconds // 60} min" if progress.silent_seconds else ""
             bars.update(
-                under_way[news.job],
-                description=f"{arm} · seed {seed} · {news.stage or 'start'}{silent}",
-                total=news.steps or None,
-                completed=news.step,
+                under_way[progress.job],
+                description=f"{arm} · seed {seed} · {progress.stage or 'start'}{silent}",
+                total=progress.steps or None,
+                completed=progress.step,
             )
 
-        yield tell
+        yield update
 
 
-def _print_end(console: Console, news: Progress) -> None:
-    if news.state == "running":
+def _print_end(console: Console, progress: RunProgress) -> None:
+    if progress.state == "running":
         return
-    arm, seed = news.job
-    words = {"ok": "done", "kept": "kept from before"}.get(news.state, news.state)
-    reason = f": {escape(news.error)}" if news.error else ""
-    console.print(f"{news.number}/{news.jobs} {arm} seed {seed}: {words}{reason}", highlight=False)
+    arm, seed = progress.job
+    words = {"ok": "done", "kept": "kept from before"}.get(progress.state, progress.state)
+    reason = f": {escape(progress.error)}" if progress.error else ""
+    console.print(f"{progress.number}/{progress.jobs} {arm} seed {seed}: {words}{reason}", highlight=False)
 
 
 @contextlib.contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that counts to its end; nothing where stderr is no terminal."""
+def counter(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a counting bar on stderr; nothing if stderr is no terminal."""
     from tqdm.auto import tqdm
 
     with tqdm(unit=f" {what}", disable=not sys.stderr.isatty()) as bar:
 
-        def tell(done: int, of: int) -> None:
-            bar.total = of
+        def update(done: int, total: int) -> None:
+            bar.total = total
             bar.update(done - bar.n)
 
-        yield tell
+        yield update
 
 
 def line_reader() -> Callable[[str], str]:
-    """`input`, with a history and editing of the line where the system has them."""
+    """`input` with line editing and a history, if the system has readline."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     return input

@@ -1,4 +1,4 @@
-"""What the command line prints of runs: one, a comparison, a check, what was sent, what came again."""
+"""Console output for runs, comparisons, checks, pushes and reproductions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def show_run(run: Run) -> None:
-    """A run's metrics, costs and folder."""
+    """Print a run's metrics, costs and folder."""
     data, console = run.data, Console()
     console.print(f"[bold]{data['recipe']} · {data['arm']} · seed {data['seed']}[/bold]")
     for split, metrics in data["metrics"].items():
@@ -37,16 +37,16 @@ def show_run(run: Run) -> None:
     console.print(f"  {escape(str(run.folder))}")
 
 
-def show_findings(found: list[Finding]) -> None:
-    """The checks of an adapter, a line each."""
+def show_findings(findings: list[Finding]) -> None:
+    """Print the checks of an adapter, one per line."""
     console = Console()
-    for finding in found:
+    for finding in findings:
         mark = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[dim]-   [/]"}[finding.ok]
         console.print(f"{mark} {finding.name:13} {escape(finding.message)}", highlight=False, soft_wrap=True)
 
 
-def show_parcel(made: Published) -> None:
-    """What a push will send, before it does."""
+def show_upload(made: Published) -> None:
+    """Print what a push will upload."""
     console = Console(highlight=False)
     kind = "private" if made.private else "public"
     console.print(f"[bold]{made.repo_id}[/bold] ({kind}): {len(made.files)} files, {formats.human_bytes(made.bytes)}")
@@ -61,36 +61,36 @@ def show_parcel(made: Published) -> None:
 
 
 def show_published(made: list[Published], dry_run: bool) -> None:
-    """What came of a push."""
+    """Print the commits of a push."""
     console = Console(highlight=False)
     if dry_run:
-        console.print("A dry run: its checks are done, nothing was sent, and the Hub was not asked.")
+        console.print("A dry run: the checks passed; nothing was pushed, and the Hub was not contacted.")
     for one in made:
         if one.commit:
             console.print(f"Sent to {one.url} (commit {one.commit[:12]})", soft_wrap=True)
 
 
 def show_reproduction(made: Reproduction) -> None:
-    """Each figure beside its evidence, what differs here, and whether it held."""
+    """Print each metric next to its evidence, the conditions that differ, and whether it was reproduced."""
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("figure")
-    for name in ("evidence", "here", "has to lie in"):
+    for name in ("evidence", "here", "expected range"):
         table.add_column(name, justify="right")
     table.add_column("")
     for row in made.rows:
         between = "-" if row.bounds is None else f"{row.bounds[0]:.6g} to {row.bounds[1]:.6g}"
-        mark = {True: "[green]holds[/]", False: "[bold red]DOES NOT[/]", None: "[dim]not asked[/]"}[row.held]
+        mark = {True: "[green]holds[/]", False: "[bold red]DOES NOT[/]", None: "[dim]not checked[/]"}[row.held]
         figures = ("-" if value is None else f"{value:.6g}" for value in (row.evidence, row.here))
         table.add_row(escape(f"{row.split} {row.metric}"), *figures, between, mark)
-    console.print(f"[bold]{escape(made.adapter)}[/bold]: {escape(made.arm)}, seed {made.seed}, trained again here")
+    console.print(f"[bold]{escape(made.adapter)}[/bold]: {escape(made.arm)}, seed {made.seed}, rerun here")
     console.print(table)
     if made.differs:
-        console.print("Held to the 95 % interval of its own test examples, since the conditions differ:")
+        console.print("Compared within the 95 % interval of its own test examples, since the conditions differ:")
         for line in made.differs:
             console.print(f"  {escape(line)}", soft_wrap=True)
     else:
-        console.print("Held to be equal up to float noise: the same kind of machine, versions, threads and data.")
+        console.print("Compared for equality up to float noise: the same kind of machine, versions, threads and data.")
     for doubt in made.doubts:
         console.print(f"[bold red]Doubt:[/] {escape(doubt)}", soft_wrap=True)
     if made.folder is not None:
@@ -99,7 +99,7 @@ def show_reproduction(made: Reproduction) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """The table, the verdict, and where the report is."""
+    """Print the table, the verdicts and the path of the report."""
     from peft_recipes.reporting.terminal import render_terminal
 
     console = Console()

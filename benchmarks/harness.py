@@ -1,4 +1,7 @@
-"""What the benchmarks share: a measurement in a process of its own, and this project's step held beside trl's two."""
+"""Shared by the benchmarks: options, output, measurements in a fresh process, and the comparison of a step with trl's.
+
+A benchmark prints its result as JSON and writes no file unless --keep or --output is given.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,66 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.runs.files import write_json, write_text
+
 ARMS = ("trl-default", "trl-best", "peft-recipes")
 WARMUP = 3  # steps that are not timed
 
 
+def result_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with --keep and --output, described by the script's docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--keep", action="store_true", help="replace the kept JSON file in benchmarks/")
+    target.add_argument(
+        "--output", type=lambda name: Path(name).absolute(), metavar="FILE", help="write the JSON to this file"
+    )
+    return parser
+
+
+def write_result(
+    options: argparse.Namespace, kept: Path, result: Any, summary: Any = None, text: str | None = None
+) -> None:
+    """Print the result as one line of JSON; with --keep or --output write it to a file and print the summary instead.
+
+    kept: the file that --keep replaces. text: the file's content, if it is laid out differently.
+    """
+    path = kept if options.keep else options.output
+    if path is None:
+        print(json.dumps(result))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if text is None:
+        write_json(path, result)
+    else:
+        write_text(path, text)
+    print(f"Wrote {path}", file=sys.stderr)
+    if summary is not None:
+        print(json.dumps(summary))
+
+
 def in_fresh_process(script: str, words: list[str]) -> dict[str, Any]:
-    """The JSON of the last line that the script prints. Raises SystemExit with the end of its stderr where it fails."""
+    """Run a script and parse the last line it prints as JSON. Raises SystemExit with its stderr if it fails."""
     done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def as_it_comes() -> None:
-    """From here on this process's models are transformers' own, none of their operations replaced by ours."""
+def disable_speedups() -> None:
+    """Leave the models of this process as transformers builds them, without our replacements of operations."""
     from peft_recipes.kernels import activations, onednn_linear
 
     activations.fuse = onednn_linear.speed_up = lambda model: None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--steps, --batch, --rounds and the hidden --one ARM."""
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=1, help="all three in turn, so often; the middle one is shown")
-    parser.add_argument("--batch", type=int, default=8)
+    """Add --steps, --batch, --rounds and the hidden --one ARM."""
+    parser.add_argument("--steps", type=int, default=12, help="optimiser steps per arm")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="measure all three arms this often; the median round is the result"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="examples per step")
     parser.add_argument("--one", choices=ARMS, help=argparse.SUPPRESS)
 
 
@@ -44,17 +83,21 @@ def check_steps(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
 
 
 def compare_arms(
-    script: str, words: list[str], kind: str, means: dict[str, str], about: dict[str, Any], rounds: int = 1,
-    more: Callable[[dict[str, Any]], dict[str, float]] = lambda ours: {},
-) -> None:  # fmt: skip
-    """Each arm in a fresh process; a line each, the document in a folder named as the script, its summary as last line.
+    options: argparse.Namespace,
+    script: str,
+    words: list[str],
+    name: str,
+    means: dict[str, str],
+    about: dict[str, Any],
+    extra: Callable[[dict[str, Any]], dict[str, float]] = lambda ours: {},
+) -> None:
+    """Measure each arm in a fresh process, print a line for each, and write the result.
 
-    kind: what the file is named after. about: what else the document says. rounds: how often all arms take their turn;
-    the document is the round whose ratio to trl's best flags is the median (the lower of two in the middle), and holds
-    every round's summary: a machine that others use as well is not equally fast at all times. more: further figures
-    from this project's arm.
+    name: of the kept file, in the folder named like the script. about: further entries of the result. extra: further
+    figures from this project's arm. The speed of a shared machine varies: with several rounds the result is the one
+    with the median ratio to trl's best flags (the lower of the two middle ones), and it holds the summaries of all.
     """
-    made = []
+    rounds, measured = options.rounds, []
     for number in range(1, rounds + 1):
         found = {}
         for arm in ARMS:
@@ -63,16 +106,14 @@ def compare_arms(
             peak = found[arm]["peak_memory_bytes"] / 1e9
             print(f"{number}/{rounds} {arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB",
                   flush=True)  # fmt: skip
-        made.append(({**_summary(found), **more(found["peft-recipes"])}, found))
-    ordered = sorted(made, key=lambda one: one[0]["ratio_to_trl_best"])
+        measured.append(({**_summary(found), **extra(found["peft-recipes"])}, found))
+    ordered = sorted(measured, key=lambda one: one[0]["ratio_to_trl_best"])
     summary, found = ordered[(rounds - 1) // 2]
     environment = found["peft-recipes"].pop("environment")
-    document = {**summary, **about, "means": means, "rounds": [one[0] for one in made], "arms": found,
+    document = {**summary, **about, "means": means, "rounds": [one[0] for one in measured], "arms": found,
                 "environment": environment}  # fmt: skip
-    path = Path(script).with_suffix("") / f"{kind}-{environment['device']}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(summary))
+    kept = Path(script).with_suffix("") / f"{name}-{environment['device']}.json"
+    write_result(options, kept, document, summary)
 
 
 def _summary(found: dict[str, Any]) -> dict[str, float]:
@@ -89,7 +130,7 @@ def _summary(found: dict[str, Any]) -> dict[str, float]:
 
 
 def step_figures(meter: Any, norms: list[float], tokens: list[int], seconds_before: float = 0.0) -> dict[str, Any]:
-    """What one arm gives back. tokens: of each step's batch. seconds_before: of work done once for the timed steps."""
+    """The figures of one arm. tokens: of each step's batch. seconds_before: spent once, before the timed steps."""
     timed = slice(WARMUP, None)
     return {
         "tokens_per_second": sum(tokens[timed]) / (sum(meter.steps[timed]) + seconds_before),
@@ -103,7 +144,7 @@ def step_figures(meter: Any, norms: list[float], tokens: list[int], seconds_befo
 
 
 def trl_options(given: argparse.Namespace, recipe: Any, hardware: Any, folder: str) -> dict[str, Any]:
-    """The arguments of trl's trainers that make its arms comparable: the recipe's rate, seed and order of rows."""
+    """Arguments that make trl's arms comparable: the recipe's learning rate, the seed and the order of examples."""
     best = given.one == "trl-best"
     return {
         "output_dir": folder,
@@ -126,7 +167,7 @@ def trl_options(given: argparse.Namespace, recipe: Any, hardware: Any, folder: s
 
 
 def norms_callback(into: list[float]) -> Any:
-    """A callback that keeps the gradient norm of each step."""
+    """A callback that records the gradient norm of each step."""
     from transformers import TrainerCallback
 
     class Norms(TrainerCallback):
