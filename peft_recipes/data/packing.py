@@ -118,7 +118,7 @@ class SharedPrefixCollator:
                 place = here.stop
         made["attention_mask"] = self._mask(segments)
         if self.by_segments:
-            made[SEGMENTS] = Segments.behind(shared, sizes, length)
+            made[SEGMENTS] = Segments.after_prefix(shared, sizes, length)
         made[KEPT] = predicting_columns(made["labels"])
         padding = int((segments == -2).sum())
         made[COUNTS] = Counts(sum(map(len, ids)), segments.numel(), padding, len(examples))

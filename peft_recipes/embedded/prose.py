@@ -1,12 +1,13 @@
-"""From a docstring as it was written to the plain English that it opens with."""
+"""Extract the plain English that opens a docstring."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 
-_HEADING = re.compile(  # where the prose ends and the tables begin
+_HEADING = re.compile(  # of a section: the prose ends here
     r"(parameters?|args?|arguments|keyword arg(ument)?s?|returns?|yields?|raises?|examples?|notes?|see also|"
     r"references?|attributes|inputs?|outputs?|shape|warnings?|explanation|usage|methods|todo|options)\s*:{0,2}",
     re.IGNORECASE,
@@ -27,22 +28,22 @@ _MARKUP = (
 
 
 def prose(docstring: str, enough: int = 160, most: int = 600) -> str:
-    """The opening sentences of a docstring, without markup, in one line; empty when there are none.
+    """Return the opening sentences of a docstring without markup in one line; empty if there are none.
 
-    Whole paragraphs until `enough` characters are reached, cut at the end of a sentence within `most` characters.
+    Takes complete paragraphs up to `enough` characters, cut at the end of a sentence within `most` characters.
     """
     text = ""
     for paragraph in _paragraphs(docstring):
         text = f"{text} {paragraph}".strip()
         if len(text) >= enough:
             break
-    if len(text) > most or text.endswith(":"):  # what a colon announces is not there
+    if len(text) > most or text.endswith(":"):  # the list after a colon is not included
         text = text[: max(text.rfind(mark, 0, most) for mark in (". ", "! ", "? ")) + 1]
     return text if _reads_like_english(text) else ""
 
 
 def key_of(text: str) -> str:
-    """What two texts share when they differ in case, digits and punctuation alone."""
+    """Return a key that two texts share if they differ only in case, digits and punctuation."""
     return " ".join(re.findall(r"[a-z]+", text.lower()))
 
 
@@ -51,11 +52,11 @@ def _paragraphs(docstring: str) -> Iterator[str]:
         lines = block.strip("\n").split("\n")
         if len(lines) > 1 and _UNDERLINE.fullmatch(lines[1]):
             if number:
-                return  # a section begins
+                return  # the title of a section
             lines = lines[2:]  # the docstring's own title
-        sentence = _leading_prose(lines)
+        sentence = " ".join(line.strip() for line in itertools.takewhile(_is_prose, lines))
         if not sentence and number:
-            return  # code, a list, a table: what follows belongs to it
+            return  # code, a list or a table, and the text that belongs to it
         if not sentence or _SIGNATURE.fullmatch(sentence):
             continue
         for pattern, plain in _MARKUP:
@@ -63,17 +64,12 @@ def _paragraphs(docstring: str) -> Iterator[str]:
         if len(sentence) > 1:
             yield sentence if sentence[-1] in ".!?:;," else f"{sentence}."
         if sentence.endswith(":") or len(sentence) < len(" ".join(lines)) / 2:
-            return  # the table or code that it announces follows
+            return  # followed by a table or code
 
 
-def _leading_prose(lines: list[str]) -> str:
-    """The lines up to the first that is indented, underlined, an entry of a list or a heading, joined."""
-    kept = []
-    for line in lines:
-        if _NOT_PROSE.match(line) or _UNDERLINE.fullmatch(line) or _HEADING.fullmatch(line.strip()):
-            break
-        kept.append(line.strip())
-    return " ".join(kept)
+def _is_prose(line: str) -> bool:
+    """Whether a line is not indented, an underline, a list entry or a heading."""
+    return not (_NOT_PROSE.match(line) or _UNDERLINE.fullmatch(line) or _HEADING.fullmatch(line.strip()))
 
 
 def _reads_like_english(text: str) -> bool:

@@ -1,7 +1,6 @@
-"""Stand-ins that need no Hub: real models and real data, made on first use from what Python packages carry.
+"""The tables of stand-in models and datasets that need no Hub, built on first use from files in Python packages.
 
-`MODELS` and `DATASETS` say what there is and where it comes from. `model_folder(name)` is a plain transformers folder,
-`dataset(name)` a `DatasetDict`; both are made once and kept below `cache_dir()`.
+`model_folder(name)` is a transformers folder, `dataset(name)` a `DatasetDict`; both are cached below `cache_dir()`.
 """
 
 from __future__ import annotations
@@ -11,26 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import datasets, models, packages, preferences, storage
-from peft_recipes.embedded.cache import build_once, cache_dir, version_of
+from peft_recipes.embedded import datasets, models, packages, storage
+from peft_recipes.embedded.cache import build_once, version_of
 from peft_recipes.errors import RecipeError, unknown
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-__all__ = ["DATASETS", "MODELS", "StandIn", "cache_dir", "dataset", "model_folder"]
-
+_DOCSTRINGS = "the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch"
 _LICENCES = "each library's own: BSD-3-Clause (networkx, numpy, pandas, sympy, torch), PSF-2.0 (Python)"
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """One row: what it is, what it is made from, under which licence, and what makes it.
+    """A stand-in: description, origin, licence and the function that builds it.
 
     builder: for a model `f(folder)`, which fills the folder; for a dataset `f() -> {split: Dataset}`.
-    inputs: what else decides the content (installed versions, the rules that read them), so that what is cached is made
-    again when that changes. revision: raise it when the builder gives something else than before. hub_id: of a model,
-    the Hub's that it is, so that what was trained on the one fits the other.
+    inputs: returns what else determines the content (installed versions, code), so that a cached stand-in is rebuilt
+    when it changes. revision: increase it when the builder's result changes. hub_id: the model on the Hub that this is,
+    so that adapters of one fit the other.
     """
 
     description: str
@@ -42,6 +40,7 @@ class StandIn:
     hub_id: str | None = None
 
     def folder_name(self, name: str) -> str:
+        """Return the name in the cache, which changes with the content."""
         return f"{name}-{version_of(self.origin, self.revision, self.inputs())}"
 
 
@@ -80,24 +79,24 @@ DATASETS: dict[str, StandIn] = {
     ),
     "docstring-topics": StandIn(
         description="text: what an object does, the libraries' names masked; label: which of 6 libraries documents it",
-        origin="the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch",
+        origin=_DOCSTRINGS,
         licence=_LICENCES,
         builder=datasets.docstring_topics,
         inputs=datasets.inputs,
     ),
     "docstring-questions": StandIn(
         description="instruction: 'What does numpy.cumsum do?', input: empty, output: what its docstring says",
-        origin="the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch",
+        origin=_DOCSTRINGS,
         licence=_LICENCES,
         builder=datasets.docstring_questions,
         inputs=datasets.inputs,
     ),
     "docstring-preferences": StandIn(
         description="prompt: 'What does numpy.cumsum do?', chosen: what its docstring says, rejected: another object's",
-        origin="the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch",
+        origin=_DOCSTRINGS,
         licence=_LICENCES,
-        builder=preferences.docstring_preferences,
-        inputs=preferences.inputs,
+        builder=datasets.docstring_preferences,
+        inputs=datasets.inputs,
     ),
     "docstring-text": StandIn(
         description="text: plain English on which no stand-in is trained, to measure what a model forgot",
@@ -117,28 +116,32 @@ DATASETS: dict[str, StandIn] = {
 
 
 def model_folder(name: str) -> Path:
-    """A folder with config.json, model.safetensors and the tokenizer's files, for any `from_pretrained`.
+    """Return a folder with config.json, model.safetensors and the tokenizer's files, for any `from_pretrained`.
 
-    The first call makes it (see stderr; up to a minute or two), later ones return at once.
+    The first call builds it (up to two minutes, logged on stderr).
 
     Raises:
-        RecipeError: an unknown name, a package that can't be fetched or is not the tested one, an unwritable cache.
+        RecipeError: an unknown name, a package that can't be fetched or differs from the tested one, an unwritable
+            cache.
     """
-    if name not in MODELS:
-        raise RecipeError(unknown("embedded model", name, MODELS))
-    row = MODELS[name]
-    return build_once("models", row.folder_name(name), row.builder, f"Making the embedded model {name}: {row.origin}.")
+    row = _row("model", name, MODELS)
+    message = f"Making the embedded model {name}: {row.origin}."
+    return build_once("models", row.folder_name(name), row.builder, message)
 
 
 def dataset(name: str) -> DatasetDict:
-    """The splits of an embedded dataset, in memory: always the same rows in the same order on one machine.
+    """Return the splits of an embedded dataset in memory, with the same rows in the same order on each call.
 
     Raises:
         RecipeError: as `model_folder`.
     """
-    if name not in DATASETS:
-        raise RecipeError(unknown("embedded dataset", name, DATASETS))
-    row = DATASETS[name]
-    why = f"Making the embedded dataset {name}: {row.origin}."
-    folder = build_once("datasets", row.folder_name(name), lambda path: storage.write(row.builder(), path), why)
+    row = _row("dataset", name, DATASETS)
+    message = f"Making the embedded dataset {name}: {row.origin}."
+    folder = build_once("datasets", row.folder_name(name), lambda path: storage.write(row.builder(), path), message)
     return storage.read(folder, description=row.description, licence=row.licence)
+
+
+def _row(kind: str, name: str, table: dict[str, StandIn]) -> StandIn:
+    if name not in table:
+        raise RecipeError(unknown(f"embedded {kind}", name, table))
+    return table[name]

@@ -1,4 +1,4 @@
-"""Datasets on disk as one parquet file a split, with their features; read back into memory."""
+"""Datasets on disk as one parquet file per split, read back into memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def write(splits: dict[str, Dataset], folder: Path) -> None:
-    """One `<split>.parquet` a split. pyarrow writes it, because datasets' own writer shows a progress bar."""
+    """Write `<split>.parquet` with pyarrow, because the writer of datasets shows a progress bar."""
     import pyarrow.parquet as parquet
 
     for split, rows in splits.items():
@@ -19,7 +19,7 @@ def write(splits: dict[str, Dataset], folder: Path) -> None:
 
 
 def read(folder: Path, description: str = "", licence: str = "") -> DatasetDict:
-    """The splits of a folder that `write` filled. The fingerprint is that of the content: the same on any machine."""
+    """Read the splits that `write` wrote. Fingerprints are hashes of the content: the same on any machine."""
     import pyarrow.parquet as parquet
     from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit
     from datasets.table import InMemoryTable

@@ -1,4 +1,4 @@
-"""The machine: device, precision by a measured trial, threads, and the environment that figures come from.
+"""This machine: device, precision by a measured trial, threads, and the environment recorded with figures.
 
 Imports nothing of this package. Start with device.py.
 """

@@ -1,4 +1,4 @@
-"""What this machine is and is fast at: device, precision by a measured trial, threads; and where figures came from."""
+"""Choose the device, the precision (by a measured trial on CPUs) and the number of threads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_TRIAL = 256  # side of the matrices that precision is tried on: half a millisecond in fp32
+_TRIAL = 256  # side of the square matrices of the bf16 trial: half a millisecond per product in fp32
+_ROUNDS = 3
+# Least speed-up of a CPU's matrix products at which bf16 training gains: weights stay fp32, so each step casts them,
+# and everything between the products stays as slow as it was.
+_BF16_PAYS = 4.0
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """device: "cuda", "mps" or "cpu". precision: of the computation ("bf16" or "fp32"); weights stay fp32."""
+    """device: "cuda", "mps" or "cpu". precision: of the computation, "bf16" or "fp32"; weights stay fp32."""
 
     device: str
     device_name: str
@@ -25,44 +29,38 @@ class Hardware:
         return asdict(self)
 
     def autocast(self) -> Any:
-        """The context in which a model computes as it did in training."""
+        """Return the autocast context of training."""
         import torch
 
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def training_arguments(self) -> dict[str, Any]:
-        """The TrainingArguments that follow from it."""
+        """Return the TrainingArguments that follow from the device and the precision."""
         return {"use_cpu": self.device == "cpu", "bf16": self.precision == "bf16", "fp16": False}
 
 
 def choose(training: dict[str, Any] | None = None, threads: int | None = None) -> Hardware:
-    """CUDA, then Apple's MPS, then the CPU; `use_cpu` and `bf16` in a recipe's training options decide first.
+    """Choose CUDA, Apple's MPS or the CPU, in this order, unless the training options set `use_cpu` or `bf16`.
 
-    threads: of the CPU, for this process from now on; None leaves torch's own choice (or OMP_NUM_THREADS).
+    threads: CPU threads of this process from now on; None keeps torch's default (or OMP_NUM_THREADS).
     """
     import torch
 
-    asked = training or {}
+    training = training or {}
     if threads is not None:
         torch.set_num_threads(threads)
     device = "cpu"
-    if not asked.get("use_cpu"):
+    if not training.get("use_cpu"):
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
-    precision = "bf16" if asked.get("bf16", bf16_pays(device)) else "fp32"
+    name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    precision = "bf16" if training.get("bf16", _bf16_pays(device)) else "fp32"
     return Hardware(device, name, precision, torch.get_num_threads())
 
 
-# A CPU's matrix products must be this much faster in bf16 for training to gain: weights stay fp32, so each step casts
-# them, and everything between the products stays as slow as it was.
-_BF16_PAYS = 4.0
+def _bf16_pays(device: str) -> bool:
+    """Whether bf16 is faster: on a GPU with native support, on a CPU by a trial of a few milliseconds.
 
-
-def bf16_pays(device: str) -> bool:
-    """Whether bf16 is the precision to compute in, unless the recipe says otherwise.
-
-    On a GPU that has it natively; on a CPU by a trial of a few milliseconds. One without fast bf16 can be a hundred
-    times slower in it (seen: 1.1 against 126 GFLOP/s).
+    A CPU without fast bf16 can be a hundred times slower in it (measured: 1.1 instead of 126 GFLOP/s).
     """
     import torch
 
@@ -71,26 +69,22 @@ def bf16_pays(device: str) -> bool:
     return device == "cpu" and bf16_speedup() >= _BF16_PAYS
 
 
-_ROUNDS = 3
-
-
 @functools.cache
 def bf16_speedup() -> float:
-    """How many times as fast a matrix product is in bf16 as in fp32 on this CPU, told once a process.
+    """Measure the speed of a bf16 matrix product relative to fp32 on this CPU, once per process.
 
-    The smallest of a few rounds: another process that takes the CPU for a moment makes either look slow, and fp32 is
-    the choice that is never wrong. The very first product of a process starts threads and libraries, so it is not
-    timed.
+    Returns the smallest ratio of a few rounds: another busy process can slow down either, and fp32 is the safe choice.
+    The first product of a process starts threads and loads libraries, so it is not timed.
     """
     import torch
 
-    pairs = [[torch.ones(_TRIAL, _TRIAL, dtype=kind) for _ in range(2)] for kind in (torch.float32, torch.bfloat16)]
+    pairs = [[torch.ones(_TRIAL, _TRIAL, dtype=dtype) for _ in range(2)] for dtype in (torch.float32, torch.bfloat16)]
     torch.mm(*pairs[0])
     return min(_best_seconds(*pairs[0]) / _best_seconds(*pairs[1]) for _ in range(_ROUNDS))
 
 
 def _best_seconds(a: Any, b: Any) -> float:
-    """The shortest of several products; where one is so slow that nothing more need be known, it is not repeated."""
+    """Return the shortest time of six products, or of fewer if one takes more than 20 ms."""
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
@@ -102,7 +96,7 @@ def _best_seconds(a: Any, b: Any) -> float:
 
 
 def synchronise(device: str) -> None:
-    """Waits until the device has done what it was given, so that a clock reads the work and not its queueing."""
+    """Wait until the device has finished its queued work, so that a clock measures it."""
     import torch
 
     if device == "cuda":
@@ -111,8 +105,7 @@ def synchronise(device: str) -> None:
         torch.mps.synchronize()
 
 
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

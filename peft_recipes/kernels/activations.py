@@ -1,4 +1,4 @@
-"""Activation functions: one pass over memory instead of eight, and not kept where they are cheaply had again."""
+"""Activation functions: a fused GELU, and activations recomputed in the backward pass where that is cheap."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def fuse(model: nn.Module) -> None:
-    """Replaces GPT-2's GELU, which transformers writes out in eight operations, by torch's one of the same formula.
+    """Replace GPT-2's GELU, eight operations in transformers, by torch's fused one with the same formula.
 
-    Equal up to rounding (1e-7); the configuration, and so a saved model, stays as it was.
+    Equal up to rounding (1e-7). The configuration, and so a saved model, does not change.
     """
     from transformers.activations import GELUTanh, NewGELUActivation
 
@@ -27,19 +27,18 @@ def fuse(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def recomputed() -> Iterator[None]:
-    """Within it, the output of an activation function is not kept for backward, but computed again from its input.
+    """Recompute the outputs of activation functions in the backward pass instead of storing them.
 
-    Its input is kept anyhow, for the function's own derivative, so that a gated layer (silu(gate) * up) keeps two
-    tensors of its inner width instead of three, at the price of one pointwise operation. The gradients are the same
-    to the bit.
+    Their inputs are stored anyway, for their own derivative. A gated layer (silu(gate) * up) stores two tensors of its
+    inner width instead of three, for one more pointwise operation. The gradients are bitwise the same.
     """
     with saved_tensors_hooks(_pack, _unpack):
         yield
 
 
 def _gelu(node: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    kind = node._saved_approximate
-    return lambda x: F.gelu(x, approximate=kind)
+    approximate = node._saved_approximate
+    return lambda x: F.gelu(x, approximate=approximate)
 
 
 _FUNCTIONS: dict[str, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -52,15 +51,15 @@ def _pack(tensor: torch.Tensor) -> Any:
     node = tensor.grad_fn
     if node is None:
         return tensor
-    found = _FUNCTIONS.get(type(node).__name__)
-    # Never the tensor itself: an output that its own node keeps would hold the node, and where no backward pass comes
-    # by (DoRA's norms are detached) neither would ever be freed.
-    return tensor.detach() if found is None else (found(node), node._saved_self.detach())
+    function_of = _FUNCTIONS.get(type(node).__name__)
+    # Detached: an output saved by its own node would keep the node alive, and without a backward pass (DoRA's detached
+    # norms) neither would ever be freed.
+    return tensor.detach() if function_of is None else (function_of(node), node._saved_self.detach())
 
 
 def _unpack(packed: Any) -> torch.Tensor:
     if isinstance(packed, torch.Tensor):
         return packed
-    function, given = packed
+    function, x = packed
     with torch.no_grad():
-        return function(given)
+        return function(x)

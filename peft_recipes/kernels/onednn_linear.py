@@ -1,8 +1,8 @@
-"""Linear layers on an AMD CPU: their fp32 matrix products by oneDNN, which torch brings along, instead of by MKL.
+"""Linear layers on AMD CPUs: fp32 matrix products by oneDNN, which is part of torch, instead of MKL.
 
-On such a CPU oneDNN is the faster of the two (`python benchmarks/cpu_products.py` says by how much); torch itself asks
-it for products in bf16 only. The results are the same up to rounding. Not under torch.compile, which chooses itself;
-`torch.backends.mkldnn.enabled = False` switches it off.
+oneDNN is the faster one there (`python benchmarks/cpu_products.py` measures it); torch itself uses it for bf16 only.
+The results are equal up to rounding. Not used under torch.compile; `torch.backends.mkldnn.enabled = False` turns it
+off.
 """
 
 from __future__ import annotations
@@ -17,53 +17,55 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-LEAST_WEIGHTS = 2**16  # below this a call of ours costs more than it saves
-_LEAST_ROWS = 16  # a few rows are read faster than they are multiplied
+LEAST_WEIGHTS = 2**16  # for smaller layers the overhead is larger than the gain
+_LEAST_POSITIONS = 16  # for fewer, reading the weights takes longer than multiplying
 
 
 def speed_up(model: nn.Module) -> None:
-    """Gives the model's large linear layers the faster product, where this machine has it. Their types, weights and
-    names stay: some of PEFT's methods take nothing but nn.Linear itself."""
+    """Let the model's large linear layers use oneDNN where `pays()`.
+
+    Their types, weights and names do not change: some PEFT methods accept only nn.Linear itself.
+    """
     if not pays():
         return
     for module in model.modules():
         if type(module) in _FORWARD and module.weight.numel() >= LEAST_WEIGHTS:
-            # It holds the module, so that a copy of it, deep or pickled, computes with its own weights.
+            # bound to the module, so that a copy of it (deepcopy, pickle) uses its own weights
             module.forward = functools.partial(_FORWARD[type(module)], module)
 
 
 def is_sped_up(layer: nn.Module) -> bool:
-    """Whether `speed_up` gave this layer the faster product."""
+    """Whether `speed_up` replaced the layer's forward."""
     return getattr(layer.__dict__.get("forward"), "func", None) in _FORWARD.values()
 
 
 @functools.cache
 def pays() -> bool:
-    """Whether models compute on an AMD CPU, and oneDNN's product is there and right. The same for every run here."""
+    """Whether models run on an AMD CPU here and oneDNN's product exists and is correct; checked once per process."""
     if not is_amd_cpu() or torch.cuda.is_available() or torch.backends.mps.is_available():
         return False
     if not torch.backends.mkldnn.is_available():
         return False
     a, b = torch.linspace(-1, 1, 6).view(2, 3), torch.linspace(-2, 3, 12).view(4, 3)
-    try:  # inductor's entry, which is no promise of torch's
+    try:  # a private operator of torch's inductor
         return torch.allclose(product(a, b), a @ b.t()) and torch.allclose(product(b.t(), b.t()), b.t() @ b)
     except (RuntimeError, AttributeError, TypeError):
         return False
 
 
 def is_amd_cpu() -> bool:
-    """Whether the processor is an AMD one, as Linux reports it."""
+    """Whether Linux reports an AMD processor."""
     info = Path("/proc/cpuinfo")
     return info.exists() and "AuthenticAMD" in info.read_text(errors="replace")
 
 
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """[n, m] = a [n, k] times b [m, k] transposed, plus bias [m]."""
+    """Compute a [n, k] times b [m, k] transposed, plus bias [m]: [n, m]."""
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
 class _Product(torch.autograd.Function):
-    """x [n, k], weight [m, k], bias [m] or None: what F.linear gives, with its gradients."""
+    """F.linear and its gradients for x [n, k], weight [m, k], bias [m] or None."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -72,32 +74,31 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         return (
-            product(gradient, weight.t()) if wanted[0] else None,
-            gradient.t() @ x if wanted[1] else None,  # oneDNN is not faster here, and wants both copied first
-            gradient.sum(0) if wanted[2] else None,
+            product(grad, weight.t()) if needed[0] else None,
+            grad.t() @ x if needed[1] else None,  # oneDNN is not faster here, and would copy both first
+            grad.sum(0) if needed[2] else None,
         )
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear, by oneDNN where that is for it."""
-    if not takes(x, weight):
+    """F.linear, with oneDNN if it supports the tensors."""
+    if not supports(x, weight):
         return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    return _Product.apply(rows, weight, bias).view(*x.shape[:-1], -1)
+    return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
-def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a product is for oneDNN: of plain fp32 tensors on the CPU, with more than a few rows."""
+def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether oneDNN computes this product: plain fp32 tensors on the CPU, with enough positions."""
     plain = type(x) is torch.Tensor and type(weight) in (nn.Parameter, torch.Tensor)  # no DTensor, nothing quantised
     return (
         plain
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() >= _LEAST_ROWS * x.shape[-1]
+        and x.numel() >= _LEAST_POSITIONS * x.shape[-1]
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -109,8 +110,7 @@ def _linear_forward(self: nn.Linear, input: torch.Tensor) -> torch.Tensor:
 
 
 def _conv1d_forward(self: Conv1D, x: torch.Tensor) -> torch.Tensor:
-    """GPT-2's linear layer, whose weight lies the other way round."""
-    return linear(x, self.weight.t(), self.bias)
+    return linear(x, self.weight.t(), self.bias)  # Conv1D stores (in, out)
 
 
 _FORWARD = {nn.Linear: _linear_forward, Conv1D: _conv1d_forward}

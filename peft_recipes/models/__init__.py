@@ -1,4 +1,4 @@
-"""The base model: configuration, weights, tokenizer; the table of architectures; quantisation; access to the Hub.
+"""The base model: configuration, weights and tokenizer, module names by architecture, quantisation, access to the Hub.
 
 Imports `kernels`, `hardware`, `embedded`, `recipe`. Start with bases.py; a new architecture is a row in
 architecture_table.py.

@@ -1,4 +1,4 @@
-"""The table of architectures: the names of attention, MLP, embedding and head modules, one row per model type."""
+"""Table of architectures: the names of attention, MLP, embedding and head modules, one row per model type."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import nn
 
-
 Component = Literal["embeddings", "attention", "mlp", "head", "other"]
-
-
 COMPONENTS: tuple[Component, ...] = ("embeddings", "attention", "mlp", "head", "other")
-
-
 GROUPS = ("attention", "mlp", "all-linear", "convolutions")
 
 
 class Targets(NamedTuple):
-    """Names for `target_modules` (a list, or one regular expression) and, where they were guessed, a note."""
+    """`target_modules` (a list of names or one regular expression), with a note if they come from a model's blocks."""
 
     names: list[str] | str
     note: str = ""
@@ -28,32 +23,32 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row: the names of an architecture's parts, as PEFT matches them.
+    """One row: the module names of an architecture, as PEFT matches them.
 
-    `linear` is what "all-linear" means, attention and mlp unless given; it never holds a freshly made head. `patterns`
-    holds a regular expression for each group that no list of names can hit exactly. `heads` maps a kind of task to the
-    modules that only that task has.
+    `linear` overrides what "all-linear" selects (default: attention and mlp); it never contains a new head.
+    `patterns` maps a group to a regular expression where no list of names matches it exactly. `heads` lists the head
+    modules of all tasks.
     """
 
     model_type: str
-    blocks: str  # the name of the list of repeated blocks, in a model with a head
-    attention: tuple[str, ...]
-    mlp: tuple[str, ...]
-    embeddings: tuple[str, ...]
-    heads: Mapping[str, tuple[str, ...]]
+    blocks: str = ""  # the ModuleList of transformer blocks, by its full name in a model with a head
+    attention: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     layer: Literal["Linear", "Conv1D"] = "Linear"
     patterns: Mapping[str, str] = field(default_factory=dict)
     linear: tuple[str, ...] = ()
     convolutions: tuple[str, ...] = ()
-    note: str = ""  # how a row that is not of the table came about
+    note: str = ""  # how the row was determined, if it is not in the table
 
     @property
     def fan_in_fan_out(self) -> bool:
-        """What LoraConfig wants to know: whether weights are stored (in, out), as Conv1D does, not (out, in)."""
+        """LoraConfig's option: True where weights are stored as (in, out), as Conv1D does, instead of (out, in)."""
         return self.layer == "Conv1D"
 
     def group(self, which: str) -> list[str] | str:
-        """The targets of a group; an empty list for a group that this architecture does not have."""
+        """Return the targets of a group; an empty list if the architecture has none."""
         if which in self.patterns:
             return self.patterns[which]
         names = {
@@ -66,32 +61,24 @@ class Architecture:
 
 
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-_GATED = ("gate_proj", "up_proj", "down_proj")
-
-
-_DECODER = {"language-modeling": ("lm_head",), "text-classification": ("score",)}
-
-
+_DECODER = ("lm_head", "score")
 _BERT_ATTENTION = ("query", "key", "value", "attention.output.dense")
-
-
 _BERT_MLP = ("intermediate.dense", "output.dense")
-
-
-# `output.dense` ends `attention.output.dense` too, so the mlp alone can only be told by what stands before it
+# `output.dense` also matches `attention.output.dense`, so only a pattern selects the MLP alone
 _BERT_PATTERNS = {"mlp": r"(.*\.)?layer\.\d+\.(intermediate|output)\.dense"}
 
-
 _ROWS = (
-    #            model_type     blocks              attention  mlp     embeddings         heads
-    Architecture("llama", "model.layers", _QKVO, _GATED, ("embed_tokens",), _DECODER),  # and SmolLM2
-    Architecture("mistral", "model.layers", _QKVO, _GATED, ("embed_tokens",), _DECODER),
-    Architecture("qwen2", "model.layers", _QKVO, _GATED, ("embed_tokens",), _DECODER),
-    Architecture("qwen3", "model.layers", _QKVO, _GATED, ("embed_tokens",), _DECODER),
-    Architecture("gemma2", "model.layers", _QKVO, _GATED, ("embed_tokens",), _DECODER),
-    Architecture("gemma3_text", "model.layers", _QKVO, _GATED, ("embed_tokens",), _DECODER),
+    *(  # "llama" is SmolLM2's type, too
+        Architecture(
+            model_type,
+            blocks="model.layers",
+            attention=_QKVO,
+            mlp=("gate_proj", "up_proj", "down_proj"),
+            embeddings=("embed_tokens",),
+            heads=_DECODER,
+        )
+        for model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+    ),
     Architecture(
         "gpt2",
         blocks="transformer.h",
@@ -131,10 +118,7 @@ _ROWS = (
         attention=("q_lin", "k_lin", "v_lin", "out_lin"),
         mlp=("ffn.lin1", "ffn.lin2"),
         embeddings=("embeddings",),
-        heads={
-            "text-classification": ("pre_classifier", "classifier"),
-            "masked-language-modeling": ("vocab_transform", "vocab_layer_norm", "vocab_projector"),
-        },
+        heads=("pre_classifier", "classifier", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
     ),
     Architecture(
         "bert",
@@ -142,8 +126,7 @@ _ROWS = (
         attention=_BERT_ATTENTION,
         mlp=_BERT_MLP,
         embeddings=("embeddings",),
-        # the pooler before the classifier is pretrained: a part of the base, not of the head
-        heads={"text-classification": ("classifier",), "masked-language-modeling": ("cls",)},
+        heads=("classifier", "cls"),  # the pooler before the classifier is pretrained: part of the base
         patterns=_BERT_PATTERNS,
     ),
     Architecture(
@@ -152,7 +135,7 @@ _ROWS = (
         attention=_BERT_ATTENTION,
         mlp=_BERT_MLP,
         embeddings=("embeddings",),
-        heads={"text-classification": ("classifier",), "masked-language-modeling": ("lm_head",)},
+        heads=("classifier", "lm_head"),
         patterns=_BERT_PATTERNS,
     ),
     Architecture(
@@ -161,31 +144,23 @@ _ROWS = (
         attention=_QKVO,
         mlp=("mlp.fc1", "mlp.fc2"),
         embeddings=("embeddings",),
-        heads={"image-classification": ("classifier",)},
+        heads=("classifier",),
     ),
     Architecture(
         "small-cnn",
-        blocks="",
-        attention=(),
-        mlp=(),
-        embeddings=(),
-        heads={"image-classification": ("classifier",)},
-        linear=("fc1", "classifier"),  # its base comes with a trained head, so the head is a target like any other
+        heads=("classifier",),
+        linear=("fc1", "classifier"),  # its base has a trained head, which is a target like any other layer
         convolutions=("conv1", "conv2"),
     ),
 )
-
 
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """The names of the head modules in a real (or meta) model: its row's, else its children outside the base model."""
+    """Return the names of a model's head modules: those in the table, else its children outside the base model."""
     row = ARCHITECTURES.get(model.config.model_type)
     children = [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
     if row is not None:
-        known = {name for names in row.heads.values() for name in names}
-        return [name for name in children if name in known]
-    if model.base_model is model:
-        return []
-    return [name for name in children if name != model.base_model_prefix]
+        return [name for name in children if name in row.heads]
+    return [name for name in children if name != model.base_model_prefix and model.base_model is not model]

@@ -1,4 +1,4 @@
-"""An architecture without a row in the table, read off the repeated blocks of a model that holds no weights."""
+"""Derive the row of an architecture that is not in the table from the repeated blocks of a model without weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.architecture_table import Architecture, head_modules
 
-# What the module around a layer is called, over the architectures that transformers has
+# Names of the modules around a layer, over the architectures in transformers
 _ATTENTION = re.compile(r"attn|attention|^self$|^(q|k|v|o|query|key|value|qkv)(_proj|_lin)?$|^wqkv$", re.IGNORECASE)
 _MLP = re.compile(
     r"mlp|ffn|feed_?forward|^(ff|intermediate|output|moe|experts?)$|dense|^(fc|lin|w|wi|wo)_?\d?$", re.IGNORECASE
@@ -20,11 +20,11 @@ _MLP = re.compile(
 
 
 def walk_config(config: PreTrainedConfig) -> Architecture:
-    """Build the configuration's base model on the meta device and `walk` it. Raises RecipeError where that fails."""
+    """Build the base model of a configuration on the meta device and `walk` it. Raises RecipeError if that fails."""
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(config)
-    except Exception as error:  # a model class may fail in any way; the user's way on is the same
+    except Exception as error:  # a model class can raise anything
         raise RecipeError(
             f"The table has no row for model type '{config.model_type}', and the model could not be built without "
             f"weights to look for its layers ({type(error).__name__}: {error}). Name them in target_modules."
@@ -33,118 +33,114 @@ def walk_config(config: PreTrainedConfig) -> Architecture:
 
 
 def walk(model: nn.Module) -> Architecture:
-    """The row that a model's repeated blocks suggest.
+    """Return the row that a model's repeated blocks suggest.
 
-    A block is a member of the outermost ModuleLists whose members are all of one class and hold linear layers. A layer
-    inside is attention or mlp by the names of the modules around it; one that is neither is in "all-linear" alone.
-    Raises RecipeError when the model has no such blocks.
+    Blocks are the members of the outermost ModuleLists that hold one class of module with linear layers in it. A layer
+    in a block is attention or MLP by the names of the modules around it; one that is neither is only in "all-linear".
+    Raises RecipeError if the model has no such blocks.
     """
     model_type = model.config.model_type
     blocks = _repeated_blocks(model)
-    inside = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and name.startswith(tuple(f"{block}." for block in blocks))
-    }
-    if not inside:
+    prefixes = tuple(f"{name}." for name in blocks)
+    modules = dict(model.named_modules())
+    layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, Conv1D)) and n.startswith(prefixes)}
+    if not layers:
         raise RecipeError(
             f"The table has no row for model type '{model_type}', and no repeated blocks with linear layers were "
             "found in it. Name the layers in target_modules."
         )
-    relative = {name: _inside_block(name, blocks) for name in inside}
-    kinds = {name: _kind(path) for name, path in relative.items()}
-    groups = {
-        "attention": [name for name in inside if kinds[name] == "attention"],
-        "mlp": [name for name in inside if kinds[name] == "mlp"],
-        "all-linear": list(inside),
-    }
-    everything = [name for name, _ in model.named_modules()]
-    named = {which: _names(wanted, relative, blocks, everything) for which, wanted in groups.items()}
-    lists = {which: tuple(names) for which, names in named.items() if not isinstance(names, str)}
+    in_block = {name: _path_in_block(name, prefixes) for name in layers}
+    components = {name: _component(path) for name, path in in_block.items()}
+    targets: dict[str, list[str] | str] = {"all-linear": _targets(list(layers), in_block, blocks, modules)}
+    for component in ("attention", "mlp"):
+        names = [name for name in layers if components[name] == component]
+        targets[component] = _targets(names, in_block, blocks, modules)
+    lists = {group: tuple(names) for group, names in targets.items() if not isinstance(names, str)}
+    other = [path for name, path in in_block.items() if components[name] == "other"]
     return Architecture(
         model_type=model_type,
         blocks=", ".join(blocks),
         attention=lists.get("attention", ()),
         mlp=lists.get("mlp", ()),
         linear=lists.get("all-linear", ()),
-        patterns={which: names for which, names in named.items() if isinstance(names, str)},
-        embeddings=_embeddings(model, blocks),
-        heads={"any": tuple(head_modules(model))},
-        layer="Conv1D" if all(isinstance(module, Conv1D) for module in inside.values()) else "Linear",
-        note=_note(model, blocks, relative, kinds),
+        patterns={group: pattern for group, pattern in targets.items() if isinstance(pattern, str)},
+        embeddings=_embeddings(modules, prefixes),
+        heads=tuple(head_modules(model)),
+        layer="Conv1D" if all(isinstance(module, Conv1D) for module in layers.values()) else "Linear",
+        note=_note(model, blocks, prefixes, other),
     )
 
 
 def _repeated_blocks(model: nn.Module) -> dict[str, nn.ModuleList]:
-    found: dict[str, nn.ModuleList] = {}
+    blocks: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or name.startswith(tuple(f"{outer}." for outer in found)):
+        if not isinstance(module, nn.ModuleList) or name.startswith(tuple(f"{outer}." for outer in blocks)):
             continue
-        if len({type(member) for member in module}) == 1 and _holds_linear(module[0]):
-            found[name] = module
-    return found
+        if len({type(block) for block in module}) == 1 and any(
+            child is not module[0] and isinstance(child, (nn.Linear, Conv1D)) for child in module[0].modules()
+        ):
+            blocks[name] = module
+    return blocks
 
 
-def _holds_linear(block: nn.Module) -> bool:
-    return any(child is not block and isinstance(child, (nn.Linear, Conv1D)) for child in block.modules())
-
-
-def _inside_block(name: str, blocks: dict[str, nn.ModuleList]) -> str:
+def _path_in_block(name: str, prefixes: tuple[str, ...]) -> str:
     """`h.3.attn.c_attn` in blocks `h` -> `attn.c_attn`."""
-    block = next(block for block in blocks if name.startswith(f"{block}."))
-    return name[len(block) + 1 :].partition(".")[2]
+    prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+    return name.removeprefix(prefix).partition(".")[2]
 
 
-def _kind(path: str) -> str:
+def _component(path: str) -> str:
     parts = path.split(".")
     if any(_ATTENTION.search(part) for part in parts):
         return "attention"
     return "mlp" if any(_MLP.search(part) for part in parts) else "other"
 
 
-def _names(wanted: list[str], relative: dict[str, str], blocks: dict, everything: list[str]) -> list[str] | str:
-    """The ends of names that hit the wanted layers and no other module, or one pattern where such ends can't be had.
+def _targets(
+    layers: list[str], in_block: dict[str, str], blocks: dict[str, nn.ModuleList], modules: dict[str, nn.Module]
+) -> list[str] | str:
+    """Return name endings that match these layers and no other module, or one pattern if no such endings exist.
 
-    An end of two or three parts (`attn.c_attn`) is trusted; one part (`dense`) could also end the name of a layer in a
-    head that this model, a base, does not have.
+    Endings have two or three parts (`attn.c_attn`): one part (`dense`) could also match a layer in a head, which a
+    base model does not have.
     """
     for parts in (2, 3):
-        ends = list(dict.fromkeys(".".join(relative[name].split(".")[-parts:]) for name in wanted))
-        hit = {name for name in everything if name.endswith(tuple(f".{end}" for end in ends))}
-        if hit == set(wanted) and all("." in end and not re.search(r"(^|\.)\d", end) for end in ends):
-            return ends
+        endings = list(dict.fromkeys(".".join(in_block[name].split(".")[-parts:]) for name in layers))
+        matched = {name for name in modules if name.endswith(tuple(f".{ending}" for ending in endings))}
+        if matched == set(layers) and all("." in e and not re.search(r"(^|\.)\d", e) for e in endings):
+            return endings
     lists = "|".join(dict.fromkeys(re.escape(block.rpartition(".")[2]) for block in blocks))
-    paths = "|".join(dict.fromkeys(_any_number(re.escape(relative[name]), r"\d+") for name in wanted))
+    paths = "|".join(dict.fromkeys(_replace_numbers(re.escape(in_block[name]), r"\d+") for name in layers))
     return rf"(.*\.)?({lists})\.\d+\.({paths})"
 
 
-def _any_number(path: str, number: str) -> str:
-    """`layers.3.ffn` -> `layers.<number>.ffn`, also in an escaped path: what differs between members of inner lists."""
+def _replace_numbers(path: str, number: str) -> str:
+    """`layers.3.ffn` -> `layers.<number>.ffn`, also in an escaped path: merges the members of inner ModuleLists."""
     return re.sub(r"(?<![^.])\d+(?![^\\.])", lambda _: number, path)
 
 
-def _embeddings(model: nn.Module, blocks: dict[str, nn.ModuleList]) -> tuple[str, ...]:
-    """Embedding tables outside the blocks, or the module called `embeddings` that holds them with their norm."""
-    inner = tuple(f"{block}." for block in blocks)
-    found: list[str] = []
-    for name, module in model.named_modules():
-        named_so = name.rpartition(".")[2] == "embeddings"
-        if (named_so or isinstance(module, nn.Embedding)) and not name.startswith((*inner, *(f"{n}." for n in found))):
-            found.append(name)
-    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in found))
+def _embeddings(modules: dict[str, nn.Module], prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the embeddings outside the blocks, or the module named `embeddings` that holds them with their norm."""
+    names: list[str] = []
+    for name, module in modules.items():
+        is_embedding = isinstance(module, nn.Embedding) or name.rpartition(".")[2] == "embeddings"
+        if is_embedding and not name.startswith((*prefixes, *(f"{outer}." for outer in names))):
+            names.append(name)
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
-def _note(model: nn.Module, blocks: dict, relative: dict[str, str], kinds: dict[str, str]) -> str:
+def _note(
+    model: nn.Module, blocks: dict[str, nn.ModuleList], prefixes: tuple[str, ...], other_layers: list[str]
+) -> str:
     listed = ", ".join(f"{name} ({len(block)} x {type(block[0]).__name__})" for name, block in blocks.items())
     note = (
-        f"The table has no row for model type '{model.config.model_type}': its layers were read off its repeated "
-        f"blocks, {listed}."
+        f"The table has no row for model type '{model.config.model_type}': its layers were determined from its "
+        f"repeated blocks, {listed}."
     )
-    other = dict.fromkeys(_any_number(path, "N") for name, path in relative.items() if kinds[name] == "other")
+    other = dict.fromkeys(_replace_numbers(path, "N") for path in other_layers)
     if other:
         note += f" Neither attention nor mlp by name, so in all-linear alone: {', '.join(other)}."
-    inner = tuple(f"{block}." for block in blocks)
-    stacked = [name for name, parameter in model.named_parameters() if name.startswith(inner) and parameter.dim() == 3]
+    stacked = [n for n, weight in model.named_parameters() if n.startswith(prefixes) and weight.dim() == 3]
     experts = dict.fromkeys(name.rpartition(".")[2] for name in stacked if "expert" in name)
     if experts:
         note += (

@@ -1,9 +1,9 @@
-"""Which modules of a model are its attention, its mlp, its embeddings and its head: one table, and what it answers.
+"""Which modules of a model are its attention, MLP, embeddings and head, by its model type or configuration.
 
-PEFT hits a module when a target is its whole name or the end of it after a dot (`c_proj` hits `h.0.attn.c_proj` and
-`h.0.mlp.c_proj`), or, when the targets are one string, when that regular expression matches the whole name. The names
-here are as long as they must be to hit what they say and nothing else. They are those of transformers 5; tests build
-every row's models and compare. Importing this module loads neither torch nor transformers.
+A target matches a module as in PEFT: it is the module's full name or the end of it after a dot (`c_proj` matches
+`h.0.attn.c_proj` and `h.0.mlp.c_proj`); targets given as one string are a regular expression for the full name. The
+names are those of transformers 5; tests build the models of every row and compare. Importing this module loads
+neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -12,108 +12,67 @@ import re
 from typing import TYPE_CHECKING
 
 from peft_recipes.errors import RecipeError, nearest, unknown
-from peft_recipes.models.architecture_table import (
-    ARCHITECTURES,
-    COMPONENTS,
-    GROUPS,
-    Architecture,
-    Component,
-    Targets,
-    head_modules,
-)
-from peft_recipes.models.module_matching import matched_modules, nearest_modules, target_names, unmatched
+from peft_recipes.models.architecture_table import ARCHITECTURES, COMPONENTS, GROUPS, Architecture, Component, Targets
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "Targets",
-    "architecture_of",
-    "component_of",
-    "head_modules",
-    "head_names",
-    "matched_modules",
-    "nearest_modules",
-    "parameters_by_component",
-    "target_names",
-    "targets",
-    "targets_of",
-    "unmatched",
-]
-
 
 def targets(model_type: str, which: str) -> list[str] | str:
-    """Names for `target_modules` that hit exactly one group of layers, in every block and never in a new head.
+    """Return `target_modules` that match exactly one group of layers, in every block and never in a new head.
 
-    `which` is "attention", "mlp", "all-linear" (both; every linear layer inside the blocks) or, for a network with
-    convolutions, "convolutions". The answer is a list, or one regular expression where no list is exact (BERT's mlp).
-    Raises RecipeError, naming the nearest, for a model type without a row or a group the architecture does not have.
+    `which` is "attention", "mlp", "all-linear" (every linear layer in the blocks) or, for a convolutional network,
+    "convolutions". Returns a list, or one regular expression where no list is exact (BERT's MLP).
+    Raises RecipeError, with the nearest valid name, for a model type without a row or a group it does not have.
     """
     return _group(architecture_of(model_type), which)
 
 
 def targets_of(config: PreTrainedConfig, which: str) -> Targets:
-    """`targets` for a model's configuration; one without a row is answered from its repeated blocks, with a note."""
+    """Like `targets`, for a model's configuration; without a row, its blocks are inspected and a note says so."""
     architecture = architecture_of(config)
     return Targets(_group(architecture, which), architecture.note)
 
 
 def architecture_of(what: str | PreTrainedConfig) -> Architecture:
-    """The row of a model type or of a configuration.
+    """Return the row of a model type or configuration.
 
-    A configuration whose model type has no row is built on the meta device (no weights) and read off its blocks; such
-    a row says so in its `note`. A string without a row, and a model that can't be read, raise RecipeError.
+    A configuration without a row is built on the meta device (no weights) and its blocks are inspected; the row's
+    `note` says so. Raises RecipeError for a string without a row, or a model whose blocks can't be found.
     """
     model_type = what if isinstance(what, str) else what.model_type
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
     if isinstance(what, str):
-        hint = " For any other architecture ask targets_of(config, which)."
+        hint = " For any other architecture use targets_of(config, which)."
         raise RecipeError(unknown("model type", model_type, ARCHITECTURES) + hint)
     from peft_recipes.models.architecture_walk import walk_config
 
     return walk_config(what)
 
 
-def head_names(model_type: str, task: str) -> tuple[str, ...]:
-    """The modules that a task puts on top of the base, as PEFT matches them (`modules_to_save`).
-
-    `task` is a recipe's task or "masked-language-modeling"; "sft" and "dpo" have the head of "language-modeling".
-    Raises RecipeError for a task that the architecture has no head for.
-    """
-    row = architecture_of(model_type)
-    kind = "language-modeling" if task in ("sft", "dpo") else task
-    if kind not in row.heads:
-        raise RecipeError(unknown("task", task, row.heads, where=f"the heads of {model_type}"))
-    return row.heads[kind]
-
-
 def component_of(architecture: Architecture, parameter_name: str) -> Component:
-    """Which part of the model a parameter belongs to.
+    """Return the part of the model that a parameter belongs to.
 
-    attention and mlp are the layers that those targets hit; the blocks' norms are "other"; everything inside the
-    embedding modules (BERT's norm and ViT's class token too) is "embeddings". A layer that PEFT wrapped, and the
-    adapter on it, count as the layer. Tied weights carry the embedding's name, as `named_parameters` gives them.
+    "attention" and "mlp" are the layers those targets match; the norms of blocks are "other"; everything inside the
+    embedding modules (also BERT's norm and ViT's class token) is "embeddings". A wrapped layer and its adapter count
+    as the layer. Tied weights have the embedding's name, as in `named_parameters`.
     """
     parts = parameter_name.split(".")
     paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
     names: dict[Component, list[str] | str] = {
-        "head": [name for heads in architecture.heads.values() for name in heads],
+        "head": list(architecture.heads),
         "embeddings": list(architecture.embeddings),
         "attention": architecture.group("attention"),
         "mlp": architecture.group("mlp"),
     }
-    for component, hits in names.items():
-        if any(_hit(hits, path) for path in paths):
-            return component
-    return "other"
+    matching = (component for component, group in names.items() if any(_matches(group, path) for path in paths))
+    return next(matching, "other")
 
 
 def parameters_by_component(model: nn.Module) -> dict[Component, int]:
-    """How many parameters each part of a real (or meta) model has; shared ones count once, so the sum is the total."""
+    """Count the parameters of each part of a real (or meta) model; shared ones once, so that the sum is the total."""
     architecture = ARCHITECTURES.get(model.config.model_type)
     if architecture is None:
         from peft_recipes.models.architecture_walk import walk
@@ -131,14 +90,14 @@ def _group(architecture: Architecture, which: str) -> list[str] | str:
         return architecture.group(which)
     if which in GROUPS:
         raise RecipeError(f"'{architecture.model_type}' has no {which} layers to target. Valid: {', '.join(groups)}.")
-    guess = nearest(which, groups) or nearest(which.replace("_", "-"), groups)
+    hint = nearest(which.replace("_", "-"), groups)
     raise RecipeError(
-        f"Unknown target group '{which}' of '{architecture.model_type}'.{guess} Valid: {', '.join(groups)}."
+        f"Unknown target group '{which}' of '{architecture.model_type}'.{hint} Valid: {', '.join(groups)}."
     )
 
 
-def _hit(names: list[str] | str, path: str) -> bool:
-    """PEFT's rule, without PEFT: this runs on names alone."""
+def _matches(names: list[str] | str, path: str) -> bool:
+    """Apply PEFT's rule without importing PEFT."""
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in names)

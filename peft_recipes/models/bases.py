@@ -1,10 +1,10 @@
-"""The base: the pretrained model the adapters sit on. Where it lies, its configuration, its weights, its tokenizer."""
+"""The base, i.e. the pretrained model under the adapters: load its configuration, weights and tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from http import HTTPStatus
+from http.client import responses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,22 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMALL_CNN = "small-cnn"
+_UNREACHABLE = {  # exceptions of httpx, requests and huggingface_hub
+    *("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"),
+    *("ReadTimeout", "ProxyError", "MaxRetryError"),
+}
 
 
 def is_local(path: str) -> bool:
-    """Whether a model or dataset string names a place on this machine rather than a Hub id."""
+    """Whether a model or dataset string is a local path rather than a Hub id."""
     return path.startswith((".", "/", "~")) or Path(path).exists()
 
 
 def location(model: str) -> str:
-    """What from_pretrained takes for a recipe's `model`; an embedded stand-in is made on first use."""
+    """Return what `from_pretrained` takes for a recipe's `model`; an embedded stand-in is built on first use.
+
+    Raises RecipeError if a local folder has no config.json.
+    """
     if model.startswith(EMBEDDED):
         from peft_recipes.embedded.stand_ins import model_folder
 
@@ -33,33 +40,32 @@ def location(model: str) -> str:
     if is_local(model):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
-            raise RecipeError(f"model '{model}': no config.json there, so it is no folder of a transformers model.")
+            raise RecipeError(f"model '{model}': no config.json there, so it is not a transformers model folder.")
         return str(folder)
     return model
 
 
 def load_config(recipe: Recipe, **options: Any) -> PretrainedConfig:
-    """The base's configuration, no weights. options: passed to it (num_labels, id2label, ...)."""
+    """Load the base's configuration. options: passed to it (num_labels, id2label, ...)."""
     from transformers import AutoConfig
 
-    from peft_recipes.models.small_cnn import SmallCnnConfig  # registered with the Auto classes by its import
+    from peft_recipes.models.small_cnn import SmallCnnConfig  # the import registers it with the Auto classes
 
     if recipe.model == SMALL_CNN:
         return SmallCnnConfig(**options)
-    where = location(recipe.model)
+    path = location(recipe.model)
     with hub_errors("model", recipe.model):
-        return AutoConfig.from_pretrained(where, trust_remote_code=recipe.trust_remote_code, **options)
+        return AutoConfig.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, **options)
 
 
 def load_model(
     recipe: Recipe, auto_class: Any, *, folder: str | Path | None = None, quantise: str | None = None, **options: Any
 ):
-    """The base with its weights in fp32, or its linear layers quantised, and whether its head is new.
+    """Load the base in fp32, or with quantised linear layers; return it with the names of newly initialised weights.
 
-    auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification, ... folder: load from here instead of the
-    recipe's model (a base that was trained first). Weights are fp32 whatever the checkpoint holds: the full arm keeps
-    fp32 master weights, and every arm must start from the same numbers. quantise: "nf4" or "int8". Returns (model,
-    names of newly made weights).
+    auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification, ... folder: a pretrained base to load instead
+    of the recipe's model. quantise: "nf4" or "int8". Weights are fp32 whatever the checkpoint's dtype: the full arm
+    needs fp32 master weights, and every arm must start from the same values.
     """
     import torch
 
@@ -67,35 +73,36 @@ def load_model(
     from peft_recipes.kernels import activations, onednn_linear
     from peft_recipes.models import quantisation
 
-    where = str(folder) if folder is not None else location(recipe.model)
+    path = str(folder) if folder is not None else location(recipe.model)
     if quantise:
         options |= quantisation.loading_options(recipe, load_config(recipe), quantise)
     with hub_errors("model", recipe.model):
         model, info = auto_class.from_pretrained(
-            where,
+            path,
             dtype=torch.float32,
             trust_remote_code=recipe.trust_remote_code,
             output_loading_info=True,
-            use_safetensors=True,  # a pickle is never loaded
+            use_safetensors=True,  # never unpickle weights
             **({"attn_implementation": recipe.attention} if recipe.attention else {}),
             **options,
         )
-    new = sorted(info["missing_keys"])
-    wrong = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", ()))
-    if wrong:
-        raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
+    mismatched = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", ()))
+    if mismatched:
+        raise RecipeError(
+            f"model '{recipe.model}': {len(mismatched)} weights have another shape, first {mismatched[0]}."
+        )
     activations.fuse(model)
     onednn_linear.speed_up(model)
-    quantisation.keep_exact(model)
-    quantisation.check_rows(model, recipe.model)
-    return model, new
+    quantisation.disable_bf16_kernels(model)
+    quantisation.check_nf4_widths(model, recipe.model)
+    return model, sorted(info["missing_keys"])
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with a padding token: where it has none, its end-of-text token serves (masked by place)."""
+    """Load the base's tokenizer, padding on the right; without a padding token it uses the end-of-text token."""
     from transformers import AutoTokenizer
 
-    load_config(recipe)  # a model that is not to be had is found here; AutoTokenizer would go on and ask a second time
+    load_config(recipe)  # fails here if the model is missing; AutoTokenizer would query the Hub again
     with hub_errors("tokenizer of model", recipe.model):
         tokenizer = AutoTokenizer.from_pretrained(location(recipe.model), trust_remote_code=recipe.trust_remote_code)
     if tokenizer.pad_token is None:
@@ -107,14 +114,14 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that end a text: the tokenizer's own, and the usual ends of a turn where it knows them."""
-    known = tokenizer.get_vocab()
+    """Return the token ids that end a text: the tokenizer's EOS token and the end-of-turn tokens in its vocabulary."""
+    vocabulary = tokenizer.get_vocab()
     turns = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
-    return {known[t] for t in turns if t in known} | ({tokenizer.eos_token_id} - {None})
+    return {vocabulary[t] for t in turns if t in vocabulary} | ({tokenizer.eos_token_id} - {None})
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The model must know the padding token as well: GPT-2 and Llama find a text's last token by it."""
+    """Set the tokenizer's padding token in the model's config: classifiers find a text's last token by it."""
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -122,7 +129,7 @@ def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 @contextlib.contextmanager
 def hub_errors(what: str, name: str) -> Iterator[None]:
-    """Turns what the Hub's libraries raise about `name` into one RecipeError: what happened and what to do."""
+    """Turn errors of the Hub's libraries about `name` into one RecipeError: what happened and what to do."""
     if not (is_local(name) or name.startswith(EMBEDDED) or name == SMALL_CNN):
         hub.offline_if_unreachable()
     try:
@@ -136,43 +143,33 @@ def hub_errors(what: str, name: str) -> Iterator[None]:
 
 
 def _explain(what: str, name: str, error: Exception) -> str:
-    _, kinds, status = hub.behind(error)
+    _, classes, status = hub.error_chain(error)
     text = " ".join(str(error).split())[:300]
-    if kinds & {"GatedRepoError"}:
-        return f"{what} '{name}' is gated: accept its terms on its Hub page, then log in with `hf auth login`."
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError"} and not _offline(
-        kinds, text
-    ):
+    subject, stand_ins = f"{what} '{name}'", "run on stand-ins that need no Hub with --embedded."
+    offline = bool(classes & _UNREACHABLE) or "couldn't connect" in text.lower() or "couldn't reach" in text.lower()
+    if "GatedRepoError" in classes:
+        return f"{subject} is gated: accept its terms on its Hub page, then log in with `hf auth login`."
+    if classes & {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError"} and not offline:
         return (
-            f"{what} '{name}' does not exist on the Hub, or is private and you are not logged in (`hf auth login`). "
+            f"{subject} does not exist on the Hub, or is private and you are not logged in (`hf auth login`). "
             f"Check the spelling; a local folder is given by its path (./{name})."
         )
     if status == 429 or status >= 500:
+        answer = f"{status} ({responses.get(status, 'no standard status')})"
+        return f"{subject}: the Hub answered {answer}, also after retries. Try later, or {stand_ins}"
+    if classes & {"ReadTimeout", "WriteTimeout"}:
         return (
-            f"{what} '{name}': the Hub answered {status} ({HTTPStatus(status).phrase}), also when asked again. Try "
-            "later, or run on stand-ins that need no Hub with --embedded."
+            f"{subject}: the Hub did not answer in time, also after retries. Try later, set longer timeouts "
+            f"(HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60, in seconds), or {stand_ins}"
         )
-    if kinds & {"ReadTimeout", "WriteTimeout"}:
+    if offline:
         return (
-            f"{what} '{name}': the Hub did not answer in time, also when asked again. Try later, give it longer "
-            "(HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60, in seconds), or run on stand-ins that need no Hub "
-            "with --embedded."
+            f"{subject}: the Hub can't be reached. Check the network (or HF_HUB_OFFLINE, HF_ENDPOINT), or {stand_ins}"
         )
-    if _offline(kinds, text):
-        return (
-            f"{what} '{name}': the Hub can't be reached. Check the network (or HF_HUB_OFFLINE, HF_ENDPOINT), "
-            "or run on stand-ins that need no Hub with --embedded."
-        )
-    if "HfHubHTTPError" in kinds:
-        return f"{what} '{name}': the Hub answered with an error: {text}"
-    if isinstance(error, OSError) and ("safetensors" in text or "model.safetensors" in text):
-        return f"{what} '{name}' has no weights in safetensors; a pickle is not loaded. ({text})"
+    if "HfHubHTTPError" in classes:
+        return f"{subject}: the Hub answered with an error: {text}"
+    if isinstance(error, OSError) and "safetensors" in text:
+        return f"{subject} has no weights in safetensors; pickled weights are never loaded. ({text})"
     if isinstance(error, (OSError, ValueError)) and not isinstance(error, (PermissionError, MemoryError)):
-        return f"{what} '{name}' can't be loaded: {text}"
+        return f"{subject} can't be loaded: {text}"
     return ""
-
-
-def _offline(kinds: set[str], text: str) -> bool:
-    unreachable = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError",
-                   "ConnectTimeout", "ReadTimeout", "ProxyError", "MaxRetryError"}  # fmt: skip
-    return bool(kinds & unreachable) or "couldn't connect" in text.lower() or "couldn't reach" in text.lower()

@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached, asked once: its client waits through retries, a minute in all, before it says no."""
+"""Checks once whether the Hub can be reached: its client would retry for a minute before it gives up."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import socket
 import sys
 from urllib.parse import urlsplit
 
-_SECONDS = 5.0
+_TIMEOUT = 5.0  # seconds
 
 
 @functools.cache
 def offline_if_unreachable() -> None:
-    """Where nothing answers at the Hub's address, its clients work offline from here on: from their caches, at once.
+    """Switch the Hub's clients to their caches if no connection to the Hub can be opened.
 
-    Behind a proxy, or where offline work is asked for already, nothing is tried.
+    Tries nothing behind a proxy or if offline mode is already set.
     """
     from huggingface_hub import constants
 
     proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
     if constants.is_offline_mode() or proxied:
         return
-    address = urlsplit(constants.ENDPOINT)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    endpoint = urlsplit(constants.ENDPOINT)
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
     try:
-        socket.create_connection((address.hostname or "", port), _SECONDS).close()
+        socket.create_connection((endpoint.hostname or "", port), _TIMEOUT).close()
     except OSError:
         work_offline()
 
 
 def work_offline() -> None:
-    """The Hub's clients work from their caches alone, in this process and in those that it starts."""
+    """Let the Hub's clients use only their caches, in this process and in those it starts."""
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = True
@@ -40,14 +40,16 @@ def work_offline() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
-def behind(error: BaseException) -> tuple[list[BaseException], set[str], int]:
-    """What lies behind an exception of the Hub's clients: it and its causes, the names of all their classes (and of
-    these classes' bases), and the status that the Hub answered with (0: it did not)."""
+def error_chain(error: BaseException) -> tuple[list[BaseException], set[str], int]:
+    """Return an exception with its causes, the class names of all of them (bases included) and the HTTP status.
+
+    The status is 0 if the Hub did not answer.
+    """
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
-    return chain, kinds, next((status for status in answers if status), 0)
+    class_names = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    statuses = (getattr(getattr(link, "response", None), "status_code", None) for link in chain)
+    return chain, class_names, next((status for status in statuses if status), 0)

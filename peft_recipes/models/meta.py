@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def label_options(labels: list[str] | None) -> dict[str, Any]:
-    """The configuration options of a classifier for these class names; none where the names are unknown."""
+    """Return the config options of a classifier with these class names; empty if the names are unknown."""
     if labels is None:
         return {}
     return {
@@ -26,7 +26,7 @@ def label_options(labels: list[str] | None) -> dict[str, Any]:
 
 
 def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
-    """The recipe's base, with the head of its task, on the meta device."""
+    """Build the recipe's base with its task's head on the meta device."""
     import torch
     import transformers
 
@@ -41,8 +41,8 @@ def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
 
 
 def new_head_weights(recipe: Recipe, model: nn.Module) -> list[str]:
-    """Names of the head weights that the base does not have: those of a classifier, unless the base is trained here."""
+    """Return the names of head weights that the base lacks: a classifier's, unless the recipe pretrains its base."""
     if recipe.pretraining is not None or not recipe.task.endswith("classification"):
         return []
     heads = tuple(f"{module}." for module in head_modules(model))
-    return [name for name, _ in model.named_parameters() if heads and name.startswith(heads)]
+    return [name for name, _ in model.named_parameters() if name.startswith(heads)]

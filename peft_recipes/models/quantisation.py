@@ -1,8 +1,8 @@
-"""Quantised bases, by bitsandbytes: NF4 with double quantisation (QLoRA's), and int8; and back to full weights.
+"""Quantised bases with bitsandbytes: NF4 with double quantisation (QLoRA) and int8, and dequantisation for merging.
 
-Linear layers are quantised, and GPT-2's Conv1D, which transformers turns into a Linear first; heads, embeddings, norms
-and biases stay fp32. What `prepare_model_for_kbit_training` does beside is done already: everything else is fp32, the
-base is frozen by PEFT, and gradient checkpointing is the plan's decision.
+Linear layers are quantised, also GPT-2's Conv1D, which transformers converts to Linear first; heads, embeddings, norms
+and biases stay fp32. `prepare_model_for_kbit_training` is not needed: everything else is fp32 already, PEFT freezes
+the base, and the plan decides on gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from peft_recipes.models.architectures import architecture_of
 
 if TYPE_CHECKING:
     import torch.nn as nn
+    from transformers import PretrainedConfig
 
     from peft_recipes.recipe.recipe import Recipe
 
-# Bytes a weight, with its scales: NF4's are 8 bits for each 64 weights, themselves scaled in 256s; int8's 4 a row.
+# Bytes per weight with its scales: NF4 has 8 bits per 64 weights, themselves scaled in groups of 256; int8 4 per row.
 BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
-# How far two models with the same weights may answer apart, as a share of the outputs' size. int8 rounds the inputs of
-# every layer, so that what differs in the last bit of a float is a whole step of 1/127 behind the next layer.
+# Largest difference between two models with the same weights, relative to the size of the outputs. int8 rounds each
+# layer's inputs, so a difference in the last bit of a float becomes a step of 1/127 after the next layer.
 TOLERANCE = {None: 1e-3, "nf4": 1e-3, "int8": 2e-2}
 
-_BLOCK = 64  # weights of one NF4 scale
-OPTIMIZERS = ("8bit", "bnb")  # what the names of bitsandbytes' optimizers hold
+OPTIMIZERS = ("8bit", "bnb")  # parts of the names of bitsandbytes' optimizers
+_NF4_BLOCK = 64  # weights per NF4 scale
 
 
 def check_available(device: str) -> None:
-    """Raises RecipeError where bitsandbytes is missing, or can't run on this device."""
+    """Raise RecipeError if bitsandbytes is missing or can't run on this device."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
             "Quantised bases and 8-bit optimizers need bitsandbytes: pip install 'peft_recipes[quantised]'."
@@ -39,8 +40,8 @@ def check_available(device: str) -> None:
         raise RecipeError("bitsandbytes has no kernels for Apple's GPU; use the CPU: --set training.use_cpu=true.")
 
 
-def loading_options(recipe: Recipe, config: Any, kind: str) -> dict[str, Any]:
-    """What from_pretrained is given for a quantised base. kind: "nf4" or "int8"."""
+def loading_options(recipe: Recipe, config: PretrainedConfig, quantise: str) -> dict[str, Any]:
+    """Return the options of `from_pretrained` for a quantised base. quantise: "nf4" or "int8"."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -48,53 +49,60 @@ def loading_options(recipe: Recipe, config: Any, kind: str) -> dict[str, Any]:
 
     hardware = choose(recipe.training, recipe.threads)
     check_available(hardware.device)
-    heads = sorted({"lm_head", *(name for names in architecture_of(config).heads.values() for name in names)})
-    if kind == "int8":
-        settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
-    else:
-        settings = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, llm_int8_skip_modules=heads,
-            bnb_4bit_compute_dtype=torch.bfloat16 if hardware.precision == "bf16" else torch.float32,
-        )  # fmt: skip
+    settings = BitsAndBytesConfig(
+        load_in_8bit=quantise == "int8",
+        load_in_4bit=quantise == "nf4",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if hardware.precision == "bf16" else torch.float32,
+        llm_int8_skip_modules=sorted(_heads(config)),  # also of 4-bit models
+    )
     return {"quantization_config": settings, "device_map": {"": hardware.device}}
 
 
-def keep_exact(model: nn.Module) -> None:
-    """Turns off bitsandbytes' own path on CPUs with bf16: it repacks the weights at the first evaluation and computes
-    in bf16 from then on, so that a model would answer otherwise than it was trained to."""
+def disable_bf16_kernels(model: nn.Module) -> None:
+    """Turn off bitsandbytes' kernels for CPUs with bf16.
+
+    They repack the weights at the first evaluation and compute in bf16 from then on, so the model would give other
+    outputs than in training.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def check_rows(model: nn.Module, name: str) -> None:
-    """Raises RecipeError where bitsandbytes (0.50) gives NF4 weights back wrongly: on a CPU it takes each row for whole
-    blocks of 64, whatever its width (seen: errors of a third of the weights at a width of 32)."""
+def check_nf4_widths(model: nn.Module, name: str) -> None:
+    """Raise RecipeError if bitsandbytes (0.50) would dequantise NF4 weights wrongly.
+
+    On a CPU it reads each row as full blocks of 64, whatever its width (measured at a width of 32: errors of a third of
+    the weights).
+    """
     for path, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
-        if state is not None and parameter.device.type == "cpu" and state.shape[-1] % _BLOCK:
+        if state is not None and parameter.device.type == "cpu" and state.shape[-1] % _NF4_BLOCK:
             raise RecipeError(
                 f"model '{name}': {path} has rows of {state.shape[-1]} weights, and on a CPU bitsandbytes' NF4 is "
-                f"right only where they are a multiple of {_BLOCK}. Use the arm lora-int8 (quantise: int8), or a GPU."
+                f"right only if they are a multiple of {_NF4_BLOCK}. Use the arm lora-int8 (quantise: int8), or a GPU."
             )
 
 
 def is_quantised(model: nn.Module) -> bool:
+    """Whether the model's linear layers are quantised."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
 def dequantised(model: nn.Module) -> nn.Module:
-    """The base with the weights that its quantised ones stand for, in fp32: what an adapter is merged into.
+    """Return the quantised base with fp32 weights of the same values, to merge an adapter into.
 
-    Merging into quantised weights would round the adapter away (transformers#31293). A layer that was a Conv1D is one
-    again, so that the model can be saved as what it was.
+    Merging into quantised weights would round the adapter away (transformers#31293). Layers that were Conv1D are Conv1D
+    again, so that the model can be saved with its own architecture.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    turned = [n for n, m in model.named_modules() if getattr(m, "source_cls", None) is Conv1D]
+    converted = [name for name, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
     model = model.dequantize(dtype=torch.float32)
-    for name in turned:
+    for name in converted:
         linear = model.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)
         layer.weight = torch.nn.Parameter(linear.weight.detach().t().contiguous(), requires_grad=False)
@@ -105,14 +113,17 @@ def dequantised(model: nn.Module) -> nn.Module:
 
 
 def quantised_weights(model: nn.Module) -> int:
-    """How many weights of an unquantised model, on the meta device, `loading_options` would have quantised."""
+    """Count the weights of an unquantised (meta) model that `loading_options` would quantise."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    heads = {name for names in architecture_of(model.config).heads.values() for name in names} | {"lm_head"}
-    layers = [
-        module
+    heads = _heads(model.config)
+    return sum(
+        module.weight.numel()
         for name, module in model.named_modules()
         if (type(module) is Linear or isinstance(module, Conv1D)) and not heads & set(name.split("."))
-    ]
-    return sum(layer.weight.numel() for layer in layers)
+    )
+
+
+def _heads(config: PretrainedConfig) -> set[str]:
+    return {"lm_head", *architecture_of(config).heads}

@@ -1,7 +1,7 @@
 """The small convolutional network of the mnist-shift recipe, as a transformers model.
 
-Importing this module registers it with AutoConfig and AutoModelForImageClassification, so that a folder written by
-`save_pretrained` comes back through `from_pretrained` without remote code.
+Importing this module registers it with AutoConfig and AutoModelForImageClassification, so that `from_pretrained` loads
+a saved folder without remote code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_CHANNELS, SECOND_CHANNELS, HIDDEN = 32, 64, 128
 
 
 class SmallCnnConfig(PreTrainedConfig):
-    """Square images of `num_channels` x `image_size` x `image_size` into `num_labels` classes (MNIST unless said)."""
+    """Size of the square images and number of classes; the defaults fit MNIST."""
 
     model_type = "small-cnn"
 
@@ -32,7 +32,7 @@ class SmallCnnConfig(PreTrainedConfig):
         self.num_channels = num_channels
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `save_pretrained` writes. It would leave out two labels, transformers' default; here that is ten."""
+        """Always include the labels: transformers leaves out its own default of two, but here the default is ten."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
 
@@ -48,7 +48,7 @@ class SmallCnnForImageClassification(PreTrainedModel):
 
     def __init__(self, config: SmallCnnConfig):
         super().__init__(config)
-        side = config.image_size // 4  # halved by each of the two poolings
+        side = config.image_size // 4  # each pooling halves it
         self.conv1 = nn.Conv2d(config.num_channels, FIRST_CHANNELS, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(FIRST_CHANNELS, SECOND_CHANNELS, kernel_size=3, padding=1)
         self.fc1 = nn.Linear(SECOND_CHANNELS * side * side, HIDDEN)
@@ -58,9 +58,9 @@ class SmallCnnForImageClassification(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
     ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
-        """Logits (batch, num_labels) of images (batch, num_channels, image_size, image_size).
+        """Compute logits (batch, num_labels) of images (batch, num_channels, image_size, image_size).
 
-        With `labels` (batch,), class ids, also their mean cross entropy in nats.
+        With `labels` (batch,), class ids, also the mean cross-entropy in nats.
         """
         logits = self.classifier(self.features(pixel_values))
         loss = None if labels is None else functional.cross_entropy(logits, labels)
@@ -68,13 +68,13 @@ class SmallCnnForImageClassification(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the classifier reads, (batch, 128), of images (batch, num_channels, image_size, image_size)."""
+        """Compute the classifier's input (batch, 128) of images (batch, num_channels, image_size, image_size)."""
         hidden = functional.max_pool2d(functional.relu(self.conv1(pixel_values)), 2)
         hidden = functional.max_pool2d(functional.relu(self.conv2(hidden)), 2)
         return functional.relu(self.fc1(hidden.flatten(start_dim=1)))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's own start (Kaiming, uniform); transformers' sd of 0.02 is meant for transformers."""
+        """Initialise like PyTorch (Kaiming uniform): transformers' normal with sd 0.02 is meant for transformers."""
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.weight[0].numel())

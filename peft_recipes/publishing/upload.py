@@ -156,7 +156,7 @@ def explained_errors(repo_id: str) -> Iterator[None]:
 
 def _explain(repo_id: str, error: Exception) -> str:
     """Return the message for an error of the Hub's client; empty for any other error."""
-    chain, kinds, status = hub.behind(error)
+    chain, kinds, status = hub.error_chain(error)
     server_message = next((text for one in chain if (text := getattr(one, "server_message", None))), None)
     message = _one_line(server_message or str(error))
     unchanged, again = "Nothing was changed there.", "A push is one commit, there whole or not at all: push again"

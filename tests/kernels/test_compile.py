@@ -1,4 +1,4 @@
-"""torch.compile as an option: the same losses, an adapter that loads without it."""
+"""torch.compile as an option: the same losses, and an adapter that loads without it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compi
 
 
 def run_of(recipe, folder, **training):
-    """run.json of lora, in a process of its own: compiling leaves its settings in the one it happens in."""
+    """Return run.json of lora, trained in its own process: torch.compile changes global settings."""
     recipe.with_changes({"training": training}).to_yaml(folder / "mine.yaml")
     command = [sys.executable, "-m", "peft_recipes", "train", "mine.yaml", "--arm", "lora", "--output", ".", "--json"]
-    ended = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_a_compiled_run_learns_the_same(instruct, tmp_path):
+def test_a_compiled_run_has_the_same_losses(instruct, tmp_path):
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     for folder in (plain, compiled):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""oneDNN's products in place of torch's own: the same figures, gradients, names and weights; left alone elsewhere."""
+"""oneDNN's matrix products: the same outputs, gradients, names and weights as torch's, and torch's own elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this torch is built with
 
 @pytest.fixture
 def on_amd(monkeypatch):
-    """As on an AMD CPU, whatever this one is, and with layers of any size."""
+    """Act like an AMD CPU, with layers of any size."""
     onednn_linear.pays.cache_clear()
     monkeypatch.setattr(onednn_linear, "is_amd_cpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -36,43 +36,38 @@ def sped_up(model: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize("shape", [(40, 24), (3, 20, 24), (1, 16, 24)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_product_and_its_gradients_are_those_of_torch(shape, bias, frozen):
+def test_the_product_and_its_gradients_equal_torchs(shape, bias, frozen):
     torch.manual_seed(0)
     weight = torch.randn(56, 24, requires_grad=not frozen)
-    given = (
-        torch.randn(shape, requires_grad=True),
-        weight,
-        torch.randn(56, requires_grad=not frozen) if bias else None,
-    )
-    answers = []
+    inputs = [torch.randn(shape, requires_grad=True), weight]
+    inputs.append(torch.randn(56, requires_grad=not frozen) if bias else None)
+    differentiable = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    results = []
     for function in (F.linear, onednn_linear.linear):
-        made = function(*given)
-        wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
-        answers.append([made.detach(), *torch.autograd.grad(made.sin().sum(), wanted)])
-    assert made.grad_fn.name().startswith("ViewBackward") and len(answers[0]) == len(answers[1])
-    for one, two in zip(*answers, strict=True):
+        output = function(*inputs)
+        results.append([output.detach(), *torch.autograd.grad(output.sin().sum(), differentiable)])
+    assert output.grad_fn.name().startswith("ViewBackward")
+    for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_with_holes_and_a_gradient_of_one_number_are_taken():
-    """As DistilBERT's head has them: the first token of each text; and a loss that is a plain sum."""
+def test_strided_inputs_and_expanded_gradients_are_supported():
+    """DistilBERT's head takes the first token of each text; a sum as loss has an expanded gradient."""
     torch.manual_seed(0)
-    x, answers = torch.randn(16, 5, 24), []
+    x, results = torch.randn(16, 5, 24), []
     for function in (F.linear, onednn_linear.linear):
         weight, bias = torch.ones(56, 24, requires_grad=True), torch.ones(56, requires_grad=True)
         function(x[:, 0], weight, bias).sum().backward()
-        frozen = weight.detach()
-        answers.append(
-            [weight.grad, bias.grad, *torch.autograd.grad(function(x[:, 0], frozen, bias).sin().sum(), bias)]
-        )
-    for one, two in zip(*answers, strict=True):
+        of_bias = torch.autograd.grad(function(x[:, 0], weight.detach(), bias).sin().sum(), bias)
+        results.append([weight.grad, bias.grad, *of_bias])
+    for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_for_it_is_left_to_torch(monkeypatch):
-    monkeypatch.setattr(onednn_linear, "product", None)  # would fail if it were called
+def test_unsupported_tensors_use_torch(monkeypatch):
+    monkeypatch.setattr(onednn_linear, "product", None)  # fails if called
     weight = torch.randn(8, 24)
-    onednn_linear.linear(torch.randn(3, 24), weight, None)  # a few rows, as in generating
+    onednn_linear.linear(torch.randn(3, 24), weight, None)  # few positions, as in generation
     onednn_linear.linear(torch.randn(40, 24).bfloat16(), weight.bfloat16(), None)
     onednn_linear.linear(torch.randn(40, 24, device="meta"), weight.to("meta"), None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -82,7 +77,7 @@ def test_what_is_not_for_it_is_left_to_torch(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "distilbert"])
-def test_a_models_loss_gradients_names_and_weights_stay(on_amd, tiny, kind):
+def test_a_models_loss_gradients_names_and_weights_do_not_change(on_amd, tiny, kind):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if kind == "distilbert" else AutoModelForCausalLM
@@ -92,7 +87,7 @@ def test_a_models_loss_gradients_names_and_weights_stay(on_amd, tiny, kind):
     fast = copy.deepcopy(own)
     onednn_linear.speed_up(fast)
     assert sped_up(fast) and not sped_up(own)
-    fast = copy.deepcopy(fast)  # as trl does for a reference: a copy computes with its own weights
+    fast = copy.deepcopy(fast)  # like trl's reference model: a copy uses its own weights
     for model in (own, fast):
         model(input_ids=ids, labels=labels).loss.backward()
     assert list(own.state_dict()) == list(fast.state_dict())
@@ -106,13 +101,13 @@ def test_a_models_loss_gradients_names_and_weights_stay(on_amd, tiny, kind):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_an_adapter_sits_on_it_and_merges_as_on_torchs_own(on_amd, tiny, kind):
+def test_an_adapter_gives_the_same_logits_and_merges(on_amd, tiny, kind):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     from peft_recipes import targets
 
-    made = []
+    results = []
     ids = torch.randint(3, 30, (4, 12))
     for fast in (False, True):
         base = AutoModelForCausalLM.from_pretrained(tiny(kind)).eval()
@@ -125,12 +120,12 @@ def test_an_adapter_sits_on_it_and_merges_as_on_torchs_own(on_amd, tiny, kind):
         merged = model.merge_and_unload()
         assert isinstance(merged.get_output_embeddings(), nn.Linear)
         torch.testing.assert_close(merged(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
-        made.append(adapted.detach())
-    torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
+        results.append(adapted.detach())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def adapted(kind, tiny, fast, **options):
-    """A small model with a LoRA that has learnt something, on a base with or without the faster product."""
+    """Return a small model with a non-zero LoRA, on a base with or without oneDNN."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
@@ -151,85 +146,80 @@ def adapted(kind, tiny, fast, **options):
 def lora_calls(monkeypatch):
     """The calls of the LoRA product."""
     calls, apply = [], lora_linear._LoraProduct.apply
-    monkeypatch.setattr(lora_linear._LoraProduct, "apply", lambda *given: calls.append(given) or apply(*given))
+    monkeypatch.setattr(lora_linear._LoraProduct, "apply", lambda *args: calls.append(args) or apply(*args))
     return calls
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_lora_in_one_operation_is_pefts_own_with_its_gradients(on_amd, tiny, kind, lora_calls):
-    ids, answers = torch.randint(3, 30, (4, 12)), []
+def test_lora_in_one_operation_equals_pefts_with_its_gradients(on_amd, tiny, kind, lora_calls):
+    ids, results = torch.randint(3, 30, (4, 12)), []
     for fast in (False, True):
         model = adapted(kind, tiny, fast)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         assert bool(lora_calls) == fast
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        assert len(found) and all("lora_" in name for name in found)
-        answers.append((loss.detach(), found))
-    (one, first), (two, second) = answers
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-    assert list(first) == list(second)
-    for name, gradient in first.items():
-        torch.testing.assert_close(gradient, second[name], rtol=1e-4, atol=1e-6)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert gradients and all("lora_" in name for name in gradients)
+        results.append({"loss": loss.detach(), **gradients})
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
-def _heard(*_):
-    """A hook that does nothing."""
+def do_nothing(*_):
+    """A hook."""
 
 
-def test_lora_that_is_more_than_its_product_stays_pefts_own(on_amd, tiny, lora_calls):
+def test_anything_but_plain_lora_uses_pefts_forward(on_amd, tiny, lora_calls):
     ids = torch.randint(3, 30, (4, 12))
 
-    def asked(model, **given):
+    def logits(model, **options):
         lora_calls.clear()
-        return model(input_ids=ids, **given).logits.detach()
+        return model(input_ids=ids, **options).logits.detach()
 
     for options in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"bias": "all"}):
-        asked(adapted("gpt2" if "bias" in options else "llama", tiny, True, **options))
+        logits(adapted("gpt2" if "bias" in options else "llama", tiny, True, **options))
         assert not lora_calls, options
     model = adapted("llama", tiny, True, lora_dropout=0.5).eval()
-    own = asked(model)
+    expected = logits(model)
     assert lora_calls  # no dropout in evaluation
     with model.disable_adapter():
-        assert not torch.allclose(asked(model), own) and not lora_calls
+        assert not torch.allclose(logits(model), expected) and not lora_calls
     model.merge_adapter()
-    torch.testing.assert_close(asked(model), own, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
     assert not lora_calls
     model.unmerge_adapter()
-    asked(model)
+    logits(model)
     assert lora_calls
-    mixed = asked(model, adapter_names=["default", "__base__", "default", "__base__"])
+    mixed = logits(model, adapter_names=["default", "__base__", "default", "__base__"])
     assert not lora_calls
-    torch.testing.assert_close(mixed[::2], own[::2], rtol=1e-4, atol=1e-5)
-    model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.register_full_backward_hook(_heard)
-    asked(model)
-    fewer = len(lora_calls)
-    assert 0 < fewer < len([m for m in model.modules() if type(m) is LoraLinear])
+    torch.testing.assert_close(mixed[::2], expected[::2], rtol=1e-4, atol=1e-5)
+    model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.register_full_backward_hook(do_nothing)
+    logits(model)
+    assert 0 < len(lora_calls) < len([m for m in model.modules() if type(m) is LoraLinear])
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        torch.testing.assert_close(asked(copied), own, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits(copied), expected, rtol=1e-5, atol=1e-6)
         assert lora_calls
         with torch.no_grad():
             copied.get_parameter("base_model.model.lm_head.weight").mul_(2)
-        assert not torch.allclose(asked(copied), asked(model))
+        assert not torch.allclose(logits(copied), logits(model))
 
 
-def test_a_run_ends_the_same(on_amd, instruct, tmp_path, monkeypatch):
+def test_a_run_has_the_same_metrics(on_amd, instruct, tmp_path, monkeypatch):
     from peft_recipes import train
 
-    weights, calls, product = [], [], onednn_linear.product
-    monkeypatch.setattr(onednn_linear, "product", lambda *given: calls.append(given) or product(*given))
-    for name in ("AMD EPYC 9999", "Another CPU"):
+    losses, calls, product = [], [], onednn_linear.product
+    monkeypatch.setattr(onednn_linear, "product", lambda *args: calls.append(args) or product(*args))
+    for amd in (True, False):
         onednn_linear.pays.cache_clear()
-        monkeypatch.setattr(onednn_linear, "is_amd_cpu", lambda name=name: "AMD" in name)
-        assert onednn_linear.pays() == name.startswith("AMD")
+        monkeypatch.setattr(onednn_linear, "is_amd_cpu", lambda amd=amd: amd)
+        assert onednn_linear.pays() == amd
         calls.clear()
-        run = train(instruct(), "lora", output=tmp_path / name.split()[0])
-        assert bool(calls) == name.startswith("AMD")  # a base that is loaded has it, its adapter's run uses it
-        weights.append((run.metrics["test"]["loss"], run.metrics["validation"]["loss"]))
-    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+        run = train(instruct(), "lora", output=tmp_path / str(amd))
+        assert bool(calls) == amd
+        losses.append((run.metrics["test"]["loss"], run.metrics["validation"]["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_only_an_amd_cpu_without_a_gpu_has_it(on_amd, monkeypatch):
+def test_it_is_used_only_on_an_amd_cpu_without_a_gpu(on_amd, monkeypatch):
     assert onednn_linear.pays()
     onednn_linear.pays.cache_clear()
     monkeypatch.setattr(onednn_linear, "is_amd_cpu", lambda: False)
@@ -242,7 +232,7 @@ def test_only_an_amd_cpu_without_a_gpu_has_it(on_amd, monkeypatch):
     assert not onednn_linear.pays()
 
 
-def test_a_product_that_is_not_there_or_wrong_is_not_used(on_amd, monkeypatch):
+def test_a_missing_or_wrong_product_is_not_used(on_amd, monkeypatch):
     def gone(*_):
         raise RuntimeError("no such operator")
 
@@ -252,7 +242,7 @@ def test_a_product_that_is_not_there_or_wrong_is_not_used(on_amd, monkeypatch):
         assert not onednn_linear.pays()
 
 
-def test_conv1d_is_the_linear_layer_of_gpt2(on_amd):
+def test_gpt2s_conv1d_is_supported(on_amd):
     torch.manual_seed(0)
     own = nn.Sequential(Conv1D(12, 20))
     fast = copy.deepcopy(own)

@@ -1,4 +1,4 @@
-"""What a user reads when the Hub fails; the real client over HTTP, in processes of its own, against a small Hub."""
+"""Messages when the Hub fails: the real client over HTTP, in its own process, with a small local Hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hub(tiny, tmp_path):
 
 @pytest.fixture
 def command(classify, tmp_path, hub):
-    """peft-recipes WORDS on a recipe whose base is some/tiny (or another) on that Hub, with a token of its own."""
+    """Run peft-recipes WORDS on a recipe whose base is some/tiny (or another) on that Hub, with a marked token."""
 
     def run(*words: str, model: str = "some/tiny", url: str | None = None, seconds: float = 5):
         classify(training={"max_steps": 2, "use_cpu": True, "eval_strategy": "no"}).with_changes(
@@ -41,7 +41,7 @@ def command(classify, tmp_path, hub):
         }
         line = [sys.executable, "-m", "peft_recipes", words[0], str(tmp_path / "mine.yaml"), *words[1:]]
         done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path)
-        done.said = " ".join(done.stderr.split())
+        done.message = " ".join(done.stderr.split())
         assert TOKEN not in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -51,14 +51,14 @@ def command(classify, tmp_path, hub):
 def test_a_run_from_the_hub_leaves_no_token_anywhere(command, hub, tmp_path):
     done = command("train", "--arm", "lora")
     assert done.returncode == 0, done.stderr
-    assert any(authorization == f"Bearer {TOKEN}" for *_, authorization in hub.requests)  # it was used
+    assert any(authorization == f"Bearer {TOKEN}" for *_, authorization in hub.requests)  # the token was used
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
 def test_the_token_is_in_no_process_list(classify, tmp_path, monkeypatch):
-    """A comparison's workers get what they need by the environment, never by their command lines."""
+    """A comparison's workers get the token from the environment, never from their command lines."""
     import psutil
 
     from peft_recipes import compare
@@ -80,55 +80,67 @@ def test_the_token_is_in_no_process_list(classify, tmp_path, monkeypatch):
     "fault",
     [Fault("config.json", 503, times=2), Fault("config.json", 429, times=1), Fault("config.json", "slow", times=1)],
 )
-def test_what_passes_is_waited_for(command, hub, fault):
+def test_a_temporary_error_is_retried(command, hub, fault):
     hub.faults = [fault]
     done = command("plan", "--arms", "lora")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_download_that_is_cut_once_goes_on(command, hub):
+def test_an_interrupted_download_is_retried(command, hub):
     hub.faults = [Fault("tokenizer.json", "cut", times=1)]
     assert command("plan", "--arms", "lora").returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("fault", "model", "said"),
+    ("fault", "model", "message"),
     [
         (None, "some/tniy", "does not exist on the Hub, or is private"),
         (Fault("some/tiny", 401, code="RepoNotFound"), "some/tiny", "hf auth login"),
         (Fault("some/tiny", 403, code="GatedRepo"), "some/tiny", "is gated"),
-        (Fault("config.json", 503), "some/tiny", "answered 503 (Service Unavailable), also when asked again"),
+        (Fault("config.json", 503), "some/tiny", "answered 503 (Service Unavailable), also after retries"),
     ],
 )
-def test_what_does_not_pass_is_one_message(command, hub, tmp_path, fault, model, said):
+def test_a_permanent_error_is_one_message(command, hub, tmp_path, fault, model, message):
     hub.faults = [fault] if fault else []
     done = command("compare", model=model, seconds=1)
     assert done.returncode == 2, done.stderr
-    assert said in done.said and model in done.said, done.said
+    assert message in done.message and model in done.message, done.message
     assert not (tmp_path / "adapters").exists()
 
 
-def test_a_hub_that_never_answers_is_said_so(monkeypatch):
-    """As transformers raises it, once the client's own retries are over (minutes, which are not waited for here)."""
-    import httpx
-
+def message_for(error, cause, monkeypatch):
     from peft_recipes import RecipeError
     from peft_recipes.models import hub
     from peft_recipes.models.bases import hub_errors
 
     monkeypatch.setattr(hub, "offline_if_unreachable", lambda: None)
-    never = pytest.raises(RecipeError, match=r"'some/tiny': the Hub did not answer in time.*HF_HUB_ETAG_TIMEOUT=60")
-    with never, hub_errors("model", "some/tiny"):
-        try:
-            raise httpx.ReadTimeout("timed out")
-        except httpx.ReadTimeout as error:
-            raise OSError("We couldn't connect to load the files") from error
+    with pytest.raises(RecipeError) as raised, hub_errors("model", "some/tiny"):
+        raise error from cause
+    return str(raised.value)
 
 
-def test_a_hub_that_is_not_there_names_the_flag(command, tmp_path):
-    """At once, not after the client's minute of retries; what is in its cache still loads."""
+def test_a_hub_that_never_answers_names_the_timeouts(monkeypatch):
+    """As transformers raises it after the client's own retries (minutes, which the test does not wait for)."""
+    import httpx
+
+    message = message_for(OSError("We couldn't connect to load the files"), httpx.ReadTimeout("timed out"), monkeypatch)
+    assert message.startswith("model 'some/tiny': the Hub did not answer in time")
+    assert "HF_HUB_ETAG_TIMEOUT=60" in message
+
+
+def test_a_status_that_http_does_not_define_is_one_message_too(monkeypatch):
+    """A proxy in front of the Hub answers with 520 to 527."""
+    import httpx
+
+    answer = httpx.Response(520, request=httpx.Request("GET", "https://huggingface.co"))
+    cause = httpx.HTTPStatusError("520", request=answer.request, response=answer)
+    assert "the Hub answered 520 (no standard status)" in message_for(OSError("no answer"), cause, monkeypatch)
+
+
+def test_an_unreachable_hub_names_the_flag(command, tmp_path):
+    """Immediately, not after the client's minute of retries; cached files still load."""
     done = command("plan", url="http://127.0.0.1:9")
-    assert done.returncode == 2 and "can't be reached" in done.said and "--embedded" in done.said
+    assert done.returncode == 2 and "can't be reached" in done.message and "--embedded" in done.message
     assert command("plan", "--arms", "lora").returncode == 0
     done = command("plan", "--arms", "lora", url="http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
