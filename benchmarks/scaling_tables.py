@@ -65,7 +65,7 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
         )  # fmt: skip
         task, config, found = task_of(recipe), bases.load_config(recipe), {}
         for arm in recipe.arms:
-            step = arm_step_memory(task, None, config, recipe.arms[arm], arm, True, scaling.Spread())
+            step = arm_step_memory(task, None, config, arm, True, scaling.Spread())
             model, _ = with_arm_on_meta(recipe, config, recipe.arms[arm], arm)
             found[arm] = asdict(scaling.model_sizes(model, step, lower=True))
     return found

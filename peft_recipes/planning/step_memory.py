@@ -1,4 +1,4 @@
-"""The memory that a training step will need, before anything is loaded: it is played on tensors without data."""
+"""Simulate a training step on fake tensors, which have shapes but no data, and count the bytes that are alive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and the most there ever were: `live` and `peak`."""
+    """Count the bytes of all tensors that are alive, and their maximum so far: `live` and `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class LiveBytes(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self.add(tensor)
-        return made
+        return result
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Counts a tensor's storage from now until it is freed."""
+        """Count a tensor's storage from now until it is freed."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
@@ -48,22 +48,22 @@ class LiveBytes(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def without_data(model: nn.Module) -> Iterator[None]:
-    """Within it, a model from the meta device stands on the CPU as far as its operations can tell, still without data.
+def _fake_weights(model: nn.Module) -> Iterator[None]:
+    """Within the block, the weights of a model from the meta device are fake tensors on the CPU.
 
-    On the CPU, not on "meta", since which kernels run (attention above all) decides what is kept for backward.
+    Not on "meta", since the device selects the kernels (attention above all), which decide what backward keeps.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        made: dict[int, Any] = {}
+        fakes: dict[int, torch.Tensor] = {}  # tied weights stay tied
         for module in model.modules():
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
                     if tensor is not None:
-                        held[name] = made.setdefault(id(tensor), _stand_in(tensor))
+                        tensors[name] = fakes.setdefault(id(tensor), _fake(tensor))
         yield
 
 
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
 
@@ -72,41 +72,37 @@ def step_memory(
     model: nn.Module,
     batch: dict[str, Any],
     loss_of: Callable[..., torch.Tensor],
-    optimizer: Any = None,
+    optimizer_class: Any = None,
     *,
-    learns: bool = True,
+    trains: bool = True,
 ) -> dict[str, int]:
-    """Bytes that a training step needs, of a model from the meta device (which it leaves without use).
+    """Simulate a training step of a model from the meta device (unusable afterwards); return its bytes.
 
-    batch: as a collator makes it. loss_of(model, batch): the loss. optimizer: a torch optimizer's class, AdamW by
-    default. Returns weights, gradients, optimizer (its states), activations (all that the peak holds beside those,
-    logits among it) and total, the peak. learns: False for a pass in evaluation mode and without gradients, such as a
-    frozen backbone's over the data (other attention kernels run where there is no dropout).
+    batch: as a collator makes it. loss_of(model, batch): the loss. optimizer_class: of torch, AdamW by default.
+    trains: False for a pass in evaluation mode and without gradients, such as a frozen backbone's over the data.
+    Returns weights, gradients, optimizer (its states), activations (everything else at the peak, with the logits) and
+    total, the peak.
     """
-    with without_data(model):
+    with _fake_weights(model):
         trainable = [p for p in model.parameters() if p.requires_grad]
-        chosen = (optimizer or torch.optim.AdamW)(trainable)
+        optimizer = (optimizer_class or torch.optim.AdamW)(trainable)
         live = LiveBytes()
         for tensor in (*model.parameters(), *model.buffers()):
             live.add(tensor)
         weights = live.live
-        model.train(learns)
-        with live, torch.set_grad_enabled(learns):
-            given = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            loss = loss_of(model, given)
+        model.train(trains)
+        with live, torch.set_grad_enabled(trains):
+            inputs = {k: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            loss = loss_of(model, inputs)
             if loss.requires_grad:
                 loss.backward()
-            peak = live.peak  # before the optimiser's states, which `step` makes
+            peak = live.peak  # before the optimizer's states, which `step` allocates
             if loss.requires_grad:
-                chosen.step()
-        gradients = sum(p.numel() * p.element_size() for p in trainable if p.grad is not None)
-        states = sum(
-            t.numel() * t.element_size()
-            for state in chosen.state.values()
-            for t in state.values()
-            if isinstance(t, torch.Tensor) and t.dim() > 0
-        )
-    # From the second step on, the states are there while the activations are.
+                optimizer.step()
+        gradients = _bytes(p for p in trainable if p.grad is not None)
+        values = [value for state in optimizer.state.values() for value in state.values()]
+        states = _bytes(value for value in values if isinstance(value, torch.Tensor) and value.dim() > 0)
+    # From the second step on, the states are allocated while the activations are.
     peak = max(peak, weights + gradients) + states
     return {
         "weights": weights,
@@ -117,8 +113,12 @@ def step_memory(
     }
 
 
+def _bytes(tensors: Iterator[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def loaded_libraries_bytes() -> int:
-    """What this process holds resident: on a CPU the libraries and the data are in a run's peak as well."""
+    """Resident bytes of this process: on a CPU its libraries and data are in a run's peak as well."""
     import psutil
 
     return psutil.Process().memory_info().rss

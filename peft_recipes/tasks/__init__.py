@@ -2,4 +2,8 @@
 
 A task prepares data, builds the real Trainer (or TRL trainer) and evaluates. Imports `runs` and below. Start with
 base.py; a new task is a file here, a row in registry.py and a row in recipe/options.py.
+
+The trainers are transformers' Trainer and trl's SFTTrainer and DPOTrainer with mixins: trainer.py (counts, order of the
+examples, sharding of a batch over ranks), checkpoint_mixin.py (resuming), method_mixin.py (AdaLoRA, LoRA+) and
+causal_trainer.py (prefix-shared packing).
 """

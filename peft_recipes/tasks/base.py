@@ -1,4 +1,4 @@
-"""What every task does: prepare the data, load the base, build the real trainer, evaluate a split, run a few inputs."""
+"""The base class of tasks: prepare the data, load the base, build the trainer, evaluate a split."""
 
 from __future__ import annotations
 
@@ -30,72 +30,79 @@ if TYPE_CHECKING:
 
 
 class Task(ABC):
-    """One recipe's task: all that differs between tasks is behind these methods, and training.py knows none of it."""
+    """Everything that differs between tasks; the stages of a run (training/) call these methods alone."""
 
-    sequences = 1  # that the model reads of one example
-    reads_test = True  # a scan's task does not: whatever is tested on is dropped before anything looks at it
+    sequences_per_example = 1  # sequences that the model computes for one example
+    reads_test = True  # a scan sets False: then the test split is dropped before anything reads it
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.left_out: list[str] = []  # further evaluation sets that could not be had, and why
+        self.notes: list[str] = []  # on further evaluation sets that could not be loaded
 
     @abstractmethod
     def prepare(self) -> Prepared:
-        """Loads and checks the data, and makes it what the trainer takes. Raises RecipeError."""
+        """Load and check the data, and turn it into what the trainer takes. Raises RecipeError."""
 
     @abstractmethod
     def trainer(
         self, model: nn.Module, prepared: Prepared, arguments: TrainingArguments, callbacks: list[Any]
     ) -> Trainer:
-        """The real Trainer or SFTTrainer of this task."""
+        """Build the Trainer, SFTTrainer or DPOTrainer of this task."""
 
     @abstractmethod
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
-        """Metrics and per-example results of one split, each example exactly once, in the split's order."""
+        """Evaluate one split: metrics and per-example results, each example exactly once, in the split's order."""
 
     @abstractmethod
-    def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
-        """`count` test examples, each as a batch of one for the model's forward, on the CPU."""
+    def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One prepared example as a batch of one for the model's forward, without labels, on the CPU."""
 
     @abstractmethod
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
-        """A batch as large as training will see: of the data, or (prepared None) of examples of max_length."""
+        """A batch as large as any in training: of the data, or (prepared None) of examples of max_length."""
+
+    def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
+        """The first `count` test examples, each as a batch of one for the model's forward, on the CPU."""
+        test = prepared.splits["test"]
+        return [self.model_inputs(test[i]) for i in range(min(count, len(test)))]
 
     def lengths(self, prepared: Prepared, split: str) -> list[int] | None:
         """Tokens of each example, by which evaluation is sorted; None where all are alike (images)."""
         return None
 
     def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The loss of a batch as the trainer computes it."""
+        """The loss of a batch, computed as in the trainer."""
         with activations.recomputed():
             return model(**batch).loss
 
     def for_trial(self, prepared: Prepared, steps: int) -> Prepared:
-        """What is needed of the data for a few steps, where preparing the rest of it would take the trial's time."""
+        """The part of the data that a trial of a few steps needs, where preparing the rest is slow."""
         return prepared
 
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
-        """What the base's configuration is given (the labels). prepared is None when only a plan is made."""
+        """Options for the base's configuration (the labels). prepared: None when only a plan is made."""
         return {}
 
     def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
-        """The base with the task's head, and the names of its newly made weights. Its seed must be set before.
+        """Load the base with the task's head; return it with the names of its newly initialised weights.
 
-        quantise: "nf4" or "int8", as an arm says; None: fp32.
+        The seed must be set before. quantise: "nf4" or "int8", as an arm sets it; None: fp32.
         """
         import transformers
 
-        folder = self.base_folder(prepared)
-        return bases.load_model(
+        model, new_weights = bases.load_model(
             self.recipe,
             getattr(transformers, TASKS[self.recipe.task].auto_class),
-            folder=folder,
+            folder=self.base_folder(prepared),
             quantise=quantise,
             **self.base_options(prepared),
         )
+        if hasattr(prepared.processor, "pad_token_id"):
+            bases.set_pad_token(model, prepared.processor)
+        return model, new_weights
 
     def base_folder(self, prepared: Prepared) -> Path | None:
-        """Where the base lies when it is not what the recipe's `model` says (it was trained first)."""
+        """The folder of a base that is pretrained here; None for one that the recipe's `model` names."""
         return None
 
     def arguments(self, arm: Arm | None, seed: int, hardware: Hardware, folder: Path, quiet: bool) -> TrainingArguments:
@@ -111,76 +118,71 @@ class Task(ABC):
             "disable_tqdm": quiet,
             **hardware.training_arguments(),
             **self.recipe.training,
-            **self._batch(),
             "output_dir": str(folder),
             "seed": seed,
             "data_seed": seed,
         }
+        if processes.count() > 1:
+            batch_size, accumulation = split_batch(self.recipe.training, processes.count())
+            options |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
         if arm is not None:
             options["learning_rate"] = arm.learning_rate
             options |= {"optim": arm.optim} if arm.optim else {}
         if any(options.get(name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
-            # Read by Accelerate when the trainer makes it: one layer is compiled and serves for all, for any length of
-            # batch. The whole model anew for each length would take longer than most runs.
+            # Read by Accelerate: compile one layer for all layers and lengths. Recompiling the complete model for each
+            # length would take longer than most runs.
             for name in ("USE_REGIONAL_COMPILATION", "USE_DYNAMIC"):
                 os.environ.setdefault(f"ACCELERATE_DYNAMO_{name}", "true")
-        made = self.arguments_class()(**options)
-        made.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
-        return made
-
-    def _batch(self) -> dict[str, int]:
-        if processes.count() == 1:
-            return {}
-        batch, accumulated = split_batch(self.recipe.training, processes.count())
-        return {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+        module, _, name = TASKS[self.recipe.task].arguments.partition(".")
+        arguments = getattr(importlib.import_module(module), name)(**options)
+        arguments.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
+        return arguments
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
-        """Raises RecipeError for options that the trainer's own class refuses (an optimizer it does not know), and
-        where bitsandbytes is needed and missing."""
+        """Raise RecipeError for training options that their own class refuses, and where bitsandbytes is missing."""
         try:
-            made = self.arguments(arm, 0, hardware, Path("unused"), True)
-        except RecipeError:
-            raise
+            arguments = self.arguments(arm, 0, hardware, Path("unused"), True)
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {' '.join(str(error).split())}") from error
-        if (arm is not None and arm.quantise) or any(mark in made.optim for mark in quantisation.OPTIMIZERS):
+        if (arm is not None and arm.quantise) or any(mark in arguments.optim for mark in quantisation.OPTIMIZERS):
             quantisation.check_available(hardware.device)
 
-    def arguments_class(self) -> type[TrainingArguments]:
-        module, _, name = TASKS[self.recipe.task].arguments.partition(".")
-        return getattr(importlib.import_module(module), name)
-
     def guards(self, name: str) -> bool:
-        """Whether a guard of that name is on."""
+        """Whether the guard of that name is on."""
         return name not in self.recipe.skip_checks
 
     def without_duplicates(
         self, splits: dict[str, datasets.Dataset], keys: list[str]
-    ) -> tuple[dict[str, datasets.Dataset], int]:
-        """The splits without the examples that stand in a later split too, by the columns `keys`, and their count."""
-        return columns.without_test_examples(splits, keys) if self.guards("duplicates") else (splits, 0)
+    ) -> tuple[dict[str, datasets.Dataset], list[str]]:
+        """Drop examples that also occur in a later split, by the columns `keys`; return the splits and a note."""
+        if not self.guards("duplicates"):
+            return splits, []
+        splits, dropped = columns.without_test_examples(splits, keys)
+        note = f"{dropped} examples that also occur in a later split were left out."
+        return splits, [note] if dropped else []
 
     def raw_splits(self) -> dict[str, datasets.Dataset]:
-        """The recipe's raw splits, with its further evaluation sets."""
+        """Load the recipe's raw splits and its further evaluation sets."""
+        self.notes = []
         splits = sources.load_splits(self.recipe.dataset)
         if not self.reads_test:
             return {name: rows for name, rows in splits.items() if name != "test"}
         for name, changes in self.recipe.evaluate_also.items():
             if set(changes) <= {"transform"}:
                 splits[name] = splits["test"]
-            elif (rows := self._further(name)) is not None:
+            elif (rows := self._further_set(name)) is not None:
                 splits[name] = rows
         return splits
 
     def source_of(self, split: str) -> Dataset:
-        """Where a split comes from: a further evaluation set says what differs from the recipe's own data."""
+        """The source of a split: a further evaluation set names only what differs from the recipe's dataset."""
         return Dataset(**{**vars(self.recipe.dataset), **self.recipe.evaluate_also.get(split, {})})
 
-    def _further(self, name: str) -> datasets.Dataset | None:
-        """The rows of a further evaluation set; None, with a note, for one that the Hub does not give."""
+    def _further_set(self, name: str) -> datasets.Dataset | None:
+        """Load a further evaluation set; None, with a note, for one that can't be loaded from the Hub."""
         source = self.source_of(name)
         if source.path == self.recipe.dataset.path:
-            return sources.load_splits(source)["test"]  # cut as the recipe's own: nothing that was trained on
+            return sources.load_splits(source)["test"]  # split like the recipe's own: nothing that was trained on
         on_hub = not (source.path.startswith(EMBEDDED) or bases.is_local(source.path))
         try:
             with within(f"evaluate_also.{name}"):
@@ -188,16 +190,13 @@ class Task(ABC):
         except RecipeError as error:
             if not on_hub:
                 raise
-            self.left_out = [f"Left out: {' '.join(error.problems)}"]
+            self.notes.append(f"Left out: {' '.join(error.problems)}")
             return None
 
     def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
-        """The model's answers to the recipe's prompts; None for tasks that don't generate."""
+        """Generate answers to the recipe's prompts; None for tasks that don't generate."""
         return None
 
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float | None:
-        """Tokens a second of greedy generation at batch 1; None for tasks that don't generate."""
+        """Tokens per second of greedy generation at batch size 1; None for tasks that don't generate."""
         return None
-
-    def _fingerprint(self, splits: dict[str, datasets.Dataset]) -> str:
-        return columns.fingerprint(splits)

@@ -1,4 +1,4 @@
-"""What sft and language-modeling share: trl's SFTTrainer, losses an example, answers, generation."""
+"""The base class of causal language model tasks: trl's SFTTrainer, losses per example, answers and generation speed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
+from peft_recipes.data import columns
 from peft_recipes.data.packing import COUNTS, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.guards import checks
@@ -21,7 +22,9 @@ from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import (
     LOGITS_BYTES,
     CausalTrainer,
-    SharedRows,
+    PrefixSharingMixin,
+    base_model_of,
+    is_prompt_learning,
     labelled_losses,
     logits_bytes,
     tensors,
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
     import datasets
     import torch.nn as nn
 
-_TRIED_BATCHES = 32  # of which the largest stands for a run's in a memory estimate
-_TIMED_TOKENS = 32  # what generation's speed is measured on
+_SAMPLED_BATCHES = 32  # the largest of so many random batches is the one of a memory estimate
+_TIMED_TOKENS = 32  # generated to measure the speed
 
 
 def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -41,10 +44,11 @@ def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class Causal(Task):
-    """A causal language model, by trl's SFTTrainer, on rows that are tokenised and labelled here."""
+    """A causal language model, trained with trl's SFTTrainer on examples that are tokenised and labelled here."""
 
-    trainer_class: type[SharedRows] = CausalTrainer
+    trainer_class: type[PrefixSharingMixin] = CausalTrainer
     metrics = staticmethod(causal_metrics)
+    duplicate_columns: tuple[str, ...] = ()  # by which examples of two splits are the same; (): all columns
 
     def arguments(self, *args: Any, **kwargs: Any) -> SFTConfig:
         arguments = super().arguments(*args, **kwargs)
@@ -56,47 +60,51 @@ class Causal(Task):
     def text_rows(
         self, raw: dict[str, datasets.Dataset], tokenizer: Any
     ) -> tuple[dict[str, datasets.Dataset], list[str]]:
-        """The splits with what is to be learnt as text, and notes on what was left out."""
+        """The splits as text or messages, and notes on what was left out."""
 
     @abstractmethod
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
-        """input_ids and labels (-100 where nothing is learnt) of one row, not yet cut."""
+        """input_ids and labels (-100 where there is no loss) of one row, not yet truncated."""
 
     def prepare(self) -> Prepared:
         tokenizer = bases.load_tokenizer(self.recipe)
         splits, notes = self.text_rows(self.raw_splits(), tokenizer)
-        notes += self.left_out
-        shared = [c for c in splits["train"].column_names if c != "id"]
-        splits, dropped = self.without_duplicates(splits, shared)
-        if dropped:
-            notes.append(f"{dropped} examples that stand in a later split too were taken out.")
-        made, ids = {}, {}
+        notes += self.notes
+        text_columns = [c for c in splits["train"].column_names if c != "id"]
+        splits, duplicates = self.without_duplicates(splits, list(self.duplicate_columns) or text_columns)
+        notes += duplicates
+        tokenised, ids = {}, {}
         for name, rows in splits.items():
-            other = [c for c in rows.column_names if c != "id"]  # a further set may be plain text
-            tokens = rows.map(lambda row: self.tokenise(row, tokenizer), remove_columns=other, keep_in_memory=True)
-            cut = sum(len(t) > self.recipe.max_length for t in tokens["input_ids"])
-            tokens = tokens.map(self._cut, keep_in_memory=True)
-            tokens, unlabelled = checks.has_labelled_tokens(tokens, self.recipe.max_length, name)
-            if name == "train" and self.recipe.task == "sft" and self.guards("end-token"):
-                checks.end_token_is_labelled(tokens, bases.end_tokens(tokenizer), self.recipe.max_length)
-            if cut and name == "train":
-                notes.append(f"{cut} of {len(rows)} training examples were cut at {self.recipe.max_length} tokens.")
-            if unlabelled:
-                notes.append(f"{unlabelled} {name} examples kept no token to learn after the cut and were left out.")
-            ids[name] = list(tokens["id"])
-            made[name] = tokens.remove_columns(["id"])
-        return Prepared(made, ids, self._fingerprint(splits), tokenizer, None, notes)
+            text_columns = [c for c in rows.column_names if c != "id"]  # a further evaluation set may be plain text
+            examples = rows.map(
+                lambda row: self.tokenise(row, tokenizer), remove_columns=text_columns, keep_in_memory=True
+            )
+            examples, more = self._truncated(examples, name, bases.end_tokens(tokenizer))
+            notes += more
+            ids[name] = list(examples["id"])
+            tokenised[name] = examples.remove_columns(["id"])
+        return Prepared(tokenised, ids, columns.fingerprint(splits), tokenizer, None, notes)
 
-    def _cut(self, row: dict[str, Any]) -> dict[str, list[int]]:
-        return {key: row[key][: self.recipe.max_length] for key in ("input_ids", "labels")}
-
-    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
-        model, new = super().load_base(prepared, quantise)
-        bases.set_pad_token(model, prepared.processor)
-        return model, new
+    def _truncated(
+        self, examples: datasets.Dataset, split: str, end_tokens: set[int]
+    ) -> tuple[datasets.Dataset, list[str]]:
+        """Truncate the examples at max_length, drop those without a label left, and check for an end token's label."""
+        longest, notes, total = self.recipe.max_length, [], len(examples)
+        cut = sum(len(ids) > longest for ids in examples["input_ids"])
+        examples = examples.map(
+            lambda row: {key: row[key][:longest] for key in ("input_ids", "labels")}, keep_in_memory=True
+        )
+        examples, unlabelled = checks.has_labelled_tokens(examples, longest, split)
+        if split == "train" and self.recipe.task == "sft" and self.guards("end-token"):
+            checks.end_token_is_labelled(examples, end_tokens, longest)
+        if cut and split == "train":
+            notes.append(f"{cut} of {total} training examples were truncated at {longest} tokens.")
+        if unlabelled:
+            notes.append(f"{unlabelled} {split} examples have no labelled token after truncation and were left out.")
+        return examples, notes
 
     def trainer(self, model: nn.Module, prepared: Prepared, arguments: SFTConfig, callbacks: list[Any]):
-        made = self.trainer_class(
+        trainer = self.trainer_class(
             model=model,
             args=arguments,
             data_collator=self.trainer_class.padded_collator(prepared.processor.pad_token_id),
@@ -106,57 +114,66 @@ class Causal(Task):
             compute_metrics=self.metrics,
             callbacks=callbacks,
         )
-        longest = np.argsort(self.lengths(prepared, "train"), kind="stable")[-arguments.per_device_train_batch_size :]
-        tried = [prepared.splits["train"][int(i)] for i in longest]
-        made.choose_batches(self.recipe.batches, self.recipe.max_length, self.recipe.max_row_tokens, tried)
-        if made.batches != "shared-prefix" and self.recipe.batches == "shared-prefix":
-            prepared.notes.append(f"Batches are padded, not shared: {made.batches.partition(': ')[2]}.")
-        return made
+        batches = trainer.choose_batches(*self.batching(prepared, arguments.per_device_train_batch_size))
+        if batches != "shared-prefix" and self.recipe.batches == "shared-prefix":
+            prepared.notes.append(f"Batches are padded, without prefix sharing: {batches.partition(': ')[2]}.")
+        return trainer
+
+    def batching(self, prepared: Prepared, count: int) -> tuple[str, int, int, list[dict[str, Any]]]:
+        """The recipe's part of the arguments of `collator_for`, with the longest `count` examples."""
+        return self.recipe.batches, self.recipe.max_length, self.recipe.max_row_tokens, self.longest(prepared, count)
+
+    def longest(self, prepared: Prepared, count: int) -> list[dict[str, Any]]:
+        """The longest `count` training examples."""
+        order = np.argsort(self.lengths(prepared, "train"), kind="stable")[-count:]
+        return [prepared.splits["train"][int(i)] for i in order]
 
     def longest_first(self, prepared: Prepared, split: str) -> tuple[datasets.Dataset, np.ndarray]:
-        """A split by falling length, and where each row came from: batches of like length waste no padding."""
+        """A split by falling length, which saves padding, and the index of each of its examples in the split."""
         order = np.argsort([-length for length in self.lengths(prepared, split)], kind="stable")
         return prepared.splits[split].select(order), order
+
+    def predict(self, trainer: Trainer, prepared: Prepared, split: str) -> np.ndarray:
+        """The trainer's predictions [examples, columns] for a split, in the split's order."""
+        rows, order = self.longest_first(prepared, split)
+        output = trainer.predict(rows)
+        predictions = np.empty_like(output.predictions)
+        predictions[order] = output.predictions
+        return predictions
 
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return [len(ids) for ids in prepared.splits[split]["input_ids"]]
 
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
-        trainer = self.trainer_class
-        virtual = any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values())
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        trainer, recipe, base = self.trainer_class, self.recipe, base_model_of(model)
         pad = (prepared.processor.pad_token_id if prepared else 0) or 0
-        shares = self.recipe.batches == "shared-prefix" and not why_padded(base, self.recipe.max_length, virtual)
-        collate = (
-            trainer.shared_collator.for_model(base, pad, self.recipe.max_row_tokens)
-            if shares
-            else trainer.padded_collator(pad)
-        )
+        collate = trainer.padded_collator(pad)
+        shares = recipe.batches == "shared-prefix"
+        if shares and not why_padded(base, recipe.max_length, is_prompt_learning(model)):
+            collate = trainer.shared_collator.for_model(base, pad, recipe.max_row_tokens)
+        else:
+            shares = False
         if prepared is None:
             return tensors(collate([self.longest_example(i) for i in range(size)]))
-        rows = prepared.splits["train"]
-        draw = np.random.default_rng(0)
-        tried = [draw.choice(len(rows), min(size, len(rows)), replace=False) for _ in range(_TRIED_BATCHES)]
-        if not shares:  # grouped by length: the longest stand in one batch
-            tried = [np.argsort(self.lengths(prepared, "train"))[-size:]]
-        made = [collate([rows[int(i)] for i in chosen]) for chosen in tried]
-        return tensors(max(made, key=lambda batch: batch[COUNTS].computed))
+        if not shares:  # grouped by length: the longest examples make one batch
+            return tensors(collate(self.longest(prepared, size)))
+        rows, random = prepared.splits["train"], np.random.default_rng(0)
+        sampled = [random.choice(len(rows), min(size, len(rows)), replace=False) for _ in range(_SAMPLED_BATCHES)]
+        batches = [collate([rows[int(i)] for i in indices]) for indices in sampled]
+        return tensors(max(batches, key=lambda batch: batch[COUNTS].computed))
 
     def longest_example(self, number: int) -> dict[str, list[int]]:
-        """An example of max_length, which begins as no other does."""
+        """An example of max_length that shares no prefix with one of another number."""
         ids = [number] * self.recipe.max_length
         return {"input_ids": ids, "labels": ids}
 
     def step_loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        while logits_bytes(model.config, batch) > LOGITS_BYTES:  # then the head is computed piece by piece
+        while logits_bytes(model.config, batch) > LOGITS_BYTES:  # then the LM head is computed in chunks
             batch = {**batch, KEPT: batch[KEPT][: max(len(batch[KEPT]) // 2, 1)]}
         return labelled_losses(model, batch)[0].sum()
 
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
-        rows, order = self.longest_first(prepared, split)
-        output = trainer.predict(rows)
-        sums = np.empty_like(output.predictions)
-        sums[order] = output.predictions
+        sums = self.predict(trainer, prepared, split)
         tokens = sums[:, 1].astype(int)
         return Evaluation(
             metrics=causal_metrics(EvalPrediction(predictions=sums, label_ids=None)),
@@ -168,34 +185,28 @@ class Causal(Task):
             },
         )
 
-    def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
-        rows = prepared.splits["test"].select(range(min(count, len(prepared.splits["test"]))))
-        return [{"input_ids": torch.tensor([row["input_ids"]])} for row in rows]
+    def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([example["input_ids"]])}
 
     def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
-        """[1, tokens] of a prompt as the model saw prompts in training."""
+        """[1, tokens] of a prompt, in the format of the training examples."""
         return tokenizer(prompt, return_tensors="pt")["input_ids"]
 
     def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
-        if not self.recipe.prompts:
-            return None
-        return [
-            {**row, "answer": self._generate(model, prepared.processor, row["prompt"], max_new_tokens=64)}
-            for row in self.recipe.prompts
-        ]
-
-    def _generate(self, model: nn.Module, tokenizer: Any, prompt: str, **options: Any) -> str:
-        ids = self.prompt_tokens(prompt, tokenizer).to(model.device)
-        made = _greedy(model, ids, tokenizer, **options)
-        return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        answers = []
+        for row in self.recipe.prompts:
+            ids = self.prompt_tokens(row["prompt"], prepared.processor).to(model.device)
+            generated = _greedy(model, ids, prepared.processor, max_new_tokens=64)[0, ids.shape[1] :]
+            answers.append({**row, "answer": prepared.processor.decode(generated, skip_special_tokens=True).strip()})
+        return answers or None
 
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float:
         prompt = self.recipe.prompts[0]["prompt"] if self.recipe.prompts else "The"
         ids = self.prompt_tokens(prompt, prepared.processor).to(model.device)
         _greedy(model, ids, prepared.processor, max_new_tokens=4)  # warm-up
         start = time.perf_counter()
-        made = _greedy(model, ids, prepared.processor, max_new_tokens=_TIMED_TOKENS, min_new_tokens=_TIMED_TOKENS)
-        return (made.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
+        tokens = _greedy(model, ids, prepared.processor, max_new_tokens=_TIMED_TOKENS, min_new_tokens=_TIMED_TOKENS)
+        return (tokens.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
 
 
 def _greedy(model: nn.Module, ids: torch.Tensor, tokenizer: Any, **options: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""trl's SFTTrainer, counting, on shared or padded rows, its vocabulary head computed at labelled positions alone."""
+"""trl's SFTTrainer on prefix-shared or padded batches, with the LM head computed at labelled positions only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import has_compiled_regions, is_compiled_module
+from accelerate.utils import has_compiled_regions, is_compiled_module, send_to_device
 from trl import SFTTrainer
 
 from peft_recipes.data.packing import (
@@ -26,7 +26,7 @@ from peft_recipes.distributed import processes
 from peft_recipes.kernels import activations
 from peft_recipes.kernels.segment_attention import by_segments
 from peft_recipes.kernels.token_losses import token_losses
-from peft_recipes.tasks.trainer import CountingMixin
+from peft_recipes.tasks.trainer import TrainerMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,36 +35,33 @@ if TYPE_CHECKING:
 
     from peft_recipes.kernels.segment_attention import Segments
 
-# Logits beyond this many bytes are left to trl's own way, which computes them piece by piece, and twice: it saves
-# memory that a few hundred labelled positions don't need, and costs a third of a small model's step.
+# Logits beyond this many bytes are left to trl's fused LM head, which computes them in chunks, and twice: that saves
+# memory which a few hundred labelled positions don't need, and costs a third of a small model's step.
 LOGITS_BYTES = 512 * 2**20
-_NOT_THE_MODELS = {"labels", EXAMPLES, COUNTS, SEGMENTS, COMPLETIONS, *REFERENCES}
+_NOT_FOR_FORWARD = {"labels", EXAMPLES, COUNTS, SEGMENTS, COMPLETIONS, *REFERENCES}
 _SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays near 1e-6
 
 
-class SharedRows(CountingMixin):
-    """Chooses between shared and padded rows, in a trainer of trl's. The collators are classes of packing.py's or of
-    like ones."""
+class PrefixSharingMixin(TrainerMixin):
+    """Let one of trl's trainers choose between prefix-shared packing and padding (data/packing.py)."""
 
     shared_collator: type[SharedPrefixCollator] = SharedPrefixCollator
     padded_collator: type[PaddedCollator] = PaddedCollator
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
-        with _dtypes_kept(model):
+        with _adapter_dtypes_kept(model):
             super().__init__(model, *args, **kwargs)
 
-    def choose_batches(self, wanted: str, max_length: int, max_row_tokens: int, tried: Sequence[dict[str, Any]]) -> str:
-        """Sets the collator: shared rows where `wanted` and exact, else padded ones. Returns which, and why if padded.
-
-        tried: the examples of a batch, which is computed both ways (no gradient) before shared rows are trusted: the
-        longest ones, which a model that looks back by place would get wrong first.
-        """
-        virtual = _is_prompt_learning(self.model)
+    def choose_batches(
+        self, batches: str, max_length: int, max_row_tokens: int, examples: Sequence[dict[str, Any]]
+    ) -> str:
+        """Set the data collator as `collator_for` chooses it; return its kind, and the reason if it pads."""
         pad = self.processing_class.pad_token_id
-        self.data_collator, why = self.collator_for(self.model, pad, wanted, max_length, max_row_tokens, tried)
-        if why and not virtual and self.args.train_sampling_strategy == "random":
+        collator, why = self.collator_for(self.model, pad, batches, max_length, max_row_tokens, examples)
+        if why and not is_prompt_learning(self.model) and self.args.train_sampling_strategy == "random":
             # Less padding. Not where the reason is this arm's own: all arms see the examples in one order.
             self.args.train_sampling_strategy = "group_by_length"
+        self.data_collator = collator
         self.batches = f"padded: {why}" if why else "shared-prefix"
         return self.batches
 
@@ -72,169 +69,178 @@ class SharedRows(CountingMixin):
     def collator_for(
         cls,
         model: nn.Module,
-        pad: int,
-        wanted: str,
+        pad_token_id: int,
+        batches: str,
         max_length: int,
         max_row_tokens: int,
-        tried: Sequence[dict[str, Any]],
+        examples: Sequence[dict[str, Any]],
     ) -> tuple[SharedPrefixCollator | PaddedCollator, str | None]:
-        """The collator that `choose_batches` sets, and why it pads if it does."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        virtual = _is_prompt_learning(model)
-        why = None if wanted == "shared-prefix" else "as the recipe asks"
-        if any(
-            getattr(config, "alora_invocation_tokens", None) for config in getattr(model, "peft_config", {}).values()
-        ):
-            # Not seen by the trial below: an adapter that has not learnt yet changes nothing.
-            why = why or "its adapter looks for its invocation once a row"
+        """Choose the collator: prefix-shared where the recipe's `batches` allows it and it is exact, else padded.
+
+        examples: one batch, whose losses are computed both ways (without gradients) and compared before prefix-shared
+        packing is trusted. The longest ones: a model that attends by position would get those wrong first. Returns the
+        collator, and the reason if it pads.
+        """
+        base, virtual = base_model_of(model), is_prompt_learning(model)
+        keeps_logits = "logits_to_keep" in inspect.signature(type(base).forward).parameters and not virtual
+        padded = cls.padded_collator(pad_token_id, keeps_logits=keeps_logits)
+        why = None if batches == "shared-prefix" else "as the recipe sets it"
+        if any(getattr(config, "alora_invocation_tokens", None) for config in _peft_configs(model)):
+            # The comparison of losses does not show it: an untrained adapter changes nothing.
+            why = why or "its adapter looks for its invocation tokens once per sequence"
         why = why or why_padded(base, max_length, virtual)
-        padded = cls.padded_collator(pad, keeps_logits=_keeps_logits(base) and not virtual)
-        shared = cls.shared_collator.for_model(base, pad, max_row_tokens)
-        if why is None:
-            while len(tried) > 2 and logits_bytes(base.config, padded(tried)) > LOGITS_BYTES:
-                tried = tried[: len(tried) // 2]
-            # Of several processes the main one alone is sure to hold the weights by now, and all must choose the same.
-            gap = processes.from_rank_zero(lambda: largest_gap(model, shared(tried), padded(tried)))
-            if not gap <= _SAME_LOSS:
-                why = f"a first batch's losses differ by {gap:.1e} between shared and padded rows on this model"
-        return (padded if why else shared), why
+        if why is not None:
+            return padded, why
+        shared = cls.shared_collator.for_model(base, pad_token_id, max_row_tokens)
+        while len(examples) > 2 and logits_bytes(base.config, padded(examples)) > LOGITS_BYTES:
+            examples = examples[: len(examples) // 2]
+        # Rank 0 alone is sure to hold the weights by now, and all ranks must choose the same.
+        gap = processes.from_rank_zero(lambda: largest_gap(model, shared(examples), padded(examples)))
+        if not gap <= _SAME_LOSS:
+            return padded, f"the losses of a first batch differ by {gap:.1e} between packing and padding on this model"
+        return shared, None
 
 
 @contextlib.contextmanager
-def _dtypes_kept(model: nn.Module) -> Iterator[None]:
-    """What learns stays in the precision it was made in. trl rounds an adapter on a quantised base to bf16, in which
-    AdamW's small steps are lost, and which is neither what is saved nor what the other arms learn in."""
-    learning = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+def _adapter_dtypes_kept(model: nn.Module) -> Iterator[None]:
+    """Keep the dtype of trainable weights, which trl casts to bf16 on a quantised base.
+
+    In bf16 AdamW's small steps are lost, and the other arms would be trained in another precision.
+    """
+    trainable = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     yield
     for name, parameter in model.named_parameters():
-        if name in learning and parameter.dtype != learning[name].dtype:
-            parameter.data = learning[name].to(parameter.device)
+        if name in trainable and parameter.dtype != trainable[name].dtype:
+            parameter.data = trainable[name].to(parameter.device)
 
 
-class CausalTrainer(SharedRows, SFTTrainer):
-    """trl's SFTTrainer on our collators' batches, with every example's own loss when it evaluates."""
+class CausalTrainer(PrefixSharingMixin, SFTTrainer):
+    """trl's SFTTrainer on our collators' batches; evaluation gives the loss of every example."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
-        """The mean over labelled tokens of the optimiser step, over all its batches and processes, as trl's own."""
-        inputs = {k: v for k, v in inputs.items() if k != COUNTS}
-        plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT, SEGMENTS)}
-        if not self._plain_loss():
+        """The mean over the labelled tokens of the optimizer step, over all its batches and ranks, as in trl."""
+        plain = self._plain(inputs)
+        other_terms = self.label_smoother is not None or self.aux_loss_enabled or self.compute_loss_func is not None
+        if other_terms or self.args.loss_type != "nll":
             return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
-        if self._direct(inputs):
+        if self._logits_fit(inputs):
             total, count = labelled_losses(model, inputs)[0].sum(), (inputs["labels"][:, 1:] != IGNORED).sum()
         else:
             output = model(**plain, use_cache=False, fused_lm_head=True)
             total, count = -output.log_probs.sum(), output.label_mask.sum()
-        loss = total / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the tokens of all
-        loss = self.penalised(loss, model)
+        loss = self.step_mean(total, count, num_items_in_batch, model)
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None):
-        """Instead of logits: [examples, 3] the summed loss, the labelled tokens and the rightly predicted ones."""
+        """Return, instead of logits, [examples, 3]: summed loss, labelled tokens and correctly predicted tokens."""
         counts = inputs.pop(COUNTS)
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self._direct(inputs):
+            if self._logits_fit(inputs):
                 sums = example_sums(model, inputs, counts.examples)
             else:
-                plain = {k: v for k, v in inputs.items() if k not in (EXAMPLES, KEPT, SEGMENTS)}
-                sums = _rows_to_examples(model(**plain, use_cache=False, fused_lm_head=True), inputs, counts.examples)
+                output = model(**self._plain(inputs), use_cache=False, fused_lm_head=True)
+                sums = _fused_example_sums(output, inputs, counts.examples)
         return None, sums, torch.zeros(len(sums), 1, device=sums.device)
 
-    def _plain_loss(self) -> bool:
-        """Whether the loss is the mean over labelled tokens, and not one that trl knows how to compute."""
-        others = self.label_smoother is not None or self.aux_loss_enabled or self.compute_loss_func is not None
-        return self.args.loss_type == "nll" and not others
+    def _plain(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that trl's own code takes."""
+        return {k: v for k, v in inputs.items() if k not in (COUNTS, EXAMPLES, KEPT, SEGMENTS)}
 
-    def _direct(self, inputs: dict[str, Any]) -> bool:
-        """Whether the logits at labelled positions are few enough to be held."""
+    def _logits_fit(self, inputs: dict[str, Any]) -> bool:
+        """Whether the logits at labelled positions fit into LOGITS_BYTES."""
         config = self.accelerator.unwrap_model(self.model).config
         return KEPT in inputs and logits_bytes(config, inputs) <= LOGITS_BYTES
 
 
 def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where a label is predicted: losses [rows, kept] (0 where a row has none), logits and targets.
+    """Compute cross-entropy where a label is predicted: losses [rows, kept] (0 without a label), logits and targets.
 
-    The logits are no longer theirs after a backward pass through the losses (token_losses.py).
+    A backward pass through the losses overwrites the logits (token_losses.py).
     """
     kept = inputs[KEPT]
-    given = {k: v for k, v in inputs.items() if k not in _NOT_THE_MODELS}
-    with by_segments(segments_of(model, inputs), given.get("attention_mask")), activations.recomputed():
-        logits = model(**given, use_cache=False).logits.float()
+    forward = {k: v for k, v in inputs.items() if k not in _NOT_FOR_FORWARD}
+    with by_segments(segments_of(model, inputs), forward.get("attention_mask")), activations.recomputed():
+        logits = model(**forward, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
     losses = token_losses(logits.flatten(0, 1), targets.flatten(), IGNORED)
     return losses.view_as(targets), logits, targets
 
 
 def segments_of(model: nn.Module, inputs: dict[str, Any]) -> Segments | None:
-    """How a batch's rows are made, where its attention may run by that: not where backward computes it again."""
-    recomputed = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    # What is compiled is compiled for one attention: another one each step would be compiled each step.
+    """The batch's segments, if attention may run segment by segment."""
+    # Under gradient checkpointing the backward pass recomputes attention, outside of by_segments; a compiled model
+    # would be recompiled for the segments of each step.
+    checkpoints = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     compiled = is_compiled_module(model) or has_compiled_regions(model)
-    return None if recomputed or compiled else inputs.get(SEGMENTS)
+    return None if checkpoints or compiled else inputs.get(SEGMENTS)
 
 
 def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:
-    """[examples, 3]: each example's summed loss, labelled tokens and rightly predicted ones."""
+    """[examples, 3]: each example's summed loss, labelled tokens and correctly predicted tokens."""
     losses, logits, targets = labelled_losses(model, inputs)
-    owners = inputs[EXAMPLES].index_select(1, inputs[KEPT] + 1)
-    right = logits.argmax(-1) == targets
-    return _by_example(owners, targets != IGNORED, losses, right, examples)
+    example_ids = inputs[EXAMPLES].index_select(1, inputs[KEPT] + 1)
+    return _sum_by_example(example_ids, targets != IGNORED, losses, logits.argmax(-1) == targets, examples)
 
 
-def _rows_to_examples(output: Any, inputs: dict[str, Any], examples: int) -> torch.Tensor:
-    """The same from trl's fused output, whose columns are those of the labels, moved by one."""
-    owners = inputs[EXAMPLES][:, 1:]
-    width = owners.shape[1]
-    parts = (output.label_mask.bool(), -output.log_probs.float(), output.is_top1.bool())
-    mask, losses, right = (part[:, -width:] if part.shape[1] > width else part for part in parts)
-    return _by_example(owners, mask, losses, right, examples)
+def _fused_example_sums(output: Any, inputs: dict[str, Any], examples: int) -> torch.Tensor:
+    """example_sums of trl's fused LM head, whose columns are those of the labels shifted by one."""
+    example_ids = inputs[EXAMPLES][:, 1:]
+    width = example_ids.shape[1]  # without virtual tokens
+    per_token = (output.label_mask.bool(), -output.log_probs.float(), output.is_top1.bool())
+    mask, losses, correct = (values[:, -width:] for values in per_token)
+    return _sum_by_example(example_ids, mask, losses, correct, examples)
 
 
-def _by_example(owners, mask, losses, right, examples: int) -> torch.Tensor:
-    kind = torch.float32 if losses.device.type == "mps" else torch.float64
-    values = torch.stack([losses.to(kind), mask.to(kind), right.to(kind)], dim=-1) * mask.unsqueeze(-1)
-    sums = torch.zeros(examples, 3, dtype=kind, device=losses.device)
-    return sums.index_add_(0, owners.clamp(min=0).flatten(), values.flatten(0, 1))
+def _sum_by_example(
+    example_ids: torch.Tensor, mask: torch.Tensor, losses: torch.Tensor, correct: torch.Tensor, examples: int
+) -> torch.Tensor:
+    dtype = torch.float32 if losses.device.type == "mps" else torch.float64
+    values = torch.stack([losses.to(dtype), mask.to(dtype), correct.to(dtype)], dim=-1) * mask.unsqueeze(-1)
+    sums = torch.zeros(examples, 3, dtype=dtype, device=losses.device)
+    return sums.index_add_(0, example_ids.clamp(min=0).flatten(), values.flatten(0, 1))
 
 
 @torch.no_grad()
 def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any]) -> float:
-    """The largest relative difference of an example's loss between two batches of the same examples, no dropout."""
+    """The largest relative difference of an example's loss between two batches of the same examples, no dropout.
+
+    Infinite for a model that can't take the batch's attention mask.
+    """
     examples = int(second[EXAMPLES].max()) + 1
-    place = next(model.parameters()).device
-    was_training = model.training
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        one, two = (example_sums(model, on_device(place, tensors(batch)), examples)[:, 0] for batch in (first, second))
+        one, two = (
+            example_sums(model, send_to_device(tensors(batch), device), examples)[:, 0] for batch in (first, second)
+        )
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError):
-        return float("inf")  # a model that can't take such a mask at all
+        return float("inf")
     finally:
         model.train(was_training)
     return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
 
 
-def on_device(place: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.to(place) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-
 def logits_bytes(config: Any, batch: dict[str, Any]) -> int:
-    """Bytes of a batch's logits in fp32 at the columns that are kept."""
+    """Bytes of a batch's logits in fp32 at the positions that predict a label."""
     return len(batch["labels"]) * len(batch[KEPT]) * config.get_text_config().vocab_size * 4
 
 
-def tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A batch without its counts: what the model is given, and how its rows are made."""
+def tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch without its counts: its tensors and its segments."""
     return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) or k == SEGMENTS}
 
 
-def _is_prompt_learning(model: nn.Module) -> bool:
-    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+def base_model_of(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _keeps_logits(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+def is_prompt_learning(model: nn.Module) -> bool:
+    """Whether an adapter puts virtual tokens before the input."""
+    return any(config.is_prompt_learning for config in _peft_configs(model))
+
+
+def _peft_configs(model: nn.Module) -> list[Any]:
+    return list(getattr(model, "peft_config", {}).values())

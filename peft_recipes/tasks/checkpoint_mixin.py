@@ -1,4 +1,4 @@
-"""What our trainers add to the libraries' own so that a run that was killed goes on as if it had not been."""
+"""What the trainers here add to transformers' checkpoints: atomic, resumable to the bit, and the same under FSDP2."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from transformers.trainer_utils import rotate_checkpoints
 from peft_recipes.distributed import gather, processes
 from peft_recipes.runs import checkpoints
 
-_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # the library's own names
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's own names
 
 
 class CheckpointMixin(Trainer):
-    """Checkpoints are written beside and renamed, hold the adapter and not the base, and what was counted so far.
+    """Write checkpoints to a staging folder and rename them; store the adapter without its base, and the run's counts.
 
-    run_state: gives what a run stores with each checkpoint, as JSON takes it. None: no run, so the library's own way.
+    run_state: returns what a run stores with each checkpoint, as JSON takes it. None: not a run, so checkpoints are
+    Trainer's own. Under FSDP2 weights and optimizer state are gathered on rank 0, so that any number of ranks can
+    resume.
     """
 
     run_state: Callable[[], dict[str, Any]] | None = None
-    may_checkpoint = True  # not where a run is done again sooner than it is stored: a head on features
+    may_checkpoint = True  # False where starting again is as good: AdaLoRA, a linear probe on cached features
+
+    @property
+    def _gathers(self) -> bool:
+        return self.run_state is not None and self.is_fsdp_enabled
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The library's; on the CPU FSDP2 as well, in whose place Accelerate puts DDP there, without a word."""
+        """Set FSDP2 up on the CPU as well, where Accelerate silently uses DDP instead."""
         super().create_accelerator_and_postprocess()
         if processes.distributed_type() == "FSDP2" and not self.is_fsdp_enabled:
             from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -44,7 +50,7 @@ class CheckpointMixin(Trainer):
             super()._save_checkpoint(model, trial)
             return
         folder, step, state = Path(self.args.output_dir), self.state.global_step, self.run_state()
-        made = folder / f"checkpoint-{step}"
+        checkpoint = folder / f"checkpoint-{step}"
         with checkpoints.staged(folder) if processes.is_rank_zero() else contextlib.nullcontext(folder) as staging:
             self.args.output_dir = str(staging)
             try:
@@ -52,26 +58,36 @@ class CheckpointMixin(Trainer):
             finally:
                 self.args.output_dir = str(folder)
             if processes.is_rank_zero():
-                made = checkpoints.publish(staging / f"checkpoint-{step}", folder, state)
+                checkpoint = checkpoints.publish(staging / f"checkpoint-{step}", folder, state)
         processes.barrier()
         if self.state.best_global_step:
             best = folder / f"checkpoint-{self.state.best_global_step}"
-            self.state.best_model_checkpoint = str(best if best.is_dir() else made)
+            self.state.best_model_checkpoint = str(best if best.is_dir() else checkpoint)
         if processes.is_rank_zero():
             rotate_checkpoints(str(folder), self.args.save_total_limit or 1, self.state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Of a model that is spread over processes, what learns: it is gathered, and the main process writes it."""
-        if self.run_state is None or not self.is_fsdp_enabled:
+        if not self._gathers:
             super().save_model(output_dir, _internal_call)
             return
         weights = gather.trainable_state_dict(self.model)
         if processes.is_rank_zero():
             self._save(output_dir, state_dict=weights)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        from peft import PeftModel
+
+        if not processes.is_rank_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.run_state is not None and isinstance(model, PeftModel):
+            # "auto" would ask the Hub at every checkpoint whether the vocabulary grew.
+            model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        else:
+            super()._save(output_dir, state_dict)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As one process stores them, so that any number of processes can go on from it."""
-        if self.run_state is None or not self.is_fsdp_enabled:
+        if not self._gathers:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = gather.full_state_dict(self.optimizer.state_dict())
@@ -88,20 +104,20 @@ class CheckpointMixin(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Every process's, written by the main one."""
+        """Save the random states of all ranks on rank 0, which alone has the staging folder."""
         if processes.count() == 1:
             super()._save_rng_state(output_dir)
             return
         with tempfile.TemporaryDirectory(prefix="rng-") as folder:
             super()._save_rng_state(folder)
-            mine = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-        each = processes.all_gather(mine)
+            own = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        each_rank = processes.all_gather(own)
         if processes.is_rank_zero():
-            for name, content in (item for files in each for item in files.items()):
+            for name, content in (item for files in each_rank for item in files.items()):
                 (Path(output_dir) / name).write_bytes(content)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights, before the model is spread over processes: afterwards the library would look for their parts."""
+        """Under FSDP2 load before the model is sharded: afterwards (`model` given) Trainer would look for shards."""
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif model is None:
@@ -111,24 +127,12 @@ class CheckpointMixin(Trainer):
             finally:
                 self.is_fsdp_enabled = True
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        from peft import PeftModel
-
-        if not processes.is_rank_zero():
-            return
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self.run_state is not None and isinstance(model, PeftModel):
-            # "auto" would ask the Hub at every checkpoint whether the vocabulary grew.
-            model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-        else:
-            super()._save(output_dir, state_dict)
-
     def load_checkpoint_weights(self, folder: Path) -> None:
-        """The weights alone: of a run whose training was done, and whose evaluation or saving was not."""
+        """Load the weights alone, for a run whose training is complete but not its evaluation."""
         self._load_from_checkpoint(str(folder))
 
-    def spread(self) -> None:
-        """Spreads a model that will not be trained any more over the processes, where that is how they share."""
+    def shard_for_evaluation(self) -> None:
+        """Under FSDP2, shard a model that is not trained any more."""
         if self.is_fsdp_enabled:
             self.create_optimizer()  # FSDP2 takes no model without one
             self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)

@@ -1,4 +1,4 @@
-"""What text and image classification share: the Trainer, the metrics, the per-class report, the predictions."""
+"""The base class of text and image classification: trainer, metrics, per-class report and predictions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import log_softmax
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from peft_recipes.data.prepared import Prepared
@@ -21,49 +22,38 @@ if TYPE_CHECKING:
     import torch.nn as nn
 
 
-def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[examples] cross entropy in nats of logits [examples, classes] for labels [examples]."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+def _cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[examples] cross-entropy in nats of logits [examples, classes] for labels [examples]."""
+    return -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """accuracy, macro F1 and loss of logits [examples, classes]."""
-    logits, labels = np.asarray(prediction.predictions, dtype=np.float64), np.asarray(prediction.label_ids)
-    guesses = logits.argmax(axis=1)
-    return {
-        **metrics.class_metrics(guesses, labels),
-        "loss": float(cross_entropies(logits, labels).mean()),
-    }
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    loss = float(_cross_entropies(logits, labels).mean())
+    return {**metrics.class_metrics(logits.argmax(axis=1), labels), "loss": loss}
 
 
 class Classification(Task):
-    """Examples into one of the recipe's classes, by transformers' Trainer."""
-
-    def trainer(self, model: nn.Module, prepared: Prepared, arguments: TrainingArguments, callbacks: list[Any]):
-        kind, more = ClassificationTrainer, {}
-        if self.trains_head_alone(model):
-            kind, more = HeadTrainer, {"lengths": [self.lengths(prepared, s) for s in ("train", "validation")]}
-        return kind(
-            model=model,
-            args=arguments,
-            train_dataset=prepared.splits["train"],
-            eval_dataset=prepared.splits["validation"],
-            data_collator=self.collator(prepared),
-            compute_metrics=classification_metrics,
-            callbacks=callbacks,
-            **more,
-        )
-
-    def trains_head_alone(self, model: nn.Module) -> bool:
-        """Whether only the task head's own weights learn, so that the rest gives the same every epoch."""
-        head = tuple(f"{name}." for name in head_modules(model)) if not hasattr(model, "peft_config") else ()
-        learning = [name for name, p in model.named_parameters() if p.requires_grad]
-        return bool(head and learning) and all(name.startswith(head) for name in learning)
+    """Assign each example to one of the recipe's classes, with transformers' Trainer."""
 
     @abstractmethod
     def collator(self, prepared: Prepared) -> Any:
-        """Examples to one batch."""
+        """The data collator."""
+
+    def trainer(self, model: nn.Module, prepared: Prepared, arguments: TrainingArguments, callbacks: list[Any]):
+        options = {
+            "model": model,
+            "args": arguments,
+            "train_dataset": prepared.splits["train"],
+            "eval_dataset": prepared.splits["validation"],
+            "data_collator": self.collator(prepared),
+            "compute_metrics": classification_metrics,
+            "callbacks": callbacks,
+        }
+        if _trains_head_alone(model):
+            return HeadTrainer(lengths=[self.lengths(prepared, split) for split in ("train", "validation")], **options)
+        return ClassificationTrainer(**options)
 
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
         return label_options((prepared.labels if prepared else None) or self.recipe.dataset.labels)
@@ -74,14 +64,21 @@ class Classification(Task):
         output = trainer.predict(rows.select(order) if lengths else rows)
         logits, labels = np.empty_like(output.predictions), np.empty_like(output.label_ids)
         logits[order], labels[order] = output.predictions, output.label_ids
-        guesses, losses = logits.argmax(axis=1), cross_entropies(logits.astype(np.float64), labels)
+        predicted = logits.argmax(axis=1)
         return Evaluation(
             metrics=classification_metrics(EvalPrediction(predictions=logits, label_ids=labels)),
             predictions={
                 "id": prepared.ids[split],
                 "label": labels.tolist(),
-                "prediction": guesses.tolist(),
-                "loss": losses.tolist(),
+                "prediction": predicted.tolist(),
+                "loss": _cross_entropies(logits, labels).tolist(),
             },
-            per_class=metrics.per_class(guesses, labels, prepared.labels),
+            per_class=metrics.per_class(predicted, labels, prepared.labels),
         )
+
+
+def _trains_head_alone(model: nn.Module) -> bool:
+    """Whether only the task head is trainable, so that the backbone's output is the same in every epoch."""
+    head = tuple(f"{name}." for name in head_modules(model)) if not hasattr(model, "peft_config") else ()
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    return bool(head and trainable) and all(name.startswith(head) for name in trainable)

@@ -1,4 +1,4 @@
-"""The trainer of a `head` arm: the frozen backbone runs once over the data, then the head learns on what it gave."""
+"""The trainer of a linear probe: run the frozen backbone once over the data, then train the head on its features."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from transformers import PrinterCallback
 
 from peft_recipes.hardware.device import synchronise
 from peft_recipes.measuring.memory import PeakMemory
-from peft_recipes.tasks.features import Backbone, FeatureRows, OnFeatures, Pick, collate_features, feature_rows
+from peft_recipes.tasks.features import (
+    Backbone,
+    FeatureClassifier,
+    FeatureDataset,
+    Pooling,
+    collate_features,
+    compute_features,
+)
 from peft_recipes.tasks.trainer import ClassificationTrainer
 
 
 class HeadTrainer(ClassificationTrainer):
-    """Trains on features where the head can be told exactly from its backbone, else as any other trainer.
+    """Train on cached features where the head's input can be found exactly, else like any other trainer.
 
     The backbone's dropout is off, as a frozen backbone's should be. lengths: tokens of each training and of each
     validation example, None for images.
@@ -25,60 +32,60 @@ class HeadTrainer(ClassificationTrainer):
 
     def __init__(self, *args: Any, lengths: list[list[int] | None], **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._lengths, self._meters = lengths, list(kwargs.get("callbacks") or [])
+        self._lengths, self._callbacks = lengths, list(kwargs.get("callbacks") or [])
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         backbone = Backbone(self.model)
-        pick = self._pick(backbone) if self._alone() else None
-        if pick is None:
+        pooling = self._pooling(backbone)
+        if pooling is None:
             return super().train(*args, **kwargs)
         with tempfile.TemporaryDirectory(prefix="features-") as folder:
-            start, memory = time.perf_counter(), PeakMemory(self.args.device.type)
+            device = self.args.device.type
+            start, memory = time.perf_counter(), PeakMemory(device)
             memory.reset()
-            train = self._rows(backbone, pick, 0, Path(folder))
-            synchronise(self.args.device.type)
+            train = self._features(backbone, pooling, 0, Path(folder))
+            synchronise(device)
             self.pass_figures = {"seconds": time.perf_counter() - start, "peak_memory_bytes": memory.read()}
-            validation = self._rows(backbone, pick, 1, Path(folder)) if self.args.eval_strategy != "no" else None
-            inner = self._on_features(backbone, train, validation)
+            validation = self._features(backbone, pooling, 1, Path(folder)) if self.args.eval_strategy != "no" else None
+            inner = self._feature_trainer(backbone, train, validation)
             try:
                 result = inner.train(*args, **kwargs)
             finally:
                 self.state, self._counts, self.batches = inner.state, inner._counts, "features"
         return result
 
-    def _alone(self) -> bool:
-        """One device a process, batches by order or length."""
-        return self.args.n_gpu <= 1 and self.args.train_sampling_strategy in ("random", "sequential", "group_by_length")
-
-    def _pick(self, backbone: Backbone) -> Pick | None:
+    def _pooling(self, backbone: Backbone) -> Pooling | None:
+        strategies = ("random", "sequential", "group_by_length")  # that a dataset of features supports
+        if self.args.n_gpu > 1 or self.args.train_sampling_strategy not in strategies:
+            return None
         self.model.eval()
         rows = [self.train_dataset[i] for i in range(min(4, len(self.train_dataset)))]
         batch = self._prepare_inputs(self.data_collator(rows))
-        return backbone.pick({k: v for k, v in batch.items() if k != "labels"})
+        return backbone.pooling({k: v for k, v in batch.items() if k != "labels"})
 
-    def _rows(self, backbone: Backbone, pick: Pick, split: int, folder: Path) -> FeatureRows:
+    def _features(self, backbone: Backbone, pooling: Pooling, split: int, folder: Path) -> FeatureDataset:
         rows = (self.train_dataset, self.eval_dataset)[split]
-        return feature_rows(self, backbone, pick, rows, self._lengths[split], folder / f"{split}.npy")
+        return compute_features(self, backbone, pooling, rows, self._lengths[split], folder / f"{split}.npy")
 
-    def _on_features(
-        self, backbone: Backbone, train: FeatureRows, validation: FeatureRows | None
+    def _feature_trainer(
+        self, backbone: Backbone, train: FeatureDataset, validation: FeatureDataset | None
     ) -> ClassificationTrainer:
         args = copy.copy(self.args)
         args.remove_unused_columns = False
         args.label_names = ["labels"]
-        # Of the backbone, which is not in it. The first name is the older one of the second.
+        # Both names of gradient checkpointing, and NEFTune: they concern the backbone, which is not trained.
         args.gradient_checkpointing = args.activation_checkpointing = False
         args.neftune_noise_alpha = None
-        inner = ClassificationTrainer(
-            model=OnFeatures(self.model, backbone),
+        trainer = ClassificationTrainer(
+            model=FeatureClassifier(self.model, backbone),
             args=args,
             train_dataset=train,
             eval_dataset=validation,
             data_collator=collate_features,
             compute_metrics=self.compute_metrics,
-            callbacks=self._meters,
+            callbacks=self._callbacks,
         )
-        inner.remove_callback(PrinterCallback)
-        inner.whole_batch = self.whole_batch
-        inner.may_checkpoint = False
-        return inner
+        trainer.remove_callback(PrinterCallback)
+        trainer.recipe_batch_size = self.recipe_batch_size
+        trainer.may_checkpoint = False
+        return trainer

@@ -1,4 +1,4 @@
-"""image-classification: a picture into one of the recipe's classes; a base that does not exist is trained first."""
+"""image-classification: assign an image to one of the recipe's classes; a small CNN as base is pretrained first."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from peft_recipes.tasks.pretraining import trained_base
 if TYPE_CHECKING:
     import datasets
 
-_KEPT_BYTES = 2**30  # pixels are kept in memory after their first use up to this much
+_KEPT_BYTES = 2**30  # pixels of a split are kept in memory after their first use up to this much
 
 
-class PixelRows(torch.utils.data.Dataset):
-    """Rows of images as the model's pixels, made on first use and kept while they are small."""
+class PixelDataset(torch.utils.data.Dataset):
+    """Images as the model's pixel values, computed on first use and kept while they are small."""
 
     def __init__(self, rows: datasets.Dataset, source: Dataset, config: Any, processor: Any):
         self.rows, self.source, self.config, self.processor = rows, source, config, processor
         self.labels = rows["label"]
-        self._made: dict[int, np.ndarray] = {}
+        self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        pixels = self._made.get(i)
+        pixels = self._kept.get(i)
         if pixels is None:
             row = self.rows[i]
-            picture = images.shift(row["image"], row["id"], self.source.transform)
-            pixels = images.pixels(picture, self.config, self.processor)
+            image = images.shift(row["image"], row["id"], self.source.transform)
+            pixels = images.pixels(image, self.config, self.processor)
             if pixels.nbytes * len(self) <= _KEPT_BYTES:
-                self._made[i] = pixels
+                self._kept[i] = pixels
         return {"pixel_values": pixels, "labels": self.labels[i]}
 
 
@@ -53,7 +53,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 class ImageClassification(Classification):
-    """Pictures by the model's own image processor, or scaled to 0..1; shifted as the recipe's transform says."""
+    """Images through the model's own image processor, or scaled to 0..1; shifted by the recipe's transform."""
 
     def prepare(self) -> Prepared:
         source = self.recipe.dataset
@@ -63,16 +63,15 @@ class ImageClassification(Classification):
         if self.guards("classes"):
             checks.more_than_one_class(splits["train"], labels, source.path)
         config, processor = bases.load_config(self.recipe), self._processor()
-        pixels = {name: PixelRows(rows, self._source(name), config, processor) for name, rows in splits.items()}
+        pixels = {name: PixelDataset(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
-        fingerprint = self._fingerprint(splits)
-        notes = [*checks.missing_classes(splits, labels), *self.left_out]
+        notes = [*checks.missing_classes(splits, labels), *self.notes]
         samples = self._samples(splits.get("test"), labels)
-        return Prepared(pixels, ids, fingerprint, processor, labels, notes, samples)
+        return Prepared(pixels, ids, columns.fingerprint(splits), processor, labels, notes, samples)
 
     def _source(self, split: str) -> Dataset:
         if split == "pretrain":
-            return Dataset(**{**vars(self.recipe.dataset), "transform": None})  # the base learns plain pictures
+            return Dataset(**{**vars(self.recipe.dataset), "transform": None})  # the base is pretrained on plain images
         return self.source_of(split)
 
     def _processor(self) -> Any:
@@ -84,7 +83,7 @@ class ImageClassification(Classification):
             return AutoImageProcessor.from_pretrained(bases.location(self.recipe.model), use_fast=True)
 
     def _samples(self, rows: datasets.Dataset | None, labels: list[str]) -> list[dict[str, str]] | None:
-        """One picture a class, before and after the recipe's shift, for the report."""
+        """One image of each class, before and after the recipe's shift, for the report."""
         if rows is None or not self.recipe.dataset.transform:
             return None
         first = {label: i for i, label in reversed(list(enumerate(rows["label"])))}
@@ -99,19 +98,16 @@ class ImageClassification(Classification):
         ]
 
     def base_folder(self, prepared: Prepared) -> Path | None:
-        if self.recipe.model != bases.SMALL_CNN:
-            return None
-        return trained_base(self, prepared)
+        return trained_base(self, prepared) if self.recipe.model == bases.SMALL_CNN else None
 
     def collator(self, prepared: Prepared) -> Any:
         return collate
 
     def largest_batch(self, model: Any, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
         side = model.config.image_size
-        high, wide = side if isinstance(side, (list, tuple)) else (side, side)
-        pixels = torch.zeros(size, model.config.num_channels, high, wide)
+        height, width = side if isinstance(side, (list, tuple)) else (side, side)
+        pixels = torch.zeros(size, model.config.num_channels, height, width)
         return {"pixel_values": pixels, "labels": torch.zeros(size, dtype=torch.long)}
 
-    def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
-        rows = prepared.splits["test"]
-        return [{"pixel_values": collate([rows[i]])["pixel_values"]} for i in range(min(count, len(rows)))]
+    def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": collate([example])["pixel_values"]}

@@ -11,10 +11,10 @@ from peft_recipes.tasks.causal import Causal
 
 
 class LanguageModeling(Causal):
-    """The recipe's text column, each row closed by an end-of-text token."""
+    """The texts of one column, each followed by an end-of-text token."""
 
     def text_rows(self, raw: Any, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
-        made, empty = {}, 0
+        texts, empty = {}, 0
         for name, rows in raw.items():
             source = self.source_of(name)
             if source.text not in rows.column_names:
@@ -23,8 +23,8 @@ class LanguageModeling(Causal):
             kept = rows.select([i for i, text in enumerate(rows[source.text]) if text.strip()])
             empty += len(rows) - len(kept)
             renames = {source.text: "text"} if source.text != "text" else {}
-            made[name] = kept.select_columns(["id", source.text]).rename_columns(renames)
-        return made, [f"{empty} empty texts were left out."] if empty else []
+            texts[name] = kept.select_columns(["id", source.text]).rename_columns(renames)
+        return texts, [f"{empty} empty texts were left out."] if empty else []
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         ids = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]

@@ -1,4 +1,4 @@
-"""What some methods need of the training loop: AdaLoRA's budget and its penalty, LoRA+'s two learning rates."""
+"""What some PEFT methods need of the training loop: AdaLoRA's rank budget and penalty, LoRA+'s two learning rates."""
 
 from __future__ import annotations
 
@@ -15,73 +15,76 @@ if TYPE_CHECKING:
 
 
 def fit_schedules(recipe: Recipe, steps: int | None) -> tuple[Recipe, list[str]]:
-    """The recipe with AdaLoRA's schedules made for as many steps as the run has, and notes that say so.
+    """Fit AdaLoRA's schedules to the run's number of steps; return the recipe and a note for each change.
 
-    Its total_step, tinit and tfinal are kept in proportion. A schedule for another number of steps ends too early, or
-    never takes a rank away.
+    total_step, tinit and tfinal keep their proportions. A schedule for another number of steps ends too early, or never
+    reduces a rank.
     """
     arms, notes = dict(recipe.arms), []
     for name, arm in recipe.arms.items():
         total = getattr(arm.peft, "total_step", None)
         if arm.method_name != "ADALORA" or not steps or total == steps:
             continue
-        first, last = (getattr(arm.peft, key) * steps // total for key in ("tinit", "tfinal"))
-        last = min(last, max(steps - first - 1, 0))
-        arms[name] = dataclasses.replace(
-            arm, method=dataclasses.replace(arm.peft, total_step=steps, tinit=first, tfinal=last)
-        )
-        notes.append(f"arm '{name}': AdaLoRA's schedule is made for this run's {steps} steps, in its own proportions.")
+        tinit, tfinal = (getattr(arm.peft, key) * steps // total for key in ("tinit", "tfinal"))
+        tfinal = min(tfinal, max(steps - tinit - 1, 0))
+        config = dataclasses.replace(arm.peft, total_step=steps, tinit=tinit, tfinal=tfinal)
+        arms[name] = dataclasses.replace(arm, method=config)
+        notes.append(f"arm '{name}': AdaLoRA's schedule is fitted to this run's {steps} steps, in its own proportions.")
     return (dataclasses.replace(recipe, arms=arms), notes) if notes else (recipe, [])
 
 
-class BudgetCallback(TrainerCallback):
-    """AdaLoRA takes ranks away by the gradients' importance, after each step and before they are cleared."""
+class AdaLoraCallback(TrainerCallback):
+    """Let AdaLoRA reallocate its ranks by the gradients' importance, after each step and before zero_grad."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         _unwrapped(model).base_model.update_and_allocate(state.global_step)
 
 
 class MethodMixin(Trainer):
-    """A Trainer for any method."""
+    """A Trainer for every PEFT method."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if _is_adalora(self.model):
-            self.add_callback(BudgetCallback())
-            self.may_checkpoint = False  # PEFT stores nothing of the budget's state, so the run is done again instead
+            self.add_callback(AdaLoraCallback())
+            self.may_checkpoint = False  # PEFT saves nothing of the rank budget, so the run starts again instead
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The library's, or with LoRA's A and B at two rates (PEFT's create_loraplus_optimizer)."""
+        """Trainer's optimizer; for LoRA+ PEFT's, with separate learning rates for A and B."""
         ratio = getattr(self.args, "lora_plus_ratio", None)
         if ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
         from peft.optimizers import create_loraplus_optimizer
 
-        chosen = self.model if model is None else model
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+        model = self.model if model is None else model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = create_loraplus_optimizer(
-            chosen, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=self.args.weight_decay, **options
+            model, optimizer_class, loraplus_lr_ratio=ratio, loraplus_weight_decay=self.args.weight_decay, **options
         )
         return self.optimizer
 
-    def penalised(self, loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
-        """The loss with what the method itself asks for: AdaLoRA's A and B are to be orthogonal.
+    def step_mean(self, total: torch.Tensor, count: Any, num_items_in_batch: Any, model: nn.Module) -> torch.Tensor:
+        """A summed loss as the mean over the items (labelled tokens or examples) of the optimizer step.
 
-        PEFT adds it to the loss that the model computes; here the trainer computes the loss.
+        count: the items of this micro-batch, for where Trainer passes no num_items_in_batch. For AdaLoRA its
+        orthogonality penalty is added, as PEFT does to a loss that the model computes itself.
         """
-        if not model.training or not _is_adalora(model):
-            return loss
-        tuner = _unwrapped(model).base_model
-        weight = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
-        gaps = [
-            _from_orthogonal(p, "lora_A" in n) for n, p in tuner.named_parameters() if "lora_A" in n or "lora_B" in n
-        ]
-        return loss + weight * torch.stack(gaps).mean() if gaps else loss
+        items = count if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(items).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the items of all ranks
+        return loss + _orthogonality_penalty(model) if model.training and _is_adalora(model) else loss
 
 
-def _from_orthogonal(weight: torch.Tensor, rows: bool) -> torch.Tensor:
-    square = weight @ weight.T if rows else weight.T @ weight
-    return torch.linalg.norm(square - torch.eye(len(square), device=square.device, dtype=square.dtype))
+def _orthogonality_penalty(model: nn.Module) -> torch.Tensor | float:
+    """AdaLoRA's mean distance of A A^T and B^T B from the identity, times orth_reg_weight."""
+    tuner, distances = _unwrapped(model).base_model, []
+    for name, weight in tuner.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            product = weight @ weight.T if "lora_A" in name else weight.T @ weight
+            distances.append(torch.linalg.norm(product - torch.eye(len(product)).to(product)))
+    factor = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
+    return factor * torch.stack(distances).mean() if distances else 0.0
 
 
 def _unwrapped(model: Any) -> Any:

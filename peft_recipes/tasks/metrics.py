@@ -31,29 +31,22 @@ def per_class(predictions: np.ndarray, references: np.ndarray, labels: Sequence[
 
 
 def token_metrics(losses: np.ndarray, tokens: np.ndarray, correct: np.ndarray) -> dict[str, float]:
-    """Mean loss per labelled token in nats, its perplexity, and the share of tokens that the model ranks first.
+    """Mean loss in nats, perplexity and token accuracy over all labelled tokens, not over examples.
 
-    losses: the summed cross-entropy of each example's labelled tokens. tokens, correct: how many each example has, and
-    how many of them are predicted right. The means are over tokens, not over examples. Raises ValueError without a
-    labelled token.
+    losses: each example's cross-entropy, summed over its labelled tokens. tokens: each example's labelled tokens.
+    correct: those the model ranks first. Raises ValueError without a labelled token.
     """
     total = int(tokens.sum())
     if total <= 0:
         raise ValueError("The loss needs at least one labelled token.")
     loss = math.fsum(losses) / total
-    return {"loss": loss, "perplexity": _exp(loss), "token_accuracy": int(correct.sum()) / total}
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+    perplexity = math.inf if loss > 709 else math.exp(loss)  # beyond exp(709) a float64 overflows
+    return {"loss": loss, "perplexity": perplexity, "token_accuracy": int(correct.sum()) / total}
 
 
 def preference_scores(margins: np.ndarray, tie: float) -> np.ndarray:
-    """1, 0.5 or 0 for each pair: whether its chosen answer is preferred by more than `tie`, neither is, or the other.
+    """Score each pair: 1 where its chosen answer is preferred by more than `tie`, 0 where the other is, else 0.5.
 
-    A model that prefers nothing scores 0.5 on average, as one that guesses does.
+    A model without any preference scores 0.5 on average, as one that guesses does.
     """
     return np.where(np.abs(margins) <= tie, 0.5, (margins > 0).astype(float))

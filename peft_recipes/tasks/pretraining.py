@@ -1,11 +1,10 @@
-"""A base that no Hub has: trained here first, on its own rows, once; every arm then starts from it."""
+"""Pretrain a base that is not on the Hub: here, on its own data, once; every arm then starts from it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft_recipes.distributed import processes
+from peft_recipes.embedded.cache import cache_dir
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import choose
 from peft_recipes.hardware.environment import code_version
@@ -28,15 +28,11 @@ if TYPE_CHECKING:
     from peft_recipes.tasks.base import Task
 
 
-def cache_dir() -> Path:
-    """Where bases that were trained or made here are kept: $PEFT_RECIPES_CACHE or ~/.cache/peft_recipes."""
-    return Path(os.environ.get("PEFT_RECIPES_CACHE") or Path.home() / ".cache" / "peft_recipes")
-
-
 def trained_base(task: Task, prepared: Prepared) -> Path:
-    """The folder of the recipe's base, trained on its `pretrain` rows on first use (two processes at once train one).
+    """Return the folder of the recipe's base; pretrain it on the `pretrain` split on first use.
 
-    Plain Adam at a constant rate, as the write-up that mnist-shift reproduces has it.
+    It is cached; of two processes at once one trains. Plain Adam at a
+    constant learning rate, as in the write-up that mnist-shift reproduces.
     """
     recipe = task.recipe
     if recipe.pretraining is None or "pretrain" not in prepared.splits:
@@ -45,24 +41,23 @@ def trained_base(task: Task, prepared: Prepared) -> Path:
         )
     from filelock import FileLock
 
-    said = [recipe.model, asdict(recipe.pretraining), prepared.fingerprint, code_version()]
-    name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
-    folder = cache_dir() / "bases" / f"{recipe.model}-{name}"
+    key = [recipe.model, asdict(recipe.pretraining), prepared.fingerprint, code_version()]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    folder = cache_dir() / "bases" / f"{recipe.model}-{digest}"
     if processes.count() > 1 and not (folder / "config.json").is_file():
-        _trained_alone(recipe)  # the others wait for its weights; they do not train with it
+        _train_in_one_process(recipe)  # the ranks must not train it together
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
             if not (folder / "config.json").is_file():
-                with _own_draws():
+                with _random_states_kept():
                     _train(task, prepared, folder)
     return folder
 
 
 @contextlib.contextmanager
-def _own_draws() -> Iterator[None]:
-    """Leaves the random numbers after it as they would have been: a run that finds its base made, and one that has to
-    train it first, must draw the same adapter."""
+def _random_states_kept() -> Iterator[None]:
+    """Restore all random states afterwards: a run that pretrains its base must draw the same adapter as any other."""
     import numpy
     import torch
 
@@ -75,8 +70,8 @@ def _own_draws() -> Iterator[None]:
         numpy.random.set_state(states[1])
 
 
-def _trained_alone(recipe: Recipe) -> None:
-    """The base trained in a process that no launcher started. Raises RuntimeError with its last words."""
+def _train_in_one_process(recipe: Recipe) -> None:
+    """Pretrain the base in a process outside the launcher. Raises RuntimeError with its last line."""
     with tempfile.TemporaryDirectory() as temporary:
         yaml = Path(temporary) / "recipe.yaml"
         recipe.to_yaml(yaml)
@@ -106,7 +101,7 @@ def _train(task: Task, prepared: Prepared, folder: Path) -> None:
                 learning_rate=options.learning_rate,
                 lr_scheduler_type="constant",
                 weight_decay=0.0,
-                max_grad_norm=0.0,  # plain Adam: nothing clipped
+                max_grad_norm=0.0,  # plain Adam: no clipping
                 seed=options.seed,
                 data_seed=options.seed,
                 save_strategy="no",
@@ -122,13 +117,13 @@ def _train(task: Task, prepared: Prepared, folder: Path) -> None:
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        made = Path(temporary) / "base"
-        trainer.model.save_pretrained(made)
-        shutil.move(made, folder)
+        base = Path(temporary) / "base"
+        trainer.model.save_pretrained(base)
+        shutil.move(base, folder)
 
 
 def main(yaml: str) -> None:
-    """`python -m peft_recipes.tasks.pretraining RECIPE.yaml`: the base of a recipe, where there is none yet."""
+    """`python -m peft_recipes.tasks.pretraining RECIPE.yaml`: pretrain a recipe's base if it is not cached."""
     from peft_recipes.distributed.quiet import quiet_libraries
     from peft_recipes.runs.folder import resolved_recipe
     from peft_recipes.tasks.registry import task_of

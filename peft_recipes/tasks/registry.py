@@ -1,4 +1,4 @@
-"""Tasks, one file each: what a recipe's model learns. `task_of(recipe)` gives the one a recipe names."""
+"""The task classes by name."""
 
 from __future__ import annotations
 

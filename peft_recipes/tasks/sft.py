@@ -1,4 +1,4 @@
-"""sft: answers to prompts, in the model's chat template, the loss on the answer alone."""
+"""sft: answers to prompts in the model's chat template, the loss on the answer only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from peft_recipes.data import columns
+from peft_recipes.data.packing import IGNORED
 from peft_recipes.tasks.causal import Causal
 
 
@@ -15,39 +16,50 @@ class SupervisedFineTuning(Causal):
 
     def text_rows(self, raw: Any, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
         chat = tokenizer.chat_template is not None
-        made, notes = {}, []
+        splits, notes = {}, []
         for name, rows in raw.items():
-            made[name], empty = columns.sft_rows(rows, self.source_of(name), chat)
+            splits[name], empty = columns.sft_rows(rows, self.source_of(name), chat)
             if empty:
                 notes.append(f"{empty} {name} examples had an empty answer and were left out.")
-        return made, notes
+        return splits, notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         if "text" in row:
             ids = with_end(tokenizer(row["text"])["input_ids"], tokenizer)
             return {"input_ids": ids, "labels": list(ids)}
-        if isinstance(row["prompt"], list):
-            prompt = template(tokenizer, row["prompt"], add_generation_prompt=True)
-            ids = template(tokenizer, row["prompt"] + row["completion"])
-        else:
-            prompt = tokenizer(row["prompt"])["input_ids"]
-            ids = with_end(tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer)
-        # The answer starts where the two part: a token may span the seam, or the template close a turn differently.
-        start = next(
-            (i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids))
-        )
-        return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+        prompt, (ids,) = tokenised_answers(row, ["completion"], tokenizer)
+        # The answer starts where the two differ: a token may span both, or the template close a turn differently.
+        start = common_prefix(prompt, ids)
+        return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
 
     def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
         if tokenizer.chat_template is None:
             return tokenizer(columns.plain_prompt(prompt), return_tensors="pt")["input_ids"]
-        return torch.tensor([template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)])
+        messages = [{"role": "user", "content": prompt}]
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )["input_ids"]
 
 
-def template(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
+def tokenised_answers(row: dict[str, Any], keys: list[str], tokenizer: Any) -> tuple[list[int], list[list[int]]]:
+    """The tokens of a row's prompt, and those of the prompt with each of its answers, the columns `keys`."""
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+        template = tokenizer.apply_chat_template
+        return list(template(prompt, return_dict=False, add_generation_prompt=True)), [
+            list(template(prompt + row[key], return_dict=False)) for key in keys
+        ]
+    return list(tokenizer(prompt)["input_ids"]), [
+        with_end(tokenizer(prompt + row[key])["input_ids"], tokenizer) for key in keys
+    ]
 
 
 def with_end(ids: list[int], tokenizer: Any) -> list[int]:
-    """The model learns to stop only where an end-of-text token carries a label."""
+    """Append the end-of-text token: the model is trained to stop only where that token has a label."""
     return list(ids) if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """The number of tokens that both sequences begin with."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)

@@ -1,4 +1,4 @@
-"""Trainer callbacks of a run: checkpoints by time, and a check that the weights move."""
+"""Trainer callbacks of a run: checkpoints by time or signal, and an early check that the weights move."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from peft_recipes.training.interruption import Interruption
 
 
 class CheckpointCallback(TrainerCallback):
-    """Asks for a checkpoint every `seconds` and after training; after a signal for one, and for the end.
+    """Save a checkpoint every `seconds`, at the end of training, and after SIGINT or SIGTERM, which also ends training.
 
-    After training only where a fifth of `seconds` has passed since the last one: a short run is soon repeated. At the
-    end of an epoch the checkpoint follows the evaluation, so that a resumed run has no evaluation to make up for.
+    At the end only where a fifth of `seconds` has passed since the last one: a short run is soon repeated. At the
+    end of an epoch the checkpoint follows the evaluation, so that a resumed run does not have to repeat it.
     """
 
     def __init__(self, seconds: float, interruption: Interruption):
@@ -26,16 +26,16 @@ class CheckpointCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._last = time.monotonic()
-        self.interruption.deferred = True  # from here on there is something to lose
+        self.interruption.deferred = True  # from here on there are steps to lose
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         passed, last = time.monotonic() - self._last, state.global_step >= state.max_steps
         due = passed >= (self.seconds / 5 if last else self.seconds)
-        # All processes stop, and store, at the same step; the clock is the main one's.
-        asked, due = processes.all_reduce_max(self.interruption.asked or 0, due and processes.is_rank_zero())
-        self._stopped = asked > 0
+        # All ranks stop and save at the same step; rank 0's clock decides.
+        signal, due = processes.all_reduce_max(self.interruption.received or 0, due and processes.is_rank_zero())
+        self._stopped = signal > 0
         if self._stopped:
-            self.interruption.ask(asked)
+            self.interruption.receive(signal)
             control.should_training_stop = True
         if self._stopped or due:
             self._at_epoch_end = last or float(state.epoch).is_integer()
@@ -44,24 +44,24 @@ class CheckpointCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._at_epoch_end:
             control.should_save, self._at_epoch_end = True, False
-        elif self._stopped:  # midway: the epoch's evaluation comes when it is whole
+        elif self._stopped:  # Trainer ends the epoch here; it is evaluated once it is complete
             control.should_evaluate = control.should_save = control.should_log = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._last = time.monotonic()
 
 
-_STEPS = 10  # of which at least one has a learning rate above 0, whatever the warm-up
+_STEPS = 10  # at least one of them has a learning rate above 0, whatever the warm-up
 
 
 class LearningCallback(TrainerCallback):
-    """Stops a run early whose weights do not move: what follows would be as idle."""
+    """Stop a run after 10 steps if its weights have not moved."""
 
-    def __init__(self, guard: Guards, before: dict[str, Any], name: str):
-        self.guard, self.before, self.name, self._rate_seen = guard, before, name, False
+    def __init__(self, guard: Guards, before: dict[str, Any], arm: str):
+        self.guard, self.before, self.arm, self._learning_rate_seen = guard, before, arm, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, lr_scheduler: Any = None, **_: Any):
         if state.global_step < _STEPS and lr_scheduler is not None:
-            self._rate_seen = self._rate_seen or any(rate > 0 for rate in lr_scheduler.get_last_lr())
-        if state.global_step == _STEPS and self._rate_seen:
-            self.guard("learning", checks.weights_moved, self.before, model, self.name)
+            self._learning_rate_seen = self._learning_rate_seen or any(lr > 0 for lr in lr_scheduler.get_last_lr())
+        if state.global_step == _STEPS and self._learning_rate_seen:
+            self.guard("learning", checks.weights_moved, self.before, model, self.arm)

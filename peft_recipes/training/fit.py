@@ -1,96 +1,93 @@
-"""The fit of a run: from its last checkpoint where there is one, guarded, and interrupted only between steps."""
+"""Fit the model of a run: from its last checkpoint where there is one, with the guards of training."""
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data.packing import Counts
 from peft_recipes.distributed import processes
 from peft_recipes.guards import checks
+from peft_recipes.runs.log import write_bad_batch
 from peft_recipes.training.callbacks import LearningCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from peft_recipes.guards.runner import Guards
     from peft_recipes.measuring.steps import StepMeter
     from peft_recipes.runs.checkpoints import Checkpoint
-    from peft_recipes.training.interruption import Interruption
+    from peft_recipes.training.setup import Setup
 
 
-@dataclass
-class Fit:
-    """One call of a trainer. signature: whose checkpoints these are. checkpoint: where it goes on from, if anywhere."""
+def fit(setup: Setup, trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Train, and return the run's training figures.
 
-    trainer: Trainer
-    meter: StepMeter
-    guard: Guards
-    arm: str
-    signature: str
-    checkpoint: Checkpoint | None
-    interruption: Interruption
-
-    def do(self) -> dict[str, Any]:
-        """Trains, and returns the run's training figures. Raises KeyboardInterrupt or Terminated after a signal."""
-        trainer = self.trainer
-        before = checks.trainable_snapshot(trainer.model)
-        # The other processes may hold no base yet: FSDP2 sends them their parts of the main one's.
-        frozen = self.guard("frozen", checks.frozen_sums, trainer.model) if processes.is_rank_zero() else {}
-        trainer.add_callback(LearningCallback(self.guard, before, self.arm))
-        resumed = self._restore()
-        trainer.run_state = lambda: self._state(resumed)
-        _own_dropout(trainer.args.seed)
-        with self.interruption.heeded_after():
-            self._train()
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        self.guard("learning", checks.weights_moved, before, trained, self.arm)
-        self.guard("frozen", checks.frozen_unchanged, frozen or {}, trained, self.arm)
-        figures = self.meter.figures(
-            trainer.step_counts(), getattr(trainer, "pass_figures", None), processes.all_gather(trainer.own_tokens())
-        )
-        return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed}
-
-    def _train(self) -> None:
-        if self.checkpoint is None:
-            self.trainer.train()
-        elif self.checkpoint.step >= self.checkpoint.state["max_steps"]:
-            self.trainer.load_checkpoint_weights(self.checkpoint.folder)  # Trainer would train a step more
-            self.trainer.spread()
-        else:
-            if self.trainer.is_fsdp_enabled:  # before the weights are spread over processes
-                self.trainer.load_checkpoint_weights(self.checkpoint.folder)
-            self.trainer.train(resume_from_checkpoint=str(self.checkpoint.folder))
-
-    def _restore(self) -> list[int]:
-        """What was measured and counted before the checkpoint; returns the steps that the run was resumed at."""
-        if self.checkpoint is None:
-            return []
-        state = self.checkpoint.state
-        self.meter.restore(state["meter"])
-        self.trainer.restore_counts([Counts(*counts) for counts in state["counts"]])
-        return [*state["resumed_at_steps"], self.checkpoint.step]
-
-    def _state(self, resumed: list[int]) -> dict[str, Any]:
-        return {
-            "signature": self.signature,
-            "max_steps": self.trainer.state.max_steps,
-            "meter": self.meter.state(),
-            "counts": [astuple(counts) for counts in self.trainer.step_counts()],
-            "resumed_at_steps": resumed,
-        }
+    Raises KeyboardInterrupt or Terminated after a signal, and FloatingPointError for a loss that is not finite, whose
+    examples are written to bad_batch.json.
+    """
+    guard, arm, processor = setup.guard, setup.run.arm, setup.prepared.processor
+    if processor is not None and hasattr(processor, "pad_token_id"):
+        guard("padding", _check_padding, trainer, processor)
+    before = checks.trainable_snapshot(trainer.model)
+    # Under FSDP2 only rank 0 is sure to hold the base by now.
+    frozen = guard("frozen", checks.frozen_sums, trainer.model) if processes.is_rank_zero() else {}
+    trainer.add_callback(LearningCallback(guard, before, arm))
+    resumed_at = _restore(trainer, meter, checkpoint)
+    trainer.run_state = lambda: {
+        "signature": setup.signature,
+        "max_steps": trainer.state.max_steps,
+        "meter": meter.state(),
+        "counts": [astuple(counts) for counts in trainer.step_counts()],
+        "resumed_at_steps": resumed_at,
+    }
+    _seed_dropout(trainer.args.seed)
+    try:
+        with setup.interruption.deferred_signals():
+            _train(trainer, checkpoint)
+    except FloatingPointError as error:
+        if not processes.is_rank_zero():
+            raise
+        path = write_bad_batch(setup.run.folder, trainer, setup.prepared.ids["train"])
+        raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    guard("learning", checks.weights_moved, before, trained, arm)
+    guard("frozen", checks.frozen_unchanged, frozen or {}, trained, arm)
+    figures = meter.figures(trainer.step_counts(), trainer.pass_figures, processes.all_gather(trainer.own_tokens()))
+    return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed_at}
 
 
-def _own_dropout(seed: int) -> None:
-    """Processes but the main one draw from seeds of their own: else all would drop the same places."""
+def _check_padding(trainer: Trainer, processor: Any) -> None:
+    """The padding guard, on a batch as training collates it."""
+    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
+    checks.padding_is_set(trainer.model, processor, batch)
+
+
+def _restore(trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint | None) -> list[int]:
+    """Restore measurements and counts from the checkpoint; return all steps at which the run was resumed."""
+    if checkpoint is None:
+        return []
+    state = checkpoint.state
+    meter.restore(state["meter"])
+    trainer.restore_counts([Counts(*counts) for counts in state["counts"]])
+    return [*state["resumed_at_steps"], checkpoint.step]
+
+
+def _seed_dropout(seed: int) -> None:
+    """Give each rank but 0 its own seed: otherwise all ranks would drop the same positions."""
     if processes.rank():
         import transformers
 
         transformers.set_seed(seed + processes.rank())
 
 
-def first_batch_is_padded_right(trainer: Trainer, processor: Any) -> None:
-    """The guard of padding, on a batch as training will see it."""
-    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
-    checks.padding_is_set(trainer.model, processor, batch)
+def _train(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
+        trainer.train()
+    elif checkpoint.step >= checkpoint.state["max_steps"]:  # Trainer would train one step more
+        trainer.load_checkpoint_weights(checkpoint.folder)
+        trainer.shard_for_evaluation()
+    else:
+        if trainer.is_fsdp_enabled:  # before the weights are sharded
+            trainer.load_checkpoint_weights(checkpoint.folder)
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder))

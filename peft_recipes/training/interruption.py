@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a training step ends, a checkpoint is written, and the process ends with 130 or 143."""
+"""Handle Ctrl-C and SIGTERM: the training step ends, a checkpoint is saved, and the process exits with 130 or 143."""
 
 from __future__ import annotations
 
@@ -7,84 +7,85 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft_recipes.errors import Terminated
 
 EXIT_CODES: dict[type[BaseException], int] = {KeyboardInterrupt: 130, Terminated: 143}
-_RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 class Interruption:
-    """Whether a signal has asked for the end. While `deferred` the first one only asks; any other ends at once."""
+    """The signal that a run has received, if any.
+
+    While `deferred`, the first signal is only recorded; every other one raises at once. silent: print nothing.
+    """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self.deferred = self.silent = False
 
-    def shield(self) -> None:
-        """From here on a first signal changes nothing: the run ends anyhow, and says why."""
+    def ignore_first_signal(self) -> None:
+        """Let a first signal change nothing from here on: the run is failing already, and says why."""
         self.deferred = self.silent = True
 
     @contextlib.contextmanager
-    def heeded_after(self) -> Iterator[None]:
-        """At its end whatever was deferred within it is heeded."""
+    def deferred_signals(self) -> Iterator[None]:
+        """At the end of the block, raise KeyboardInterrupt or Terminated if a signal was deferred within it."""
         try:
             yield
         finally:
             self.deferred = False
-        self.heed()
+        if self.received is not None:
+            raise _EXCEPTIONS[self.received]
 
-    def ask(self, number: int) -> None:
-        """Asks for the end as that signal does: it was another process of the run that got it."""
-        if self.asked is None:
-            self._say()
-        self.asked = signal.Signals(number)
+    def receive(self, number: int) -> None:
+        """Record a signal that any rank of the run has received."""
+        if self.received is None:
+            self._announce()
+        self.received = signal.Signals(number)
 
-    def heed(self) -> None:
-        """Raises KeyboardInterrupt or Terminated where a signal has asked for the end."""
-        if self.asked is not None:
-            raise _RAISED[self.asked]
-
-    def _handle(self, number: int, _: Any) -> None:
-        again, self.asked = self.asked is not None, signal.Signals(number)
+    def handle(self, number: int, _: Any) -> None:
+        """The signal handler of this process."""
+        again, self.received = self.received is not None, signal.Signals(number)
         if again or not self.deferred:
-            raise _RAISED[self.asked]
-        self._say()
+            raise _EXCEPTIONS[self.received]
+        self._announce()
 
-    def _say(self) -> None:
-        if os.environ.get("RANK", "0") == "0" and not self.silent:  # of several processes, the main one
+    def _announce(self) -> None:
+        if os.environ.get("RANK", "0") == "0" and not self.silent:
             print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Takes SIGINT and SIGTERM for as long as it is open; in a thread other than the main one it leaves them alone."""
-    found = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield found
-        return
-    before = {number: signal.signal(number, found._handle) for number in _RAISED}
-    try:
-        yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Record SIGINT and SIGTERM within the block."""
+    interruption = Interruption()
+    with _handler(interruption.handle, signal.SIGINT, signal.SIGTERM):
+        yield interruption
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM raises Terminated (in the main thread; elsewhere nothing changes)."""
+    """Let SIGTERM raise Terminated within the block."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    with _handler(terminate, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handler(handle: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
+    """Install a signal handler within the block; outside the main thread, where Python allows none, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def end(*_: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""From a recipe to what a run needs: data, targets, schedules, precision and memory, before any weight is loaded.
+"""Turn a recipe into what a run needs, before any weight is loaded: data, targets, schedules, precision and memory.
 
 `resolve` settles everything but memory, once for all arms; `memory_estimates` and `fit_memory` compare the arms with
 the memory of the machine.
@@ -34,16 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Resolved:
-    """A recipe as it will run: targets are those of its base, schedules those of its steps, the precision is fixed.
+    """A recipe as it will run: its targets fit its base, its schedules fit its steps, its precision is fixed.
 
-    prepared: its data, with notes on what was changed. config: the configuration of its base.
+    task: holds the resolved recipe. prepared: its data, with notes on what was changed. config: of its base.
     """
 
-    recipe: Recipe
     task: Task
     prepared: Prepared
     config: PretrainedConfig
     hardware: Hardware
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.task.recipe
 
 
 def resolve(
@@ -62,17 +65,16 @@ def resolve(
     task = task_of(recipe)
     prepared = cache.read(data, recipe) if data else task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))
-    recipe, of_targets = fit_targets(recipe, config)
-    recipe, of_schedules = fit_schedules(recipe, steps(recipe, prepared.rows))
-    prepared.notes += [note for note in (*of_targets, *of_schedules) if any(f"'{arm}'" in note for arm in arms)]
-    task.recipe = recipe
-    return Resolved(recipe, task, prepared, config, hardware)
+    recipe, target_notes = fit_targets(recipe, config)
+    task.recipe, schedule_notes = fit_schedules(recipe, steps(recipe, prepared.rows))
+    prepared.notes += [note for note in (*target_notes, *schedule_notes) if any(f"'{arm}'" in note for arm in arms)]
+    return Resolved(task, prepared, config, hardware)
 
 
 def memory_estimates(
     resolved: Resolved, arms: Collection[str], spread_of: Callable[[Arm], Spread | None]
 ) -> dict[str, dict[str, Any]]:
-    """The planned memory of each arm. Raises RecipeError with every arm that does not fit or has a refused option.
+    """Estimate the memory of each arm. Raises RecipeError with every arm that does not fit or has a refused option.
 
     spread_of: over how many processes a run of the arm is spread.
     """
@@ -83,30 +85,32 @@ def memory_estimates(
         arm = recipe.arms[name]
         try:
             task.check_arguments(arm, hardware)
-            needs = planned.memory(task, resolved.prepared, resolved.config, arm, name, spread_of(arm))
+            estimates[name] = planned.memory(task, resolved.prepared, resolved.config, name, spread_of(arm))
         except RecipeError as error:
             problems += error.problems
             continue
-        estimates[name] = needs
-        if not needs["fits"] and "memory" not in recipe.skip_checks:
-            problems.append(planned.too_large(name, needs, recipe))
+        if not estimates[name]["fits"] and "memory" not in recipe.skip_checks:
+            problems.append(planned.too_large(name, estimates[name], recipe))
     if problems:
         raise RecipeError(*problems)
     return estimates
 
 
 def fit_memory(resolved: Resolved, name: str) -> Recipe:
-    """The recipe of one run, with gradient checkpointing on where a step only fits with it, and a note about it.
+    """Return the recipe of one run, with gradient checkpointing on where a step only fits with it, and add a note.
 
     Raises RecipeError for an arm that does not fit at all.
     """
     recipe, task, arm = resolved.recipe, resolved.task, resolved.recipe.arms.get(name)
     if arm is None or planned.surely_fits(task, resolved.config):
         return recipe
-    needs = planned.memory(task, resolved.prepared, resolved.config, arm, name, _spread(resolved.hardware))
-    if not needs["fits"]:
-        raise RecipeError(planned.too_large(name, needs, recipe))
-    if needs["gradient_checkpointing"] and "gradient_checkpointing" not in recipe.training:
+    # On a CPU all processes of a machine share its memory.
+    on_one = processes.local_count() if resolved.hardware.device == "cpu" else 1
+    spread = Spread(processes.distributed_type(), processes.count(), on_one=on_one * processes.facts()["jobs"])
+    estimate = planned.memory(task, resolved.prepared, resolved.config, name, spread)
+    if not estimate["fits"]:
+        raise RecipeError(planned.too_large(name, estimate, recipe))
+    if estimate["gradient_checkpointing"] and "gradient_checkpointing" not in recipe.training:
         resolved.prepared.notes.append(
             f"arm '{name}': gradient checkpointing is on; without it a step would not fit this machine's memory."
         )
@@ -114,21 +118,15 @@ def fit_memory(resolved: Resolved, name: str) -> Recipe:
     return recipe
 
 
-def _spread(hardware: Hardware) -> Spread:
-    """How this run is spread. On a CPU all processes of a machine share its memory."""
-    on_one = processes.local_count() if hardware.device == "cpu" else 1
-    return Spread(processes.distributed_type(), processes.count(), on_one=on_one * processes.facts()["jobs"])
-
-
 def with_precision(recipe: Recipe, folder: Path | None) -> Recipe:
-    """The recipe with its precision settled: that of an earlier call in `folder`, else by a trial on this machine.
+    """Return the recipe with its precision settled: that of an earlier call in `folder`, else by a trial here.
 
     Near the trial's threshold two processes might choose differently, and a resumed run would not continue the same.
     """
-    chosen = recipe.training.get("bf16")
-    if chosen is None and folder is not None and (folder / "recipe.yaml").is_file():
+    bf16 = recipe.training.get("bf16")
+    if bf16 is None and folder is not None and (folder / "recipe.yaml").is_file():
         with contextlib.suppress(RecipeError, AttributeError, OSError):
-            chosen = (read_yaml(folder / "recipe.yaml").get("training") or {}).get("bf16")
-    if not isinstance(chosen, bool):
-        chosen = choose(recipe.training, recipe.threads).precision == "bf16"
-    return recipe.with_changes({"training": {"bf16": chosen}})
+            bf16 = (read_yaml(folder / "recipe.yaml").get("training") or {}).get("bf16")
+    if not isinstance(bf16, bool):
+        bf16 = choose(recipe.training, recipe.threads).precision == "bf16"
+    return recipe.with_changes({"training": {"bf16": bf16}})

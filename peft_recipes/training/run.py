@@ -1,6 +1,6 @@
-"""One run: one arm trained once with one seed in this process, from resolving the recipe to writing run.json.
+"""Train one run in this process: one arm of a recipe with one seed, from resolving the recipe to writing run.json.
 
-`train` is the public entry; `_run` is the sequence of stages, which are in stages.py.
+`train` is the public entry; `_run` calls the stages in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import BASE, RUN_FILE, Run, check_free, finished, run_folder, signature
 from peft_recipes.training import stages
 from peft_recipes.training.interruption import Interruption, interruptible
-from peft_recipes.training.resolve import Resolved, fit_memory, resolve, with_precision
+from peft_recipes.training.resolve import resolve, with_precision
+from peft_recipes.training.setup import RunArguments, Setup
 
 
 def train(
@@ -56,6 +57,7 @@ def train(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
     folder = run_folder(Path(output), recipe, arm, seed)
+    arguments = RunArguments(arm, seed, folder, resume, wait, quiet, Path(data) if data else None)
     sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a linear probe computes its features once
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:
@@ -64,7 +66,7 @@ def train(
             split_batch(recipe.training, processes.count())
             check_shardable(recipe, arm, processes.distributed_type())
             recipe = processes.from_rank_zero(lambda: with_precision(recipe, folder if resume else None))
-            return _run(recipe, arm, seed, folder, resume, quiet, Path(data) if data else None, interruption, wait)
+            return _run(recipe, arguments, interruption)
         except Exception as error:
             raised = processes.report_failure(error)
             if raised is error:
@@ -72,66 +74,55 @@ def train(
             raise raised from error
 
 
-def _run(
-    recipe: Recipe,
-    arm: str,
-    seed: int,
-    folder: Path,
-    resume: bool,
-    quiet: bool,
-    data: Path | None,
-    interruption: Interruption,
-    wait: bool,
-) -> Run:
-    """The stages of a run in their order; each is timed under its own name."""
+def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) -> Run:
+    """Call the stages of a run in order; each is timed under its own name."""
     import transformers
 
     allocator.set_for_training()
-    watch, guard = Stopwatch(), Guards(recipe.skip_checks)
+    watch = Stopwatch()
     with watch("imports"):
         from peft_recipes.tasks.registry import task_of
 
-        task_of(recipe)  # imports the task's trainer, which is not to be counted with the data
+        task_of(recipe)  # imports the task's trainer, whose time does not belong to the data
     with watch("data"):
-        resolved = processes.local_rank_zero_first(lambda: resolve(recipe, [arm], data=data))
-    signed = signature(resolved.recipe, arm, seed, resolved.prepared.fingerprint)
-    if resume and (done := processes.from_rank_zero(lambda: finished(folder, signed))):
+        resolved = processes.local_rank_zero_first(lambda: resolve(recipe, [arguments.arm], data=arguments.data))
+    signed = signature(resolved.recipe, arguments.arm, arguments.seed, resolved.prepared.fingerprint)
+    if arguments.resume and (done := processes.from_rank_zero(lambda: finished(arguments.folder, signed))):
         return done
-    resolved.task.check_arguments(resolved.recipe.arms.get(arm), resolved.hardware)
+    setup = Setup(
+        **vars(resolved),
+        run=arguments,
+        signature=signed,
+        interruption=interruption,
+        guard=Guards(recipe.skip_checks),
+        watch=watch,
+    )
+    setup.task.check_arguments(setup.arm, setup.hardware)
     with watch("plan"):
-        resolved.recipe = resolved.task.recipe = processes.from_rank_zero(
-            lambda: _fitted_to_memory(resolved, arm, guard)
-        )
-    setup = stages.Setup(resolved, arm, seed, folder, signed, guard, watch)
-    transformers.set_seed(seed)  # for the head, the adapter and dropout; the order of the data has its own (data_seed)
+        setup.task.recipe = processes.from_rank_zero(lambda: stages.fit_to_memory(setup))
+    transformers.set_seed(arguments.seed)  # for the head, the adapter and dropout; `data_seed` orders the examples
     with watch("load"):
         base, new_weights = stages.load_base(setup)
     setup.attention = getattr(base.config, "_attn_implementation", None)
     # Where rank 0 alone reads the base, the other ranks can't know its new weights.
     model, parameters = stages.apply(setup, base, processes.from_rank_zero(lambda: new_weights))
     with contextlib.ExitStack() as held:
-        checkpoint = processes.from_rank_zero(lambda: stages.take_folder(setup, held, resume, wait))
+        checkpoint = processes.from_rank_zero(lambda: stages.take_folder(setup, held))
         try:
-            found = stages.train_and_store(setup, model, parameters, checkpoint, interruption, quiet)
+            data = stages.train_and_store(setup, model, parameters, checkpoint)
         except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
-            raise _failed(setup, error, interruption) from (error.__cause__ or error)
-        found = processes.from_rank_zero(lambda: stages.finish(setup, found, card=data is None))
-    return Run(folder, found)
+            raise _failed(setup, error) from (error.__cause__ or error)
+        data = processes.from_rank_zero(lambda: stages.finish(setup, data))
+    return Run(arguments.folder, data)
 
 
-def _fitted_to_memory(resolved: Resolved, arm: str, guard: Guards) -> Recipe:
-    fitted = [resolved.recipe]  # also where the guard is skipped
-    guard("memory", lambda: fitted.append(fit_memory(resolved, arm)))
-    return fitted[-1]
-
-
-def _failed(setup: stages.Setup, error: Exception, interruption: Interruption) -> Exception:
+def _failed(setup: Setup, error: Exception) -> Exception:
     """Record a failed run in run.json, and return what to raise for it."""
-    interruption.shield()  # the signal that ends the other ranks must not end this one
-    raised = processes.report_failure(error)  # announced before run.json is written, which holds the first rank's words
+    setup.interruption.ignore_first_signal()  # the signal that ends the other ranks must not end this one
+    raised = processes.report_failure(error)  # before run.json is written, which holds the first rank's message
     if processes.is_rank_zero():
         with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
-            write_json(setup.folder / RUN_FILE, stages.run_facts(setup) | facts.failure(error))
+            write_json(setup.run.folder / RUN_FILE, stages.run_facts(setup) | facts.failure(error))
     if raised is error and isinstance(error, RecipeError):  # a run that failed midway, not a user's mistake
         return RuntimeError(str(error))
     return raised

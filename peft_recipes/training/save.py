@@ -1,4 +1,4 @@
-"""What a run stores: the adapter alone, the head alone, or the full model; and that it comes back the same."""
+"""Save what a run trained (the adapter alone, the head alone, or the full model), and restore it on a fresh base."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from peft_recipes.arms.apply import OWN_FILES, apply_arm
 from peft_recipes.errors import RecipeError
@@ -19,17 +20,14 @@ if TYPE_CHECKING:
 
 
 def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: Any) -> dict[str, int]:
-    """Writes the checkpoint of an arm, and returns its files' sizes: what must be stored to restore it on the base."""
+    """Save the checkpoint of an arm; return the sizes in bytes of the files that restore it on the base."""
     if arm.peft is not None:
         model.peft_config["default"].base_model_name_or_path = recipe.model
         # "auto" would ask the Hub whether the vocabulary grew; it never does here.
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes its own
-        sizes = file_sizes(folder, ["adapter_model.safetensors", "adapter_config.json"])
-        return sizes
+        return file_sizes(folder, ["adapter_model.safetensors", "adapter_config.json"])
     if arm.method in OWN_FILES:
-        from safetensors.torch import save_file
-
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
         save_file(trained, folder / OWN_FILES[arm.method])
         return file_sizes(folder, [OWN_FILES[arm.method]])
@@ -41,32 +39,30 @@ def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: An
 
 
 def restore(base: nn.Module, new_weights: list[str], arm: Arm, recipe: Recipe, folder: Path) -> nn.Module:
-    """A fresh base with a saved arm on it. Raises RecipeError where a tensor is missing, stray or of another shape."""
+    """Load a saved arm onto a fresh base. Raises RecipeError where a tensor is missing, stray or of another shape."""
     if arm.peft is not None:
         from peft import PeftModel
         from peft.utils import load_peft_weights
 
         model = PeftModel.from_pretrained(base, folder)
         read_last_token(model)
-        _complete(model, load_peft_weights(str(folder), device="cpu"), folder)
+        _check_complete(model, load_peft_weights(str(folder), device="cpu"), folder)
         return model
     if arm.method in OWN_FILES:
-        from safetensors.torch import load_file
-
         path = folder / OWN_FILES[arm.method]
         saved = load_file(path)
-        outcome = base.load_state_dict(saved, strict=False)
-        if outcome.unexpected_keys:
-            raise RecipeError(f"{path}: {outcome.unexpected_keys[0]} is no weight of this base.")
-        wanted, _ = apply_arm(base, arm, recipe.task, new_weights)
-        if missing := [name for name, p in wanted.named_parameters() if p.requires_grad and name not in saved]:
+        unexpected = base.load_state_dict(saved, strict=False).unexpected_keys
+        if unexpected:
+            raise RecipeError(f"{path}: {unexpected[0]} is no weight of this base.")
+        model, _ = apply_arm(base, arm, recipe.task, new_weights)
+        if missing := [name for name, p in model.named_parameters() if p.requires_grad and name not in saved]:
             raise RecipeError(f"{path}: {missing[0]} is missing.")
         return base
     return base.from_pretrained(folder, dtype=torch.float32)
 
 
-def _complete(model: nn.Module, saved: dict[str, torch.Tensor], folder: Path) -> None:
-    """PEFT only warns when keys are missing, and the base's output comes back (peft#2566); here it is an error."""
+def _check_complete(model: nn.Module, saved: dict[str, torch.Tensor], folder: Path) -> None:
+    """Raise where keys are missing: PEFT only warns, and the base's output comes back (peft#2566)."""
     from peft import get_peft_model_state_dict
 
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)

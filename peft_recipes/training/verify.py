@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,122 +11,106 @@ from peft_recipes.arms.merge import merged
 from peft_recipes.guards import checks
 from peft_recipes.measuring.latency import median_milliseconds
 from peft_recipes.models.quantisation import TOLERANCE, dequantised
-from peft_recipes.recipe.arm import Arm
 from peft_recipes.runs.outputs import store_outputs
 from peft_recipes.training.save import restore
 
 if TYPE_CHECKING:
     import torch.nn as nn
 
-    from peft_recipes.data.prepared import Prepared
-    from peft_recipes.guards.runner import Guards
     from peft_recipes.hardware.device import Hardware
-    from peft_recipes.tasks.base import Task
+    from peft_recipes.training.setup import Setup
 
+Batches = list[dict[str, torch.Tensor]]
 
 _TIMED_INPUTS = 20
+_COMPARED_INPUTS = 2  # stored with the adapter, for `peft-recipes check`
+_COMPARED_TOKENS = 64  # of each input: enough to tell models apart, and few enough to keep the guard cheap
 
 
-_COMPARED_INPUTS = 2  # of trained, reloaded and merged; stored for `check`, wherever the adapter goes
+def verify(setup: Setup, trained: nn.Module) -> dict[str, Any]:
+    """Reload the checkpoint on a fresh base, compare its logits with the trained model's, and time each variant.
 
-
-_COMPARED_TOKENS = 64  # of each: enough to tell models apart, and little enough for the guard to stay cheap
-
-
-def verify(
-    task: Task, prepared: Prepared, arm: Arm, trained: nn.Module, folder: Path, hardware: Hardware, guard: Guards
-) -> dict[str, Any]:
-    """Loads what was saved onto a fresh base and holds its outputs against the trained model's; times each form.
-
-    Returns latency_ms and generation_tokens_per_second, each of base, adapter and merged, None where a form does not
-    exist. guard: keeps the largest differences, as shares of the outputs' size. Raises RuntimeError where saved and
-    trained differ.
+    Returns latency_ms and generation_tokens_per_second, each for base, adapter and merged, None where a variant does
+    not exist. The largest differences, as shares of the logits' size, go into the guard's results. Raises RuntimeError
+    where the reloaded or the merged model differs from the trained one.
     """
-    inputs = task.inputs(prepared, _TIMED_INPUTS)
+    task, arm, guard, hardware = setup.task, setup.arm, setup.guard, setup.hardware
+    inputs = task.inputs(setup.prepared, _TIMED_INPUTS)
     compared = [
         {name: tensor[:, :_COMPARED_TOKENS] if tensor.dim() == 2 else tensor for name, tensor in batch.items()}
         for batch in inputs[:_COMPARED_INPUTS]
     ]
-    before = compute_logits(trained, compared, hardware)
+    logits = compute_logits(trained, compared, hardware)
     if arm.peft is not None:
-        last = [logits[:, -1] if logits.dim() == 3 else logits for logits in before]
-        store_outputs(folder, compared, last)
-    base, new_weights = task.load_base(prepared, arm.quantise)
-    base = base.to(hardware.device).eval()
-    times: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
-    speeds: dict[str, float | None] = dict(times)
+        last = [each[:, -1] if each.dim() == 3 else each for each in logits]
+        store_outputs(setup.run.folder, compared, last)
+    latencies: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
+    speeds: dict[str, float | None] = dict(latencies)
 
-    def measure(form: str, model: nn.Module) -> None:
+    def measure(variant: str, model: nn.Module) -> None:
         model.eval()
-        times[form] = median_milliseconds(
+        latencies[variant] = median_milliseconds(
             lambda batch: compute_logits(model, [batch], hardware, exact=False), inputs, hardware.device
         )
-        speeds[form] = task.generation_speed(model, prepared)
+        speeds[variant] = task.generation_speed(model, setup.prepared)
 
+    base, new_weights = task.load_base(setup.prepared, arm.quantise)
+    base = base.to(hardware.device).eval()
     if arm.peft is None:
-        base = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        guard("reload", _same, before, base, compared, hardware, "The reloaded model")
+        base = _restored(setup, base, new_weights)
+        guard("reload", _compare, logits, base, compared, hardware, "The reloaded model")
         measure("base", base)
     else:
         measure("base", base)
-        model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-        tolerance = TOLERANCE[arm.quantise]
-        guard("reload", _same, before, model, compared, hardware, "The reloaded adapter", tolerance)
+        model = _restored(setup, base, new_weights)
+        guard("reload", _compare, logits, model, compared, hardware, "The reloaded adapter", TOLERANCE[arm.quantise])
         measure("adapter", model)
         if arm.quantise:
-            before, model = _on_full_weights(task, prepared, arm, folder, before, compared, hardware, guard)
-        whole = merged(model)
-        if whole is None:
+            model = _dequantised(setup)
+            quantised, logits = logits, compute_logits(model, compared, hardware)
+            guard.results["dequantised"] = max(checks.gap(a, b) for a, b in zip(quantised, logits, strict=True))
+        merged_model = merged(model)
+        if merged_model is None:
             guard.results["merge"] = f"{arm.method_name} can't be merged"
         else:
-            guard("merge", _same, before, whole, compared, hardware, "The merged model")
-            measure("merged", whole)
+            guard("merge", _compare, logits, merged_model, compared, hardware, "The merged model")
+            measure("merged", merged_model)
     generates = any(speed is not None for speed in speeds.values())
-    return {"latency_ms": times, "generation_tokens_per_second": speeds if generates else None}
+    return {"latency_ms": latencies, "generation_tokens_per_second": speeds if generates else None}
 
 
-def _on_full_weights(
-    task: Task,
-    prepared: Prepared,
-    arm: Arm,
-    folder: Path,
-    quantised: list[torch.Tensor],
-    inputs: list[dict[str, torch.Tensor]],
-    hardware: Hardware,
-    guard: Guards,
-) -> tuple[list[torch.Tensor], nn.Module]:
-    """A quantised arm on the weights that its base stands for, which is what it can be merged into, and its outputs.
+def _restored(setup: Setup, base: nn.Module, new_weights: list[str]) -> nn.Module:
+    model = restore(base, new_weights, setup.arm, setup.recipe, setup.run.folder)
+    return model.to(setup.hardware.device).eval()
 
-    How far they are from the quantised model's is kept, as a share of their size: int8 rounds its inputs as well.
+
+def _dequantised(setup: Setup) -> nn.Module:
+    """The saved adapter on the dequantised base, into which it can be merged.
+
+    Its outputs differ from the quantised model's, since int8 rounds activations as well.
     """
-    base, new_weights = task.load_base(prepared, arm.quantise)
-    base = dequantised(base).to(hardware.device).eval()
-    model = restore(base, new_weights, arm, task.recipe, folder).to(hardware.device).eval()
-    found = compute_logits(model, inputs, hardware)
-    guard.results["dequantised"] = max(checks.gap(a, b) for a, b in zip(quantised, found, strict=True))
-    return found, model
+    base, new_weights = setup.task.load_base(setup.prepared, setup.quantise)
+    return _restored(setup, dequantised(base).to(setup.hardware.device).eval(), new_weights)
 
 
-def _same(
-    first: list[torch.Tensor],
+def _compare(
+    expected: list[torch.Tensor],
     model: nn.Module,
-    inputs: list[dict[str, torch.Tensor]],
+    inputs: Batches,
     hardware: Hardware,
     what: str,
     tolerance: float = 1e-3,
 ) -> float:
-    second = compute_logits(model, inputs, hardware)
-    said = f"{what} differs from the trained one"
-    return max(checks.same_outputs(a, b, said, tolerance) for a, b in zip(first, second, strict=True))
+    """The largest difference from the expected logits, as a share of their size. Raises beyond the tolerance."""
+    logits, message = compute_logits(model, inputs, hardware), f"{what} differs from the trained one"
+    return max(checks.same_outputs(a, b, message, tolerance) for a, b in zip(expected, logits, strict=True))
 
 
-def compute_logits(
-    model: nn.Module, inputs: list[dict[str, torch.Tensor]], hardware: Hardware, *, exact: bool = True
-) -> list[torch.Tensor]:
-    """The logits of each input, on the CPU in fp32, the model in evaluation mode.
+def compute_logits(model: nn.Module, inputs: Batches, hardware: Hardware, *, exact: bool = True) -> list[torch.Tensor]:
+    """Compute the logits of each input in evaluation mode; return them on the CPU in fp32.
 
-    exact: computed in fp32, as the weights are, whatever training computed in: rounding to bf16 would hide differences
-    and make some (merged against unmerged) where there are none.
+    exact: compute in fp32, whatever training computed in: rounding to bf16 would hide differences, and make some
+    (merged compared with unmerged) where there are none.
     """
     model.eval()
     with torch.no_grad(), contextlib.nullcontext() if exact else hardware.autocast():

@@ -162,7 +162,7 @@ def test_an_adapter_that_looks_for_its_invocation_is_padded():
     from peft import LoraConfig, get_peft_model
 
     examples, asked = BATCHES["common prefix, prompts of unequal length"], ("shared-prefix", 64, 4096)
-    for tokens, why in ((None, None), ([5, 6], "its adapter looks for its invocation once a row")):
+    for tokens, why in ((None, None), ([5, 6], "its adapter looks for its invocation tokens once per sequence")):
         config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=tokens)
         model = get_peft_model(model_of("llama"), config)
         assert causal_trainer.CausalTrainer.collator_for(model, 0, *asked, examples)[1] == why
@@ -227,8 +227,8 @@ def test_a_run_under_gradient_checkpointing_ends_the_same(instruct, tmp_path, ar
 def test_a_run_whose_first_batch_differs_goes_on_padded_and_says_so(instruct, tmp_path, monkeypatch):
     monkeypatch.setattr(causal_trainer, "largest_gap", lambda *_: 0.01)
     data = train(instruct(), "lora", output=tmp_path).data
-    assert "losses differ by 1.0e-02" in data["training"]["batches"]
-    assert any("padded, not shared" in note for note in data["notes"])
+    assert "losses of a first batch differ by 1.0e-02" in data["training"]["batches"]
+    assert any("padded, without prefix sharing" in note for note in data["notes"])
 
 
 def test_virtual_tokens_are_padded_and_learn(instruct, tmp_path):

@@ -192,7 +192,7 @@ def test_logits_too_large_to_hold_are_left_to_trls_head(tmp_path, monkeypatch):
     for trainer in (mine, other):
         trained_a_little(trainer.model)
     monkeypatch.setattr(preference_trainer, "LOGITS_BYTES", 0)
-    assert not mine._direct(mine.data_collator(list(mine.train_dataset)))
+    assert not mine._logits_fit(mine.data_collator(list(mine.train_dataset)))
     assert_same(mine, other, len(rows))
     mine.data_collator = PaddedPairsCollator(0)
     assert_same(mine, other, len(rows))

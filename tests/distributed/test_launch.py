@@ -10,7 +10,7 @@ from torch.utils.data import SequentialSampler
 from peft_recipes import RecipeError, compare
 from peft_recipes.distributed.batches import effective_batch_size, split_batch
 from peft_recipes.distributed.launch import check_installed, job_environments, launch_files, read_launch
-from peft_recipes.tasks.step_sampler import Shares
+from peft_recipes.tasks.step_sampler import StepShardSampler
 
 
 def test_accelerates_parser_reads_the_shipped_configurations():
@@ -97,7 +97,7 @@ def test_the_ranks_together_see_the_steps_of_one_process(examples, batch, accumu
     each, steps = split_batch(
         {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}, processes
     )
-    shares = [Shares(SequentialSampler(range(examples)), each, steps, processes, i) for i in range(processes)]
+    shares = [StepShardSampler(SequentialSampler(range(examples)), each, steps, processes, i) for i in range(processes)]
     made = [list(share) for share in shares]
     assert {len(batches) for batches in made} == {len(shares[0])}  # every rank has as many batches
     seen = []

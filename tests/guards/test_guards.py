@@ -152,7 +152,7 @@ def test_training_examples_that_are_also_in_test_are_removed(tmp_path, classify)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Dataset(str(path), train=0.5, validation=0.25, test=0.25)
     prepared = task_of(classify(dataset=source)).prepare()
-    assert prepared.rows["train"] < 40 and any("stand in a later split" in note for note in prepared.notes)
+    assert prepared.rows["train"] < 40 and any("also occur in a later split" in note for note in prepared.notes)
     assert task_of(classify(dataset=source, skip_checks=["duplicates"])).prepare().rows["train"] == 40
 
 

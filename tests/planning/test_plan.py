@@ -1,4 +1,4 @@
-"""Plans: the parameter counts of the write-ups, exactly, from configurations alone."""
+"""Plans: exact parameter counts from configurations alone, steps, memory and trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 3
 
 @pytest.fixture(autouse=True)
 def no_data(monkeypatch):
-    """Without the data a plan still tells everything but the steps of an epoch."""
+    """Make the data unreachable: a plan still has everything but the number of steps."""
     from peft_recipes.data import sources
     from peft_recipes.errors import RecipeError
 
@@ -27,26 +27,26 @@ def no_data(monkeypatch):
     monkeypatch.setattr(sources, "load_splits", refuse)
 
 
-def with_hub_data(name, config, tmp_path):
+def planned_with(name, config, tmp_path):
     config.save_pretrained(tmp_path / "base")
     return plan(load_recipe(name, changes=[f"model={tmp_path / 'base'}"]))
 
 
 def test_smollm2(tmp_path):
-    arms = with_hub_data("smollm2-alpaca", LlamaConfig(**SMOLLM2), tmp_path)["arms"]
+    arms = planned_with("smollm2-alpaca", LlamaConfig(**SMOLLM2), tmp_path)["arms"]
     assert (arms["lora"]["trainable_parameters"], arms["lora"]["total_parameters"]) == (1_843_200, 134_515_008)
     assert arms["full"]["trainable_parameters"] == 134_515_008
     assert len(arms["lora"]["modules"]) == 4 * 30 and len(arms["lora-all"]["modules"]) == 7 * 30
 
 
 def test_distilbert(tmp_path):
-    lora = with_hub_data("distilbert-imdb", DistilBertConfig(), tmp_path)["arms"]["lora"]
+    lora = planned_with("distilbert-imdb", DistilBertConfig(), tmp_path)["arms"]["lora"]
     assert (lora["adapter_parameters"], lora["head_parameters"]) == (589_824, 592_130)
     assert lora["total_parameters"] == 66_955_010
 
 
 def test_gpt2(tmp_path):
-    arms = with_hub_data("gpt2-sms-spam", GPT2Config(), tmp_path)["arms"]
+    arms = planned_with("gpt2-sms-spam", GPT2Config(), tmp_path)["arms"]
     assert arms["lora"]["adapter_parameters"] == 2_359_296
     assert arms["head"]["trainable_parameters"] == 2 * 768
 
@@ -60,7 +60,7 @@ def test_the_small_cnn():
 
 
 def test_without_the_data_the_steps_are_unknown_and_a_note_says_why(tmp_path):
-    made = with_hub_data("smollm2-alpaca", LlamaConfig(**{**SMOLLM2, "num_hidden_layers": 2}), tmp_path)
+    made = planned_with("smollm2-alpaca", LlamaConfig(**{**SMOLLM2, "num_hidden_layers": 2}), tmp_path)
     assert all(arm["steps"] is None for arm in made["arms"].values())
     assert any("number of steps" in note for note in made["notes"])
     json.dumps(made)
@@ -81,12 +81,12 @@ def test_an_architecture_without_a_row_is_planned_with_a_note(tmp_path):
     config = Olmo2Config(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )
-    made = with_hub_data("smollm2-alpaca", config, tmp_path)
+    made = planned_with("smollm2-alpaca", config, tmp_path)
     assert len(made["arms"]["lora"]["modules"]) == 8
     assert any("olmo2" in note for note in made["notes"])
 
 
-def test_an_arm_that_will_not_fit_is_refused_with_what_would_help(instruct, tmp_path, monkeypatch):
+def test_an_arm_that_does_not_fit_is_refused_with_what_would_help(instruct, tmp_path, monkeypatch):
     from peft_recipes import RecipeError, compare, train
 
     monkeypatch.undo()  # the data is needed here
@@ -103,23 +103,25 @@ def test_an_arm_that_will_not_fit_is_refused_with_what_would_help(instruct, tmp_
     assert run.ok
 
 
-def test_checkpointing_is_counted_where_the_step_fits_only_so(tmp_path, monkeypatch):
+def test_gradient_checkpointing_is_counted_where_a_step_only_fits_with_it(tmp_path, monkeypatch):
     from peft_recipes.planning import step_memory
 
-    monkeypatch.setattr(step_memory, "loaded_libraries_bytes", lambda: 0)  # this process's own grows from test to test
+    monkeypatch.setattr(
+        step_memory, "loaded_libraries_bytes", lambda: 0
+    )  # this process's memory grows from test to test
     LlamaConfig(**SMOLLM2).save_pretrained(tmp_path / "base")
     recipe = load_recipe("smollm2-alpaca", changes=[f"model={tmp_path / 'base'}"])
-    roomy = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
-    assert not roomy["gradient_checkpointing"]
-    limit = roomy["total"] - roomy["activations"] // 3
+    without = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
+    assert not without["gradient_checkpointing"]
+    limit = without["total"] - without["activations"] // 3
     monkeypatch.setattr(environment, "device_memory_bytes", lambda _: limit)
-    tight = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
-    assert tight["gradient_checkpointing"] and tight["fits"]
-    assert tight["activations"] < roomy["activations"] / 2
+    with_it = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
+    assert with_it["gradient_checkpointing"] and with_it["fits"]
+    assert with_it["activations"] < without["activations"] / 2
 
 
 @pytest.mark.parametrize("kind", ["classify", "instruct"])
-def test_a_trial_tells_how_long_a_run_will_take(request, kind, monkeypatch):
+def test_a_trial_estimates_the_time_of_a_run(request, kind, monkeypatch):
     monkeypatch.undo()
     recipe = request.getfixturevalue(kind)()
     arms = plan(recipe, trial=True)["arms"]
@@ -130,7 +132,7 @@ def test_a_trial_tells_how_long_a_run_will_take(request, kind, monkeypatch):
         assert arm["tokens"] > 0
 
 
-def test_a_step_that_cannot_be_played_is_bounded_by_rule_and_says_so(instruct, monkeypatch):
+def test_a_step_that_cannot_be_simulated_is_bounded_by_rule(instruct, monkeypatch):
 
     monkeypatch.undo()
     recipe = instruct()
@@ -144,6 +146,6 @@ def test_a_step_that_cannot_be_played_is_bounded_by_rule_and_says_so(instruct, m
     full = plan(recipe, ["full"])["arms"]["full"]
     ruled = full["memory"]
     assert not ruled["played"]
-    # Buffers, which only a played step has, apart; the bound on activations is one.
+    # Apart from buffers, which only a simulated step has.
     assert ruled["weights"] == 4 * full["total_parameters"] and 0 <= played["weights"] - ruled["weights"] < 1_000
     assert ruled["activations"] >= played["activations"]

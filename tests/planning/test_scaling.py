@@ -50,11 +50,11 @@ def test_traffic_by_the_formulas():
     assert traffic(SIZES, "ZeRO-2", 4)["total"] == 1_500
 
 
-def test_what_runs_sent_is_what_the_formulas_say(tables):
-    """Of the kept measurement: every run within 3 %, and LoRA's least by far under DDP."""
-    told = json.loads(tables.TRAFFIC.read_text())["runs"]
-    assert {(run["processes"], run["kind"]) for run in told} == {(n, k) for n in (2, 4) for k in ("DDP", "FSDP2")}
-    for run in told:
+def test_the_measured_traffic_matches_the_formulas(tables):
+    """Every run of the stored measurement is within 3 %."""
+    measured = json.loads(tables.TRAFFIC.read_text())["runs"]
+    assert {(run["processes"], run["kind"]) for run in measured} == {(n, k) for n in (2, 4) for k in ("DDP", "FSDP2")}
+    for run in measured:
         for row in run["arms"].values():
             assert max(row["sent"]) == pytest.approx(tables.gloo_bytes(row["formula"], run), rel=0.03)
         assert run["gloo"]["all-reduce"] == pytest.approx(2 * (run["processes"] - 1) / run["processes"], rel=0.02)
@@ -66,12 +66,12 @@ def test_the_page_is_what_its_command_writes(tables):
     assert page.count("| Llama-3.1-70B |") == 6
 
 
-def test_the_kept_sizes_are_what_is_played(tables):
-    kept = json.loads(tables.SIZES.read_text())
-    assert list(kept) == list(tables.MODELS)
-    assert tables.sizes_of("SmolLM2-135M") == kept["SmolLM2-135M"]
-    assert kept["SmolLM2-135M"]["full"]["weights"] == pytest.approx(4 * 134_515_008, rel=1e-6)  # and its buffers
-    assert kept["Llama-3.1-70B"]["full"]["weights"] == pytest.approx(4 * 70_553_706_496, rel=1e-6)
+def test_the_stored_sizes_equal_the_simulated_ones(tables):
+    stored = json.loads(tables.SIZES.read_text())
+    assert list(stored) == list(tables.MODELS)
+    assert tables.sizes_of("SmolLM2-135M") == stored["SmolLM2-135M"]
+    assert stored["SmolLM2-135M"]["full"]["weights"] == pytest.approx(4 * 134_515_008, rel=1e-6)  # and its buffers
+    assert stored["Llama-3.1-70B"]["full"]["weights"] == pytest.approx(4 * 70_553_706_496, rel=1e-6)
 
 
 def test_a_plan_over_several_processes(instruct):
@@ -88,7 +88,7 @@ def test_a_plan_over_several_processes(instruct):
         plan(recipe, spread=Spread("DDP", 3))
 
 
-def test_what_is_asked_of_a_plan_is_read_strictly(tmp_path):
+def test_the_options_of_a_plan_are_validated(tmp_path):
     assert planned_spread(1, "", "") is None and planned_spread(1, "", "24GiB").memory == 24 * 2**30
     assert planned_spread(8, "", "80GB") == Spread("DDP", 8, memory=int(80e9))
     assert planned_spread(8, "deepspeed_zero2", "").kind == "ZeRO-2" == kind_of("zero2")
@@ -104,7 +104,7 @@ def test_what_is_asked_of_a_plan_is_read_strictly(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
-def test_a_model_of_images_has_no_embeddings_and_is_shared_all_the_same(kind):
+def test_an_image_model_without_embeddings_is_sharded(kind):
     import torch
 
     from peft_recipes.models.small_cnn import SmallCnnConfig, SmallCnnForImageClassification

@@ -1,4 +1,4 @@
-"""sft and language-modeling: labels as trl makes them, losses an example, answers, adapters alone."""
+"""sft and language-modeling: labels as in trl, per-example losses, answers, saved weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def language_model(folder, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_rows_are_tokenised_and_labelled_as_trl_does_it(instruct, kind, tmp_path):
+def test_examples_are_tokenised_and_labelled_as_in_trl(instruct, kind, tmp_path):
     from peft_recipes.data import columns
 
     recipe = instruct(kind, arms={"full": Arm()})
@@ -46,7 +46,7 @@ def test_rows_are_tokenised_and_labelled_as_trl_does_it(instruct, kind, tmp_path
         assert mine["labels"] == other["labels"]
 
 
-def test_the_end_carries_a_label_so_that_the_model_learns_to_stop(instruct):
+def test_the_end_token_has_a_label(instruct):
     for kind, end in (("llama", "<|end|>"), ("gpt2", "<eos>")):
         prepared = task_of(instruct(kind, arms={"full": Arm()})).prepare()
         number = prepared.processor.convert_tokens_to_ids(end)
@@ -54,7 +54,7 @@ def test_the_end_carries_a_label_so_that_the_model_learns_to_stop(instruct):
 
 
 @pytest.mark.parametrize("arm", ["full", "lora"])
-def test_an_sft_arm_learns_answers_and_saves_itself_alone(instruct, tmp_path, arm):
+def test_an_sft_arm_lowers_the_loss_and_saves_only_its_own_weights(instruct, tmp_path, arm):
     run = train(instruct(), arm, output=tmp_path)
     base = train(instruct(), "base", output=tmp_path)
     assert run.metrics["test"]["loss"] < base.metrics["test"]["loss"]
@@ -69,7 +69,7 @@ def test_an_sft_arm_learns_answers_and_saves_itself_alone(instruct, tmp_path, ar
     assert (run.folder / "model.safetensors").exists() == (arm == "full")
 
 
-def test_the_losses_of_the_examples_are_those_of_a_plain_forward(instruct, tmp_path):
+def test_per_example_losses_equal_those_of_a_plain_forward(instruct, tmp_path):
     recipe = instruct()
     run = train(recipe, "base", output=tmp_path)
     rows = pandas.read_parquet(run.folder / "predictions.parquet")
@@ -77,17 +77,17 @@ def test_the_losses_of_the_examples_are_those_of_a_plain_forward(instruct, tmp_p
     prepared = task.prepare()
     model, _ = task.load_base(prepared)
     total = count = 0.0
-    for row, found in zip(prepared.splits["test"], rows.itertuples(), strict=True):
+    for row, evaluated in zip(prepared.splits["test"], rows.itertuples(), strict=True):
         labels = torch.tensor([row["labels"]])
         with torch.no_grad():
             loss = model.eval()(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item()
         tokens = int((labels[0, 1:] != -100).sum())
-        assert (found.loss, found.tokens) == (pytest.approx(loss, rel=1e-5), tokens)
+        assert (evaluated.loss, evaluated.tokens) == (pytest.approx(loss, rel=1e-5), tokens)
         total, count = total + loss * tokens, count + tokens
     assert run.metrics["test"]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_a_language_model_learns_every_token(tiny, tmp_path):
+def test_language_modeling_labels_every_token(tiny, tmp_path):
     recipe = language_model(tiny("gpt2"), tmp_path)
     prepared = task_of(recipe).prepare()
     assert all(row["labels"] == row["input_ids"] for row in prepared.splits["train"])
@@ -96,9 +96,9 @@ def test_a_language_model_learns_every_token(tiny, tmp_path):
     assert run.metrics["test"]["loss"] < base.metrics["test"]["loss"]
 
 
-def test_examples_that_keep_no_label_are_left_out_and_counted(instruct):
+def test_examples_without_a_label_after_truncation_are_left_out_and_counted(instruct):
     prepared = task_of(instruct(max_length=9)).prepare()
-    assert any("kept no token to learn" in note for note in prepared.notes)
+    assert any("no labelled token after truncation" in note for note in prepared.notes)
     assert all(any(label != -100 for label in row["labels"][1:]) for row in prepared.splits["train"])
 
 
@@ -108,7 +108,7 @@ def test_prompts_longer_than_max_length_say_what_to_set(instruct, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_missing_text_column_names_those_there(tiny, tmp_path):
+def test_a_missing_text_column_names_the_nearest(tiny, tmp_path):
     recipe = language_model(tiny("gpt2"), tmp_path)
     recipe.dataset.text = "txt"
     with pytest.raises(RecipeError, match="Did you mean 'text'"):

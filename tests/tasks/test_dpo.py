@@ -1,4 +1,4 @@
-"""Preferences: every format read as trl reads it, held against the untrained base, learnt by every arm."""
+"""dpo: formats and tokens as in trl, figures compared with the untrained base, training of every arm."""
 
 from __future__ import annotations
 
@@ -32,82 +32,84 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
-ASKED, GOOD, BAD = "say good", "warm film", "cold film"
+ASK, GOOD, BAD = "say good", "warm film", "cold film"
 FORMATS = {
-    "text": {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
-    "messages": {"prompt": [user(ASKED)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
-    "messages without a prompt": {"chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)]},
+    "text": {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+    "messages": {"prompt": [user(ASK)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
+    "messages without a prompt": {"chosen": [user(ASK), assistant(GOOD)], "rejected": [user(ASK), assistant(BAD)]},
     "messages that repeat a prompt of text": {
-        "prompt": ASKED, "chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)],
+        "prompt": ASK, "chosen": [user(ASK), assistant(GOOD)], "rejected": [user(ASK), assistant(BAD)],
     },
     "messages that repeat the prompt": {
-        "prompt": [user(ASKED)], "chosen": [user(ASKED), assistant(GOOD)], "rejected": [user(ASKED), assistant(BAD)],
+        "prompt": [user(ASK)], "chosen": [user(ASK), assistant(GOOD)], "rejected": [user(ASK), assistant(BAD)],
     },
-    "text after messages": {"prompt": [user(ASKED)], "chosen": GOOD, "rejected": BAD},
-    "messages after text": {"prompt": ASKED, "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
+    "text after messages": {"prompt": [user(ASK)], "chosen": GOOD, "rejected": BAD},
+    "messages after text": {"prompt": ASK, "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
 }  # fmt: skip
 
 
-def made(*rows, chat=True, **columns):
+def read_pairs(*rows, chat=True, **columns):
     data = Rows.from_list([{"id": f"train-{i}", **row} for i, row in enumerate(rows)])
     kept, left_out = preference_rows(data, Dataset("d.jsonl", **columns), chat)
     return [{k: v for k, v in row.items() if k != "id"} for row in kept], left_out
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_says_the_same(name):
-    rows, left_out = made(FORMATS[name])
+def test_every_format_gives_the_same_pair(name):
+    rows, left_out = read_pairs(FORMATS[name])
     assert rows == [FORMATS["messages"]] and not left_out
-    (plain,), _ = made(FORMATS[name], chat=False)
-    assert plain == {"prompt": f"### Instruction:\n{ASKED}\n\n### Response:\n", "chosen": GOOD, "rejected": BAD}
+    (plain,), _ = read_pairs(FORMATS[name], chat=False)
+    assert plain == {"prompt": f"### Instruction:\n{ASK}\n\n### Response:\n", "chosen": GOOD, "rejected": BAD}
 
 
-def test_text_without_a_prompt_begins_alike_up_to_where_it_parts():
+def test_without_a_prompt_the_common_beginning_becomes_the_prompt():
     row = {"chosen": "Human: say good Assistant: warm film", "rejected": "Human: say good Assistant: cold film"}
     for chat in (True, False):
-        assert made(row, chat=chat)[0] == [
+        assert read_pairs(row, chat=chat)[0] == [
             {"prompt": "Human: say good Assistant:", "chosen": " warm film", "rejected": " cold film"}
         ]
-    assert made({"chosen": "warm ", "rejected": "cold "})[0] == [{"prompt": "", "chosen": "warm ", "rejected": "cold "}]
+    assert read_pairs({"chosen": "warm ", "rejected": "cold "})[0] == [
+        {"prompt": "", "chosen": "warm ", "rejected": "cold "}
+    ]
 
 
-def test_pairs_of_no_use_are_counted_by_why():
+def test_unusable_pairs_are_counted_by_reason():
     rows = [FORMATS["text"], {**FORMATS["text"], "rejected": GOOD}, {**FORMATS["text"], "chosen": "  "},
             {**FORMATS["text"], "chosen": None}, {**FORMATS["text"], "prompt": None}]  # fmt: skip
-    kept, left_out = made(*rows)
+    kept, left_out = read_pairs(*rows)
     assert len(kept) == 1 and left_out == {IDENTICAL: 1, EMPTY: 2, NO_PROMPT: 1}
-    assert made(FORMATS["text"], {**FORMATS["text"], "prompt": ""})[1] == {NO_PROMPT: 1}
+    assert read_pairs(FORMATS["text"], {**FORMATS["text"], "prompt": ""})[1] == {NO_PROMPT: 1}
     empty = {**FORMATS["messages without a prompt"], "prompt": []}
-    assert made(empty)[0] == [FORMATS["messages"]]
+    assert read_pairs(empty)[0] == [FORMATS["messages"]]
     bare = {"chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]}
-    assert made(FORMATS["messages without a prompt"], bare)[1] == {NO_PROMPT: 1}
-    assert made(FORMATS["messages without a prompt"], {"chosen": [], "rejected": []})[1] == {EMPTY: 1}
+    assert read_pairs(FORMATS["messages without a prompt"], bare)[1] == {NO_PROMPT: 1}
+    assert read_pairs(FORMATS["messages without a prompt"], {"chosen": [], "rejected": []})[1] == {EMPTY: 1}
 
 
 @pytest.mark.parametrize(
-    ("row", "columns", "said"),
+    ("row", "columns", "message"),
     [
         ({"chosn": GOOD, "rejected": BAD}, {}, "no column 'chosen'. Did you mean 'chosn'?"),
         ({"chosen": GOOD, "worse": BAD}, {}, "no column 'rejected'.* It has: chosen, worse.*dataset.rejected=COLUMN"),
         ({"a": GOOD, "b": BAD}, {"chosen": "a", "rejected": "c"}, "no column 'c'"),
         (FORMATS["text"], {"prompt": "promt"}, "no column 'promt'. Did you mean 'prompt'?"),
         ({**FORMATS["text"], "chosen": 7, "rejected": 8}, {}, "row train-0, column 'chosen': expected text or a list"),
-        ({"chosen": [{"role": "user"}], "rejected": [user(ASKED)]}, {}, "row train-0, column 'chosen'.*'content'"),
-        ({"prompt": ASKED, "chosen": GOOD, "rejected": GOOD}, {}, "no row is a pair to learn from .1 with the same"),
+        ({"chosen": [{"role": "user"}], "rejected": [user(ASK)]}, {}, "row train-0, column 'chosen'.*'content'"),
+        ({"prompt": ASK, "chosen": GOOD, "rejected": GOOD}, {}, "no row is a pair to learn from .1 with the same"),
     ],
 )
-def test_malformed_pairs_say_where_and_what(row, columns, said):
-    with pytest.raises(RecipeError, match=said):
-        made(row, **columns)
+def test_malformed_pairs_say_where_and_what(row, columns, message):
+    with pytest.raises(RecipeError, match=message):
+        read_pairs(row, **columns)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_pairs_are_tokenised_as_trl_does_it(prefer, kind, tmp_path):
+def test_pairs_are_tokenised_as_in_trl(prefer, kind, tmp_path):
     task = task_of(prefer(kind, arms={"full": Arm()}))
     ours = task.prepare()
     raw, _ = preference_rows(task.raw_splits()["train"], task.recipe.dataset, chat=kind == "llama")
     by_id = {row["id"]: {k: row[k] for k in ("prompt", "chosen", "rejected")} for row in raw}
-    if kind == "gpt2":  # trl writes the end as text, which a tokenizer of words reads apart from it
+    if kind == "gpt2":  # trl appends the end token as text, which a word-level tokenizer splits off
         by_id = {i: {**row, **{k: row[k] + " <eos>" for k in ("chosen", "rejected")}} for i, row in by_id.items()}
     config = DPOConfig(output_dir=str(tmp_path), max_length=40, use_cpu=True, bf16=False, report_to="none",
                        precompute_ref_log_probs=True)  # fmt: skip
@@ -117,11 +119,11 @@ def test_pairs_are_tokenised_as_trl_does_it(prefer, kind, tmp_path):
     for mine, other in zip(ours.splits["train"], theirs, strict=True):
         for key in ("prompt_ids", "chosen_ids", "rejected_ids"):
             assert mine[key] == other[key]
-        for key in ("ref_chosen_logps", "ref_rejected_logps"):  # the reference's, by both
+        for key in ("ref_chosen_logps", "ref_rejected_logps"):  # the reference log-probabilities, of both
             assert mine[key] == pytest.approx(other[key], rel=1e-5)
 
 
-def test_answers_are_cut_at_max_length_and_what_is_then_alike_is_left_out(prefer, tmp_path):
+def test_answers_are_truncated_and_pairs_without_a_difference_left_out(prefer, tmp_path):
     path = tmp_path / "long.jsonl"
     rows = [{"prompt": "say good", "chosen": f"warm {word} " + "film " * 9, "rejected": f"cold {word} " + "film " * 9}
             for word in ("day", "was", "it", "we", "so", "saw", "very", "and")]  # fmt: skip
@@ -130,7 +132,7 @@ def test_answers_are_cut_at_max_length_and_what_is_then_alike_is_left_out(prefer
     recipe = prefer(dataset=Dataset(str(path), train=6, validation=2, test=2), max_length=10)
     prepared = task_of(recipe).prepare()
     notes = " ".join(prepared.notes)
-    assert "training pairs were cut at 10 tokens" in notes and "the same answer twice after the cut" in notes
+    assert "training pairs were truncated at 10 tokens" in notes and "the same answer twice after truncation" in notes
     for split, pairs in prepared.splits.items():
         assert len(pairs) == len(prepared.ids[split])
         for pair in pairs:
@@ -140,12 +142,12 @@ def test_answers_are_cut_at_max_length_and_what_is_then_alike_is_left_out(prefer
         task_of(prefer(max_length=4)).prepare()
 
 
-def test_a_pair_of_the_test_split_is_taken_out_of_train(prefer, preferences, tmp_path):
+def test_a_pair_of_the_test_split_is_removed_from_train(prefer, preferences, tmp_path):
     path = tmp_path / "twice.jsonl"
     path.write_text(preferences.read_text() * 2)
     recipe = prefer(dataset=Dataset(str(path), train=64, validation=16, test=32))
     prepared = task_of(recipe).prepare()
-    assert any("stand in a later split too" in note for note in prepared.notes)
+    assert any("also occur in a later split" in note for note in prepared.notes)
 
     def answers(split):
         return {(tuple(pair["prompt_ids"]), tuple(pair["chosen_ids"])) for pair in prepared.splits[split]}
@@ -153,7 +155,7 @@ def test_a_pair_of_the_test_split_is_taken_out_of_train(prefer, preferences, tmp
     assert not answers("train") & answers("test") and not answers("validation") & answers("test")
 
 
-def test_a_tie_counts_half_and_the_figures_are_the_definitions():
+def test_a_tie_counts_half_and_figures_follow_their_definitions():
     rows = dict.fromkeys(PREDICTED, np.zeros(4))
     rows |= {"chosen": np.array([-5.0, -9.0, -7.0, -6.0]), "rejected": np.array([-6.0, -4.0, -7.0, -9.0]),
              "ref_chosen": np.array([-5.0, -8, -9, -6 + 1e-5]), "ref_rejected": np.array([-5.0, -4, -8, -9]),
@@ -165,7 +167,7 @@ def test_a_tie_counts_half_and_the_figures_are_the_definitions():
 
 
 @pytest.mark.parametrize("arm", ["full", "lora"])
-def test_an_arm_learns_what_was_preferred_and_saves_itself_alone(prefer, tmp_path, arm):
+def test_an_arm_learns_preferences_and_saves_only_its_own_weights(prefer, tmp_path, arm):
     run, base = (train(prefer(), name, output=tmp_path) for name in (arm, "base"))
     assert base.metrics["test"]["preference_accuracy"] == 0.5 and abs(base.metrics["test"]["margin"]) < 1e-5
     assert run.metrics["test"]["preference_accuracy"] > 0.9 and run.metrics["test"]["margin"] > 0
@@ -191,13 +193,13 @@ def test_the_log_probabilities_are_those_of_a_plain_forward(prefer, tmp_path):
         for key in ("chosen", "rejected"):
             ids = torch.tensor([pair["prompt_ids"] + pair[f"{key}_ids"]])
             with torch.no_grad():
-                said = model.eval()(input_ids=ids).logits.log_softmax(-1)[0, :-1]
-            own = said.gather(-1, ids[0, 1:, None])[len(pair["prompt_ids"]) - 1 :].sum().item()
+                log_probs = model.eval()(input_ids=ids).logits.log_softmax(-1)[0, :-1]
+            own = log_probs.gather(-1, ids[0, 1:, None])[len(pair["prompt_ids"]) - 1 :].sum().item()
             assert getattr(found, f"{key}_log_probability") == pytest.approx(own, rel=1e-5)
             assert getattr(found, f"ref_{key}_log_probability") == pytest.approx(own, rel=1e-5)
 
 
-def test_an_adapter_that_changes_its_base_is_held_against_the_untouched_one(prefer, tmp_path):
+def test_the_reference_of_an_adapter_that_changes_its_base_is_the_unchanged_base(prefer, tmp_path):
     pissa = LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj", "v_proj"])
     recipe = prefer(arms={"pissa": Arm(pissa, learning_rate=1e-9)}, skip_checks=["merge"])
     run = train(recipe, "pissa", output=tmp_path)
@@ -220,7 +222,7 @@ def test_a_comparison_computes_the_reference_once_and_pairs_the_arms(prefer, tmp
     assert not (tmp_path / recipe.name / ".data").exists()
 
 
-def test_a_plan_and_a_trial_take_pairs(prefer):
+def test_preference_pairs_can_be_planned_and_tried(prefer):
     made_plan = plan(prefer(), trial=True)
     for name, arm in made_plan["arms"].items():
         assert arm["steps"] == 8 and arm["memory"]["played"] and arm["memory"]["total"] > 0, name
@@ -229,8 +231,18 @@ def test_a_plan_and_a_trial_take_pairs(prefer):
     assert one["activations"] < made_plan["arms"]["full"]["memory"]["activations"]
 
 
+def test_further_evaluation_sets_have_their_own_columns_and_missing_ones_a_note(prefer, tmp_path):
+    path = tmp_path / "further.jsonl"
+    path.write_text("".join(json.dumps({"q": ASK, "yes": f"{GOOD} {i}", "no": BAD}) + "\n" for i in range(4)))
+    further = {"path": str(path), "prompt": "q", "chosen": "yes", "rejected": "no", "test": 4}
+    missing = {name: {"path": f"nobody/{name}"} for name in ("nothing", "none")}
+    prepared = task_of(prefer(evaluate_also={"further": further, **missing})).prepare()
+    assert len(prepared.splits["further"]) == 4
+    assert sum("Left out: evaluate_also.no" in note for note in prepared.notes) == 2
+
+
 @pytest.mark.parametrize(
-    ("training", "said"),
+    ("training", "message"),
     [
         ({"loss_type": ["sigmid"]}, "Did you mean 'sigmoid'"),
         ({"bta": 0.1}, "Did you mean 'beta'"),
@@ -238,13 +250,13 @@ def test_a_plan_and_a_trial_take_pairs(prefer):
         ({"sync_ref_model": True}, "stays the untrained base"),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_anything_is_written(prefer, tmp_path, training, said):
-    with pytest.raises(RecipeError, match=said):
+def test_unsupported_options_are_refused_before_anything_is_written(prefer, tmp_path, training, message):
+    with pytest.raises(RecipeError, match=message):
         train(prefer(training={"use_cpu": True, **training}), "lora", output=tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
-def test_a_head_arm_is_refused_and_an_unknown_metric_names_those_there_are(prefer):
+def test_a_head_arm_is_refused_and_an_unknown_metric_lists_the_valid_ones(prefer):
     with pytest.raises(RecipeError, match="'head' needs a task head"):
         prefer(arms={"head": Arm("head")})
     with pytest.raises(RecipeError, match="Valid: loss, preference_accuracy"):
@@ -257,7 +269,7 @@ def test_a_saved_adapter_passes_its_check(prefer, tmp_path):
     assert shown.exit_code == 0, shown.output
 
 
-def test_every_loss_that_is_offered_is_one_of_trls():
+def test_every_loss_type_exists_in_trl():
     import inspect
 
     source = inspect.getsource(DPOTrainer._compute_loss)
@@ -265,7 +277,7 @@ def test_every_loss_that_is_offered_is_one_of_trls():
     assert Counter(source.split()).get("elif", 0) >= len(dpo.LOSSES) - 1
 
 
-def test_the_reference_is_computed_anew_where_the_rows_differ(tmp_path):
+def test_the_reference_is_computed_again_for_another_key(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from peft_recipes.hardware.device import choose
@@ -274,9 +286,9 @@ def test_the_reference_is_computed_anew_where_the_rows_differ(tmp_path):
 
     model = AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer())))
     rows = {"train": Rows.from_list([{"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9], "length": 7}])}
-    makes = Reference(PreferenceTrainer.padded_collator(0), choose({"use_cpu": True}), 8, None)
-    first = makes.add(model, rows, tmp_path, {"model": "a"})["train"][0]
+    reference = Reference(PreferenceTrainer.padded_collator(0), choose({"use_cpu": True}), 8, None)
+    first = reference.add(model, rows, tmp_path, {"model": "a"})["train"][0]
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    kept, anew = (makes.add(model, rows, tmp_path, {"model": name})["train"][0] for name in ("a", "b"))
-    assert kept == first and anew["ref_chosen_logps"] != first["ref_chosen_logps"]
+    kept, again = (reference.add(model, rows, tmp_path, {"model": name})["train"][0] for name in ("a", "b"))
+    assert kept == first and again["ref_chosen_logps"] != first["ref_chosen_logps"]

@@ -1,4 +1,4 @@
-"""A head that learns on stored features ends as one that is trained the slow way, with the backbone's dropout off."""
+"""A linear probe on cached features equals one trained through its backbone without dropout."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "
 
 
 @pytest.fixture
-def still(tiny, tmp_path):
+def no_dropout(tiny, tmp_path):
     """A recipe with only a head arm, on a base without dropout."""
     import json
     import shutil
 
     def make(classify, kind, **training):
-        folder = tmp_path / f"still-{kind}"
+        folder = tmp_path / f"no-dropout-{kind}"
         if not folder.exists():
             shutil.copytree(tiny(kind), folder)
             config = json.loads((folder / "config.json").read_text())
@@ -35,33 +35,35 @@ def still(tiny, tmp_path):
     return make
 
 
-def slowly(monkeypatch):
-    monkeypatch.setattr(head_trainer.HeadTrainer, "_pick", lambda *_: None)
+def without_features(monkeypatch):
+    monkeypatch.setattr(head_trainer.HeadTrainer, "_pooling", lambda *_: None)
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 @pytest.mark.parametrize("kind", ["distilbert", "gpt2", "llama"])
-def test_features_give_the_slow_ways_losses_weights_and_predictions(
-    classify, still, tmp_path, monkeypatch, kind, strategy
+def test_features_give_the_same_losses_weights_and_predictions(
+    classify, no_dropout, tmp_path, monkeypatch, kind, strategy
 ):
-    recipe = still(classify, kind, train_sampling_strategy=strategy)
-    fast = train(recipe, "head", output=tmp_path / "fast")
-    slowly(monkeypatch)
-    slow = train(recipe, "head", output=tmp_path / "slow")
-    assert fast.data["training"]["batches"] == "features" and slow.data["training"]["batches"] == "padded"
-    for (_, one), (_, two) in zip(fast.data["training"]["losses"], slow.data["training"]["losses"], strict=True):
+    recipe = no_dropout(classify, kind, train_sampling_strategy=strategy)
+    cached = train(recipe, "head", output=tmp_path / "cached")
+    without_features(monkeypatch)
+    plain = train(recipe, "head", output=tmp_path / "plain")
+    assert cached.data["training"]["batches"] == "features" and plain.data["training"]["batches"] == "padded"
+    for (_, one), (_, two) in zip(cached.data["training"]["losses"], plain.data["training"]["losses"], strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    for one, two in zip(fast.data["training"]["validation"], slow.data["training"]["validation"], strict=True):
+    for one, two in zip(cached.data["training"]["validation"], plain.data["training"]["validation"], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4) and one["accuracy"] == two["accuracy"]
-    weights = [load_file(next(run.folder.glob("head*.safetensors"))) for run in (fast, slow)]
+    weights = [load_file(next(run.folder.glob("head*.safetensors"))) for run in (cached, plain)]
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], atol=1e-5)
-    assert fast.metrics["test"]["accuracy"] == slow.metrics["test"]["accuracy"]
-    assert fast.data["training"]["tokens"] == slow.data["training"]["tokens"]
+    assert cached.metrics["test"]["accuracy"] == plain.metrics["test"]["accuracy"]
+    assert cached.data["training"]["tokens"] == plain.data["training"]["tokens"]
 
 
-def test_features_beyond_the_limit_are_mapped_from_a_file_with_the_same_result(classify, still, tmp_path, monkeypatch):
-    recipe = still(classify, "distilbert")
+def test_features_beyond_the_limit_are_mapped_from_a_file_with_the_same_result(
+    classify, no_dropout, tmp_path, monkeypatch
+):
+    recipe = no_dropout(classify, "distilbert")
     inside = train(recipe, "head", output=tmp_path / "inside").data
     monkeypatch.setattr(features, "IN_MEMORY_BYTES", 0)
     mapped = train(recipe, "head", output=tmp_path / "mapped").data
@@ -76,23 +78,23 @@ def test_features_beyond_the_limit_are_mapped_from_a_file_with_the_same_result(c
         {"gradient_checkpointing": True},
     ],
 )
-def test_features_heed_the_training_options_as_the_slow_way_does(classify, still, tmp_path, monkeypatch, training):
-    recipe = still(classify, "distilbert", **training)
-    fast = train(recipe, "head", output=tmp_path / "fast").data
-    slowly(monkeypatch)
-    slow = train(recipe, "head", output=tmp_path / "slow").data
-    assert fast["training"]["batches"] == "features"
-    assert fast["training"]["steps"] == slow["training"]["steps"]
-    for (_, one), (_, two) in zip(fast["training"]["losses"], slow["training"]["losses"], strict=True):
+def test_features_follow_the_training_options(classify, no_dropout, tmp_path, monkeypatch, training):
+    recipe = no_dropout(classify, "distilbert", **training)
+    cached = train(recipe, "head", output=tmp_path / "cached").data
+    without_features(monkeypatch)
+    plain = train(recipe, "head", output=tmp_path / "plain").data
+    assert cached["training"]["batches"] == "features"
+    assert cached["training"]["steps"] == plain["training"]["steps"]
+    for (_, one), (_, two) in zip(cached["training"]["losses"], plain["training"]["losses"], strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    assert fast["metrics"]["test"]["loss"] == pytest.approx(slow["metrics"]["test"]["loss"], rel=1e-4)
+    assert cached["metrics"]["test"]["loss"] == pytest.approx(plain["metrics"]["test"]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "llama"])
-def test_accumulated_batches_learn_as_one_large_batch(classify, still, tmp_path, kind):
+def test_accumulated_batches_give_the_losses_of_one_large_batch(classify, no_dropout, tmp_path, kind):
     losses = {}
     for batch, accumulation in ((16, 1), (4, 4)):
-        recipe = still(classify, kind, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        recipe = no_dropout(classify, kind, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
                        train_sampling_strategy="sequential")  # fmt: skip
         recipe.arms["full"] = Arm(learning_rate=5e-3)
         data = train(recipe, "full", output=tmp_path / f"{batch}").data
@@ -102,13 +104,13 @@ def test_accumulated_batches_learn_as_one_large_batch(classify, still, tmp_path,
         assert one == pytest.approx(two, rel=1e-4)
 
 
-def test_the_pass_over_the_backbone_counts_as_training(classify, still, tmp_path):
-    figures = train(still(classify, "distilbert"), "head", output=tmp_path).data["training"]
+def test_the_pass_over_the_backbone_counts_as_training(classify, no_dropout, tmp_path):
+    figures = train(no_dropout(classify, "distilbert"), "head", output=tmp_path).data["training"]
     assert figures["seconds"] > figures["first_pass_seconds"] > 0
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "vit", "qwen2", "opt"])
-def test_what_the_head_reads_is_found_for_other_architectures(kind):
+def test_the_pooling_is_found_for_other_architectures(kind):
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     if kind == "opt":
         small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48,
@@ -126,13 +128,15 @@ def test_what_the_head_reads_is_found_for_other_architectures(kind):
         mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [0] * 3])
         batch = {"input_ids": torch.randint(3, 40, (3, 6)) * mask + (1 - mask), "attention_mask": mask}
     backbone = Backbone(model)
-    pick = backbone.pick(batch)
-    assert pick is not None
+    pooling = backbone.pooling(batch)
+    assert pooling is not None
     with torch.no_grad():
-        assert torch.allclose(backbone.logits_of(pick(backbone.output(batch), batch)), model(**batch).logits, atol=1e-5)
+        assert torch.allclose(
+            backbone.logits_of(pooling(backbone.output(batch), batch)), model(**batch).logits, atol=1e-5
+        )
 
 
-def test_a_model_whose_head_reads_something_else_is_trained_the_slow_way():
+def test_an_unknown_pooling_is_not_found():
     transformers.set_seed(0)
     config = tiny_config("distilbert", 40)
     config.num_labels = 2
@@ -141,4 +145,4 @@ def test_a_model_whose_head_reads_something_else_is_trained_the_slow_way():
     model.forward = lambda **kw: type("O", (), {
         "logits": model.classifier(model.distilbert(input_ids=kw["input_ids"])[0].mean(1))})()  # fmt: skip
     ids = torch.randint(3, 40, (3, 6))
-    assert Backbone(model).pick({"input_ids": ids, "attention_mask": torch.ones_like(ids)}) is None
+    assert Backbone(model).pooling({"input_ids": ids, "attention_mask": torch.ones_like(ids)}) is None

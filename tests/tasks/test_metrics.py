@@ -1,4 +1,4 @@
-"""The metrics against scikit-learn and arithmetic."""
+"""Metrics compared with scikit-learn and with arithmetic."""
 
 import math
 
@@ -10,22 +10,22 @@ from peft_recipes.tasks import metrics
 
 
 @pytest.fixture
-def guesses():
+def predicted():
     random = np.random.default_rng(0)
     references = random.choice(5, size=300, p=[0.6, 0.2, 0.1, 0.08, 0.02])
     return np.where(random.random(300) < 0.7, references, random.integers(0, 5, size=300)), references
 
 
-def test_accuracy_and_macro_f1_are_those_of_sklearn(guesses):
-    predictions, references = guesses
+def test_accuracy_and_macro_f1_equal_sklearns(predicted):
+    predictions, references = predicted
     assert metrics.class_metrics(predictions, references) == {
         "accuracy": accuracy_score(references, predictions),
         "macro_f1": pytest.approx(f1_score(references, predictions, average="macro")),
     }
 
 
-def test_the_per_class_report_is_that_of_sklearn(guesses):
-    predictions, references = guesses
+def test_the_per_class_report_equals_sklearns(predicted):
+    predictions, references = predicted
     labels = ["ham", "spam", "eggs", "milk", "tea"]
     rows = metrics.per_class(predictions, references, labels)
     expected = classification_report(references, predictions, target_names=labels, output_dict=True)

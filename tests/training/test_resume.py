@@ -1,4 +1,4 @@
-"""A run that was killed, interrupted or out of disk goes on as if nothing had been: real signals, real processes."""
+"""A run that is killed, interrupted or out of disk resumes with the same result: real signals, real processes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from peft_recipes.training import stages
 
 @pytest.fixture
 def recipes(classify, instruct, prefer):
-    """By task, recipes with dropout (so that random states matter) of two epochs and a checkpoint every step."""
+    """A recipe of each task: dropout (so that random states matter), two epochs and a checkpoint every step."""
 
-    def dropout(kind, rate):
+    def dropout(kind, learning_rate):
         config = LoraConfig(r=4, lora_dropout=0.1, target_modules=targets(kind, "attention"))
-        return {"full": Arm(learning_rate=rate / 10), "lora": Arm(config, learning_rate=rate)}
+        return {"full": Arm(learning_rate=learning_rate / 10), "lora": Arm(config, learning_rate=learning_rate)}
 
     training = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False}
     return {
@@ -44,7 +44,7 @@ def recipes(classify, instruct, prefer):
 
 
 def at_step(monkeypatch, number, do):
-    """Calls `do` at the end of the optimiser step of that number, once."""
+    """Call `do` once, at the end of that optimizer step."""
     log_step, done = stages.log_step, []
 
     def logged(log, step, *rest):
@@ -61,7 +61,7 @@ def send(number):
 
 
 def same(first, second):
-    """Two runs with the same losses, figures, predictions and weights."""
+    """Assert that two runs have the same losses, figures, predictions and weights."""
     one, two = first.data, second.data
     assert one["training"]["losses"] == two["training"]["losses"]
     for key in ("steps", "tokens", "computed_tokens", "examples", "padding_share", "batches"):
@@ -84,9 +84,9 @@ def same(first, second):
 @pytest.mark.parametrize("step", [3, 4])  # of 4 or 12 to an epoch: within one, and (sft) at its end
 @pytest.mark.parametrize("arm", ["lora", "full"])
 @pytest.mark.parametrize("task", ["classification", "sft", "dpo"])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(recipes, tmp_path, monkeypatch, task, arm, step):
+def test_an_interrupted_run_resumes_with_the_same_result(recipes, tmp_path, monkeypatch, task, arm, step):
     recipe = recipes[task].with_changes({"training": {"train_sampling_strategy": "group_by_length"}})
-    whole = train(recipe, arm, output=tmp_path / "whole")
+    uninterrupted = train(recipe, arm, output=tmp_path / "uninterrupted")
     at_step(monkeypatch, step, send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train(recipe, arm, output=tmp_path / "cut")
@@ -98,13 +98,13 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(recipes, tmp_path, mon
         train(recipe, arm, output=tmp_path / "cut")
     again = train(recipe, arm, output=tmp_path / "cut", resume=True)
     assert again.data["training"]["resumed_at_steps"] == [step]
-    same(whole, again)
+    same(uninterrupted, again)
     steps = [json.loads(line).get("step") for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [s for s in steps if s] == list(range(1, whole.data["training"]["steps"] + 1))
+    assert [s for s in steps if s] == list(range(1, uninterrupted.data["training"]["steps"] + 1))
     assert not (folder / checkpoints.FOLDER).exists()
 
 
-def test_sigterm_is_as_gentle_and_a_second_signal_is_not(recipes, tmp_path, monkeypatch):
+def test_sigterm_saves_a_checkpoint_and_a_second_signal_ends_at_once(recipes, tmp_path, monkeypatch):
     recipe = recipes["classification"].with_changes({"checkpoint_seconds": 300})
     at_step(monkeypatch, 3, send(signal.SIGTERM))
     with pytest.raises(Terminated):
@@ -122,10 +122,10 @@ def test_sigterm_is_as_gentle_and_a_second_signal_is_not(recipes, tmp_path, monk
     assert [p.name for p in folder.iterdir()] == ["checkpoint-3"]
 
 
-def test_training_that_was_done_is_not_done_again(recipes, tmp_path, monkeypatch):
-    """Killed while it evaluates: only that is left. Trainer by itself would train a step beyond the last one."""
+def test_a_run_killed_in_evaluation_does_not_train_again(recipes, tmp_path, monkeypatch):
+    """Trainer by itself would train a step beyond the last one."""
     recipe = recipes["sft"].with_changes({"training": {"max_steps": 6}})  # midway through an epoch
-    whole = train(recipe, "lora", output=tmp_path / "whole")
+    uninterrupted = train(recipe, "lora", output=tmp_path / "uninterrupted")
     evaluate, steps = stages._evaluate, []
 
     def stopped(*_):
@@ -136,12 +136,12 @@ def test_training_that_was_done_is_not_done_again(recipes, tmp_path, monkeypatch
         train(recipe, "lora", output=tmp_path / "cut")
     monkeypatch.setattr(stages, "_evaluate", evaluate)
     monkeypatch.setattr(stages, "log_step", lambda log, step, *_: steps.append(step))
-    same(whole, train(recipe, "lora", output=tmp_path / "cut", resume=True))
+    same(uninterrupted, train(recipe, "lora", output=tmp_path / "cut", resume=True))
     assert steps == []
 
 
 @pytest.mark.parametrize("harm", ["shortened", "no-json", "gone", "of-another-recipe"])
-def test_a_broken_checkpoint_is_skipped_with_a_word(recipes, tmp_path, monkeypatch, harm):
+def test_a_broken_checkpoint_is_skipped_with_a_note(recipes, tmp_path, monkeypatch, harm):
     recipe = recipes["classification"]
     at_step(monkeypatch, 3, send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -161,9 +161,9 @@ def test_a_broken_checkpoint_is_skipped_with_a_word(recipes, tmp_path, monkeypat
     assert any("checkpoint-3 is broken and was skipped" in n for n in data["notes"]) == (harm != "of-another-recipe")
 
 
-def test_a_full_disk_is_said_and_the_last_checkpoint_kept(recipes, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_the_last_checkpoint_kept(recipes, tmp_path, monkeypatch):
     recipe = recipes["classification"]
-    whole = train(recipe, "full", output=tmp_path / "whole")
+    uninterrupted = train(recipe, "full", output=tmp_path / "uninterrupted")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     at_step(monkeypatch, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1])))
     try:
@@ -176,23 +176,23 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_kept(recipes, tmp_path, mon
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     again = train(recipe, "full", output=tmp_path / "cut", resume=True)
     assert again.data["training"]["resumed_at_steps"] == [2]
-    same(whole, again)
+    same(uninterrupted, again)
 
 
-def test_a_head_on_features_starts_again(recipes, tmp_path, monkeypatch):
+def test_a_linear_probe_on_features_starts_again(recipes, tmp_path, monkeypatch):
     recipe = recipes["classification"]
-    whole = train(recipe, "head", output=tmp_path / "whole")
+    uninterrupted = train(recipe, "head", output=tmp_path / "uninterrupted")
     at_step(monkeypatch, 3, send(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train(recipe, "head", output=tmp_path / "cut")
     again = train(recipe, "head", output=tmp_path / "cut", resume=True)
     assert again.data["training"]["resumed_at_steps"] == []
-    same(whole, again)
+    same(uninterrupted, again)
 
 
 @contextlib.contextmanager
 def worker(recipe, arm, output, **options):
-    """The process of one run, as a comparison starts it, and its log."""
+    """Start the process of one run as a comparison does; yield it with its log."""
     recipe.to_yaml(output / "recipe.yaml")
     command = [
         sys.executable,
@@ -211,32 +211,32 @@ def worker(recipe, arm, output, **options):
             process.kill()
 
 
-def follow(process, log, step):
-    """Returns when the run has logged that step."""
+def wait_for_step(process, log, step):
+    """Return when the run has logged that step."""
     while process.poll() is None:
         if log.is_file() and f'"step": {step},' in log.read_text():
             return
     raise AssertionError(process.stderr.read().decode())
 
 
-def test_a_killed_process_goes_on_from_its_last_whole_checkpoint(recipes, tmp_path):
+def test_a_killed_process_resumes_from_its_last_complete_checkpoint(recipes, tmp_path):
     recipe = recipes["classification"]
-    whole = train(recipe, "lora", output=tmp_path / "whole")
+    uninterrupted = train(recipe, "lora", output=tmp_path / "uninterrupted")
     for step in (6, 18):
         with worker(recipe, "lora", tmp_path) as (process, log):
-            follow(process, log, step)
+            wait_for_step(process, log, step)
             process.send_signal(signal.SIGKILL)
     with worker(recipe, "lora", tmp_path) as (process, log):
         assert process.wait() == 0, process.stderr.read().decode()
     again = train(recipe, "lora", output=tmp_path, resume=True)
     assert [step - at for step, at in zip((6, 18), again.data["training"]["resumed_at_steps"], strict=True)] <= [1, 1]
-    same(whole, again)
+    same(uninterrupted, again)
 
 
 def test_a_worker_ends_with_the_process_that_started_it(recipes, tmp_path):
     recipe = recipes["sft"].with_changes({"training": {"num_train_epochs": 200}, "checkpoint_seconds": 300})
     with worker(recipe, "lora", tmp_path, stdin=subprocess.PIPE) as (process, log):
-        follow(process, log, 2)
+        wait_for_step(process, log, 2)
         process.stdin.close()  # as it is closed when its parent is killed
         assert process.wait() == 143
     assert len(list((log.parent / checkpoints.FOLDER).glob("checkpoint-*"))) == 1
@@ -246,7 +246,7 @@ HOLD = "import sys, pathlib\nfrom peft_recipes.runs.lock import locked\n" \
        "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.readline()\n"  # fmt: skip
 
 
-def test_a_comparison_says_who_writes_its_folder_or_waits(recipes, tmp_path):
+def test_a_locked_folder_names_its_writer_or_is_waited_for(recipes, tmp_path):
     from peft_recipes.runs.lock import locked
 
     folder = tmp_path / recipes["sft"].name
@@ -268,22 +268,21 @@ def test_a_comparison_says_who_writes_its_folder_or_waits(recipes, tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_silent_worker_is_shown(recipes, tmp_path, monkeypatch):
+def test_a_silent_worker_is_reported(recipes, tmp_path, monkeypatch):
     from peft_recipes.comparison import pool
 
     monkeypatch.setattr(pool, "_SILENT_SECONDS", 0)
-    reported = []
+    progress = []
     recipe = recipes["classification"].with_changes({"training": {"max_steps": 2}})
     recipe.to_yaml(tmp_path / "r.yaml")
-    order = pool.Order(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", on_progress=reported.append)
+    order = pool.Order(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", on_progress=progress.append)
     pool.run_in_fresh_processes([order])
-    assert reported[-1].state == "ok"
-    assert any(progress.silent_seconds >= 0 and progress.state == "running" for progress in reported[1:])
+    assert progress[-1].state == "ok" and any(
+        news.silent_seconds >= 0 and news.state == "running" for news in progress[1:]
+    )
 
 
-def test_a_run_goes_on_in_the_precision_that_it_began_in(recipes, tmp_path, monkeypatch):
-    """Whatever a trial would find at the second call."""
-
+def test_a_resumed_run_keeps_its_precision(recipes, tmp_path, monkeypatch):
     recipe = recipes["classification"]
     recipe = dataclasses.replace(recipe, training={k: v for k, v in recipe.training.items() if k != "bf16"})
     at_step(monkeypatch, 3, send(signal.SIGINT))

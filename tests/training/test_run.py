@@ -1,4 +1,4 @@
-"""One run: the real trainer, what it writes, and what it claims: same seed same run, same order for every arm."""
+"""One run: its files and figures, the same result for the same seed, the same order of examples for every arm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(classify, shared):
 
 
 @pytest.mark.parametrize("arm", ["full", "head", "lora"])
-def test_an_arm_learns_and_its_evidence_is_whole(run, arm):
+def test_an_arm_is_trained_and_its_run_json_is_complete(run, arm):
     data = run(arm).data
     assert data["status"] == "ok"
     # 6 steps an epoch of 96 rows at 16, two epochs; the first three are the warm-up.
@@ -36,7 +36,7 @@ def test_an_arm_learns_and_its_evidence_is_whole(run, arm):
     assert data["training"]["seconds"] > 0 and data["training"]["peak_memory_bytes"] > 10**7
     training = data["training"]
     assert training["tokens"] > 0 and training["padding_share"] >= 0
-    if arm == "head":  # on stored features: one position an example
+    if arm == "head":  # on cached features: one position an example
         assert training["computed_tokens"] == 192 and training["batches"] == "features"
     else:
         assert training["tokens"] <= training["computed_tokens"]
@@ -47,13 +47,13 @@ def test_an_arm_learns_and_its_evidence_is_whole(run, arm):
     assert (data["latency_ms"]["merged"] is not None) == (arm == "lora")
 
 
-def test_lora_tells_good_from_bad(classify, tmp_path):
-    # The label is told by three words of six: an arm that learns anything is far above one half.
+def test_lora_learns_the_classes(classify, tmp_path):
+    # Three words of six determine the label: a trained arm is far above one half.
     recipe = classify(training={**classify().training, "num_train_epochs": 8})
     assert train(recipe, "lora", output=tmp_path).metrics["test"]["accuracy"] > 0.85
 
 
-def test_the_metrics_are_those_of_the_predictions(run):
+def test_the_metrics_follow_from_the_predictions(run):
     rows = pandas.read_parquet(run("lora").folder / "predictions.parquet")
     assert list(rows.columns) == ["split", "id", "label", "prediction", "loss"]
     assert len(rows) == 40 and rows["id"].is_unique
@@ -62,7 +62,7 @@ def test_the_metrics_are_those_of_the_predictions(run):
     assert rows["loss"].mean() == pytest.approx(metrics["loss"])
 
 
-def test_an_adapters_folder_holds_the_adapter_and_its_head_alone(run):
+def test_an_adapters_folder_holds_only_the_adapter_and_its_head(run):
     found = run("lora")
     with safe_open(found.folder / "adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
@@ -86,7 +86,7 @@ def test_the_counts_of_an_arm_add_up(run):
 
 
 @pytest.mark.parametrize("arm", ["full", "head", "lora"])
-def test_a_saved_arm_comes_back_with_its_head(run, arm):
+def test_a_saved_arm_is_restored_with_its_head(run, arm):
     checks = run(arm).data["checks"]
     assert checks["reload"] < 1e-6
     if arm == "lora":
@@ -109,7 +109,7 @@ def test_plain_peft_loads_the_adapter_on_another_seeds_base(run, classify):
 
 
 @pytest.mark.parametrize("kind", ["classify", "instruct"])
-def test_predictions_stand_beside_their_own_ids_however_training_is_sampled(request, tmp_path, kind):
+def test_predictions_keep_their_ids_under_every_sampling_strategy(request, tmp_path, kind):
     recipe = request.getfixturevalue(kind)()
     runs = {}
     for order in ("random", "group_by_length"):
@@ -136,10 +136,10 @@ def test_one_seed_gives_the_same_run_and_another_gives_another(classify, run, tm
 
 @pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_every_arm_sees_the_same_examples_in_the_same_order(classify, tmp_path, monkeypatch, order):
-    from peft_recipes.tasks.trainer import CountingMixin
+    from peft_recipes.tasks.trainer import TrainerMixin
 
     seen: dict[str, list] = {}
-    step = CountingMixin.training_step
+    step = TrainerMixin.training_step
     dropout = Arm(LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_lin"]), learning_rate=1e-2)
     training = {**classify().training, "train_sampling_strategy": order}
     recipe = classify(arms={**classify().arms, "dropout": dropout}, training=training)
@@ -150,13 +150,13 @@ def test_every_arm_sees_the_same_examples_in_the_same_order(classify, tmp_path, 
             batches.append(inputs["labels"].tolist())
             return step(self, model, inputs, *args, **kwargs)
 
-        monkeypatch.setattr(CountingMixin, "training_step", spy)
+        monkeypatch.setattr(TrainerMixin, "training_step", spy)
         train(recipe, arm, seed=3, output=tmp_path)
     assert len(seen["full"]) == 12 and seen["full"][:6] != seen["full"][6:]
     assert seen["full"] == seen["head"] == seen["lora"] == seen["dropout"]
 
 
-def test_the_resolved_recipe_of_a_run_alone_repeats_it(run, tmp_path):
+def test_the_resolved_recipe_of_a_run_reproduces_it(run, tmp_path):
     first = run("lora")
     again = train(resolved_recipe(first.folder / "recipe.yaml"), "lora", output=tmp_path)
     assert again.data["training"]["losses"] == first.data["training"]["losses"]
@@ -169,7 +169,7 @@ def test_the_base_is_evaluated_without_training(run):
     assert data["metrics"]["test"]["accuracy"] < run("lora").metrics["test"]["accuracy"]
 
 
-def test_a_head_that_is_not_new_is_not_saved_beside_the_adapter(run, classify, tmp_path):
+def test_a_head_that_is_not_new_is_not_saved_with_the_adapter(run, classify, tmp_path):
     # The full arm's folder is a base whose head has been trained: an adapter on it leaves that head alone.
     recipe = classify(model=str(run("full").folder))
     found = train(recipe, "lora", output=tmp_path)
@@ -178,7 +178,7 @@ def test_a_head_that_is_not_new_is_not_saved_beside_the_adapter(run, classify, t
         assert all("lora_" in name for name in file.keys())  # noqa: SIM118  (not a dict)
 
 
-def test_an_existing_run_is_not_overwritten_unasked(run, classify, shared):
+def test_an_existing_run_is_only_overwritten_on_request(run, classify, shared):
     folder = run("head").folder
     before = (folder / "run.json").read_bytes()
     with pytest.raises(RecipeError, match="--resume, or replace it with --overwrite"):
@@ -186,7 +186,7 @@ def test_an_existing_run_is_not_overwritten_unasked(run, classify, shared):
     assert (folder / "run.json").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_down(classify, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_recorded(classify, tmp_path):
     recipe = classify(arms={"full": Arm(learning_rate=1e30)})
     with pytest.raises(FloatingPointError, match="at step"):
         train(recipe, "full", output=tmp_path)
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_down(classify, t
     assert data["status"] == "failed" and "learning rate" in data["error"]
 
 
-def test_an_adapter_that_can_not_move_is_an_error(classify, tmp_path):
+def test_an_adapter_whose_weights_do_not_move_is_an_error(classify, tmp_path):
     recipe = classify(training={**classify().training, "lr_scheduler_type": "constant", "max_grad_norm": 1e-60,
                                 "optim": "sgd"})  # fmt: skip
     with pytest.raises(RuntimeError, match="none of its weights has moved"):
@@ -202,15 +202,15 @@ def test_an_adapter_that_can_not_move_is_an_error(classify, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arm", "said"),
+    ("arm", "message"),
     [
         (LoraConfig(target_modules=["q_lin", "k_linn"]), "target 'k_linn' hits no module.*Nearest: .*k_lin"),
         (LoraConfig(target_modules=["zzz"]), "target 'zzz' hits no module"),
         (LoraConfig(target_modules=r"nothing\.here"), "hits no module"),
     ],
 )
-def test_a_misspelt_target_names_the_nearest_module(classify, tmp_path, arm, said):
-    with pytest.raises(RecipeError, match=said):
+def test_a_misspelt_target_names_the_nearest_module(classify, tmp_path, arm, message):
+    with pytest.raises(RecipeError, match=message):
         train(classify(arms={"lora": Arm(arm, learning_rate=1e-3)}), "lora", output=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +225,7 @@ def test_one_class_in_the_train_split_is_an_error(classify, tmp_path):
 
 
 def test_targets_of_another_architecture_become_the_same_group_of_this_one(classify, tmp_path):
-    # The recipe names DistilBERT's linear layers; on a Llama the same group is meant, and said.
+    # The recipe names DistilBERT's linear layers; on a Llama they become the same group of modules, with a note.
     recipe = classify(model=str(classify("llama").model))
     run = train(recipe, "lora", output=tmp_path)
     assert {"q_proj", "down_proj"} <= set(run.data["target_modules"])
@@ -233,7 +233,7 @@ def test_targets_of_another_architecture_become_the_same_group_of_this_one(class
     assert "q_proj" in (run.folder / "recipe.yaml").read_text()
 
 
-def test_a_class_that_is_not_tested_is_said(classify, tmp_path):
+def test_a_class_without_test_examples_gives_a_note(classify, tmp_path):
     path = tmp_path / "d.csv"
     rows = [f"words {i},{'rare' if i == 3 else 'ab'[i % 2]}" for i in range(100)]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")

@@ -1,0 +1,50 @@
+"""The arguments of one run, and the state that its stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_recipes.guards.runner import Guards
+from peft_recipes.measuring.steps import Stopwatch
+from peft_recipes.recipe.arm import Arm
+from peft_recipes.training.interruption import Interruption
+from peft_recipes.training.resolve import Resolved
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """The arguments of one call of `train`. data: the folder with the data that a comparison prepared, if any."""
+
+    arm: str
+    seed: int
+    folder: Path
+    resume: bool
+    wait: bool
+    quiet: bool
+    data: Path | None
+
+
+@dataclass(kw_only=True)
+class Setup(Resolved):
+    """What the stages of one run share: its resolved recipe, and the state of the run.
+
+    signature: of recipe, arm, seed, data and code; a checkpoint of another signature is not resumed. attention: the
+    attention implementation of the loaded base.
+    """
+
+    run: RunArguments
+    signature: str
+    interruption: Interruption
+    guard: Guards
+    watch: Stopwatch
+    attention: str | None = None
+
+    @property
+    def arm(self) -> Arm | None:
+        """The arm to train; None for the untrained base, which is evaluated only."""
+        return self.recipe.arms.get(self.run.arm)
+
+    @property
+    def quantise(self) -> str | None:
+        return self.arm.quantise if self.arm else None
