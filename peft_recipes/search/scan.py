@@ -136,7 +136,7 @@ class _Scanner:
         from peft_recipes.arms.apply import fit_targets
         from peft_recipes.hardware.device import choose
         from peft_recipes.models import bases
-        from peft_recipes.planning import memory
+        from peft_recipes.planning import memory, plan
         from peft_recipes.tasks.registry import task_of
 
         self.hardware: Hardware = choose(self.recipe.training, self.recipe.threads)
@@ -162,7 +162,7 @@ class _Scanner:
                 problems += error.problems
         if problems:
             raise RecipeError(*problems)
-        self.max_steps = max(steps(self.recipe, self.prepared.rows) or 0, MIN_STEPS)
+        self.max_steps = max(plan.steps(self.recipe, self.prepared.rows) or 0, MIN_STEPS)
         self.signature = self._signature()
         # Loaded once and dropped: pretraining of a stand-in and first imports must not count as a run's loading time.
         self.task.load_base(self.prepared)
