@@ -1,4 +1,4 @@
-"""What mkdocs does beside rendering Markdown: reference pages from the code, kept comparisons, links out of docs/.
+"""mkdocs hooks: reference pages from the code, reports and plots of the kept comparisons, links out of docs/.
 
 Nothing generated here is in git. mkdocs.yml names this file under `hooks`.
 """
