@@ -1,4 +1,4 @@
-"""A comparison's data, made once and read by each of its runs: tokenised rows as Arrow files, the rest as JSON."""
+"""A comparison's prepared data on disk, made once for all its runs: splits as Arrow files, the rest as JSON."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from peft_recipes.data.prepared import Prepared
 from peft_recipes.recipe.recipe import Recipe
 
-if TYPE_CHECKING:
-    from peft_recipes.data.prepared import Prepared
-
-_REST = "prepared.json"  # written last: without it there is nothing to read
+_REST = "prepared.json"
+_FIELDS = ("ids", "fingerprint", "labels", "notes", "samples")
 
 
 @contextlib.contextmanager
 def stored(prepared: Prepared, folder: Path) -> Iterator[Path | None]:
-    """Keeps prepared data in a folder while a comparison lasts; None for images, which are quicker made than read."""
+    """Store prepared data in a folder while a comparison lasts; None for images, which are faster to prepare again."""
     import datasets
 
     if not all(isinstance(rows, datasets.Dataset) for rows in prepared.splits.values()):
         yield None
         return
-    shutil.rmtree(folder, ignore_errors=True)  # of a comparison that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a comparison that was killed
     try:
         for name, rows in prepared.splits.items():
             rows.save_to_disk(folder / name)
-        rest = {key: getattr(prepared, key) for key in ("ids", "fingerprint", "labels", "notes", "samples")}
+        rest = {key: getattr(prepared, key) for key in _FIELDS}
         (folder / _REST).write_text(json.dumps(rest), encoding="utf-8")
         yield folder
     finally:
@@ -37,10 +35,9 @@ def stored(prepared: Prepared, folder: Path) -> Iterator[Path | None]:
 
 
 def read(folder: Path, recipe: Recipe) -> Prepared:
-    """The data that `stored` keeps, in memory, with the recipe's own tokenizer."""
+    """Load the data that `stored` wrote into memory, with the recipe's tokenizer."""
     import datasets
 
-    from peft_recipes.data.prepared import Prepared
     from peft_recipes.models import bases
 
     rest = json.loads((folder / _REST).read_text(encoding="utf-8"))

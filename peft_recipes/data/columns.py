@@ -1,4 +1,4 @@
-"""What columns mean: raw rows made into text and label, prompt and completion, or text alone; held against the task."""
+"""Column formats: raw rows as text and label, as prompt and completion, or as plain text; overlap between splits."""
 
 from __future__ import annotations
 
@@ -17,16 +17,9 @@ if TYPE_CHECKING:
 # The prompt of the Alpaca project, for a base whose tokenizer has no chat template.
 PLAIN_PROMPT = "### Instruction:\n{prompt}\n\n### Response:\n"
 
-_FORMATS = {
-    "prompt-completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
-
 
 def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[str]:
-    """The class names in the order of their numbers, from the data itself or from `source.labels`.
+    """The class names in the order of their numbers, from the data or from `source.labels`.
 
     Raises RecipeError: no label column, a label that is neither a whole number nor text, names that don't agree.
     """
@@ -43,38 +36,34 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
                 f"{', '.join(source.labels)}. Leave it out: --set dataset.labels=null."
             )
         return list(source.labels or feature.names)
-    seen: dict[Any, str] = {}
+    first_row: dict[int | str, str] = {}
     for rows in splits.values():
         for row, value in zip(rows["id"], rows[source.label], strict=True):
             if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-                raise RecipeError(
-                    f"dataset '{source.path}', row {row}, column '{source.label}': a label is a whole number or text, "
-                    f"got {value!r} ({type(value).__name__})."
-                )
-            seen.setdefault(value, row)
+                raise wrong_value(source.path, row, source.label, "a label is a whole number or text,", value)
+            first_row.setdefault(value, row)
     if source.labels:
-        strange = [v for v in seen if _number(v, source.labels) is None]
-        if strange:
-            raise RecipeError(
-                f"dataset '{source.path}', row {seen[strange[0]]}: label {strange[0]!r} is not one of dataset.labels: "
-                f"{', '.join(source.labels)}."
-            )
+        for value, row in first_row.items():
+            if _class_index(value, source.labels) is None:
+                raise RecipeError(
+                    f"dataset '{source.path}', row {row}: label {value!r} is not one of dataset.labels: "
+                    f"{', '.join(source.labels)}."
+                )
         return list(source.labels)
-    if all(isinstance(v, int) for v in seen):
-        if min(seen) < 0 or max(seen) > 9_999:
-            raise RecipeError(
-                f"dataset '{source.path}': labels run from {min(seen)} to {max(seen)}; expected 0, 1, ..."
-            )
-        return [str(i) for i in sorted(seen)]
-    return sorted(str(v) for v in seen)
+    if all(isinstance(value, int) for value in first_row):
+        lowest, highest = min(first_row), max(first_row)
+        if lowest < 0 or highest > 9_999:
+            raise RecipeError(f"dataset '{source.path}': labels run from {lowest} to {highest}; expected 0, 1, ...")
+        return [str(i) for i in sorted(first_row)]
+    return sorted(str(value) for value in first_row)
 
 
-def _number(value: Any, labels: list[str]) -> int | None:
-    """The class of a label: by its name, or a whole number by its place where the names are no numbers themselves."""
+def _class_index(value: Any, labels: list[str]) -> int | None:
+    """The index of a label: by its name, or the label itself where the names are not numbers."""
     if str(value) in labels:
         return labels.index(str(value))
-    by_place = isinstance(value, int) and not all(label.isdigit() for label in labels)
-    return value if by_place and 0 <= value < len(labels) else None
+    is_index = isinstance(value, int) and not all(label.isdigit() for label in labels)
+    return value if is_index and 0 <= value < len(labels) else None
 
 
 def classification_rows(rows: datasets.Dataset, source: Dataset, column: str, labels: list[str]) -> datasets.Dataset:
@@ -84,116 +73,120 @@ def classification_rows(rows: datasets.Dataset, source: Dataset, column: str, la
     name = getattr(source, column)
     if name not in rows.column_names:
         raise RecipeError(missing_column(name, column, rows.column_names, source.path))
-    own = isinstance(rows.features[source.label], ClassLabel)  # then values are places already
-    made = [value if own else _number(value, labels) for value in rows[source.label]]
-    for row, number in zip(rows["id"], made, strict=True):
-        if number is None or not 0 <= number < len(labels):
+    are_indices = isinstance(rows.features[source.label], ClassLabel)
+    indices = [value if are_indices else _class_index(value, labels) for value in rows[source.label]]
+    for row, index in zip(rows["id"], indices, strict=True):
+        if index is None or not 0 <= index < len(labels):
             raise RecipeError(
-                f"dataset '{source.path}', row {row}: label {number} is outside 0 to {len(labels) - 1} "
+                f"dataset '{source.path}', row {row}: label {index} is outside 0 to {len(labels) - 1} "
                 f"({', '.join(labels)})."
             )
     if column == "text":
         check_text(rows, name, source.path)
-    kept = rows.select_columns(["id", name]).rename_columns({name: column} if name != column else {})
-    return kept.add_column("label", made)
+    return _only(rows, name, column).add_column("label", indices)
 
 
 def check_text(rows: datasets.Dataset, column: str, path: str) -> None:
-    """Raises RecipeError for the first value of a column that is not text, with its row."""
+    """Raise RecipeError for the first value of a column that is not text, with its row."""
     for row, value in zip(rows["id"], rows[column], strict=True):
         if not isinstance(value, str):
-            raise RecipeError(
-                f"dataset '{path}', row {row}, column '{column}': expected text, got {value!r} "
-                f"({type(value).__name__})."
-            )
+            raise wrong_value(path, row, column, "expected text,", value)
 
 
-def _needed(source: Dataset) -> dict[str, tuple[str, ...]]:
-    return {**_FORMATS, "text": (source.text,)}
+def wrong_value(path: str, row: str, column: str, expected: str, value: Any) -> RecipeError:
+    """The error for a value of the wrong type. expected: "expected text,"."""
+    return RecipeError(f"dataset '{path}', row {row}, column '{column}': {expected} got {value!r} "
+                       f"({type(value).__name__}).")  # fmt: skip
 
 
-def sft_format(columns: list[str], source: Dataset) -> str:
-    """Which of the SFT formats these columns are, or what `source.format` says. Raises RecipeError if none fits."""
+def _only(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
+    """The rows with `id` and one column alone, under another name."""
+    rows = rows.select_columns(["id", column])
+    return rows.rename_column(column, name) if column != name else rows
+
+
+def _sft_format(columns: list[str], source: Dataset) -> tuple[str, tuple[str, ...]]:
+    """`source.format`, or the first format whose columns exist, and those columns. Raises RecipeError if none fits."""
+    formats = {
+        "prompt-completion": ("prompt", "completion"),
+        "messages": ("messages",),
+        "alpaca": ("instruction", "output"),
+        "text": (source.text,),
+    }
     if source.format:
-        needed = _needed(source)[source.format]
-        missing = [c for c in needed if c not in columns]
+        needed = formats[source.format]
+        missing = [column for column in needed if column not in columns]
         if missing:
             raise RecipeError(
                 f"dataset '{source.path}' has no column '{missing[0]}', which the format '{source.format}' needs "
                 f"({', '.join(needed)}). Its columns: {', '.join(columns)}."
             )
-        return source.format
-    for name, needed in _needed(source).items():
+        return source.format, needed
+    for name, needed in formats.items():
         if all(column in columns for column in needed):
-            return name
-    wanted = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in _needed(source).items())
+            return name, needed
+    known = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in formats.items())
     raise RecipeError(
         f"dataset '{source.path}' has the columns {', '.join(c for c in columns if c != 'id')}, which is none of the "
-        f"formats of supervised fine-tuning: {wanted}."
+        f"formats of supervised fine-tuning: {known}."
     )
 
 
 def sft_rows(rows: datasets.Dataset, source: Dataset, chat: bool) -> tuple[datasets.Dataset, int]:
-    """Rows with `id` and `prompt`/`completion` (or `text`), as trl takes them, and how many had an empty answer.
+    """Rows with `id` and `prompt`/`completion` (or `text`) in trl's format, and the number of empty answers.
 
-    chat: the tokenizer has a chat template, so prompts are messages; otherwise they are plain text.
-    Rows without an answer teach nothing (Alpaca has 28) and are left out.
+    Rows with an empty answer (Alpaca has 28) are left out. chat: the tokenizer has a chat template, so prompts are
+    messages; otherwise they are plain text.
     """
-    kind = sft_format(rows.column_names, source)
-    if kind == "text":
-        rows, empty = filled(rows, source.text)
-        check_text(rows, source.text, source.path)
-        renames = {source.text: "text"} if source.text != "text" else {}
-        return rows.select_columns(["id", source.text]).rename_columns(renames), empty
-    rows, empty = filled(rows, _FORMATS[kind][-1])
-    if kind != "messages":
-        for column in _FORMATS[kind]:
-            if not isinstance(rows[0][column], list):
-                check_text(rows, column, source.path)
-    made = [_prompt_completion(row, kind, source.path) for row in rows]
-    answered = [(i, p, c) for i, (p, c) in enumerate(made) if c.strip()]
-    empty += len(made) - len(answered)
     import datasets
 
-    ids = rows["id"]
-    built = [{"id": ids[i], **_as_trl(prompt, completion, chat)} for i, prompt, completion in answered]
-    if not built:
-        raise RecipeError(f"dataset '{source.path}': no row has an answer to learn.")
-    return datasets.Dataset.from_list(built), empty
+    name, columns = _sft_format(rows.column_names, source)
+    answers = rows[columns[-1]]
+    filled = [i for i, answer in enumerate(answers) if answer is not None]  # an empty value of a csv is None
+    empty = len(rows) - len(filled)
+    rows = rows.select(filled) if empty else rows
+    if name == "text":
+        check_text(rows, source.text, source.path)
+        return _only(rows, source.text, "text"), empty
+    if name != "messages" and len(rows):
+        for column in columns:
+            if not isinstance(rows[0][column], list):
+                check_text(rows, column, source.path)
+    examples = []
+    for row in rows:
+        prompt, completion = _prompt_completion(row, name, source.path)
+        if completion.strip():
+            examples.append({"id": row["id"], **_as_trl(prompt, completion, chat)})
+    if not examples:
+        raise RecipeError(f"dataset '{source.path}': no row has an answer to train on.")
+    return datasets.Dataset.from_list(examples), empty + len(rows) - len(examples)
 
 
-def filled(rows: datasets.Dataset, column: str) -> tuple[datasets.Dataset, int]:
-    """The rows that have something in a column, and how many have nothing (what a csv makes of an empty value)."""
-    kept = [i for i, value in enumerate(rows[column]) if value is not None]
-    return (rows if len(kept) == len(rows) else rows.select(kept)), len(rows) - len(kept)
-
-
-def _prompt_completion(row: dict[str, Any], kind: str, path: str) -> tuple[list[dict[str, str]], str]:
-    """A row as the messages before the answer, and the answer."""
-    if kind == "alpaca":
-        extra = str(row.get("input") or "")
-        text = row["instruction"] + (f"\n\n{extra}" if extra.strip() else "")
+def _prompt_completion(row: dict[str, Any], name: str, path: str) -> tuple[list[dict[str, str]], str]:
+    """The prompt of a row as messages, and its completion as text. name: the row's format."""
+    if name == "alpaca":
+        context = str(row.get("input") or "")
+        text = row["instruction"] + (f"\n\n{context}" if context.strip() else "")
         return [{"role": "user", "content": text}], row["output"]
-    if kind == "messages":
-        messages = said(row["messages"], "messages", row["id"], path)
+    if name == "messages":
+        messages = checked_messages(row["messages"], "messages", row["id"], path)
         if len(messages) < 2 or messages[-1].get("role") != "assistant":
             raise RecipeError(f"dataset '{path}', row {row['id']}: messages must end with an answer of the assistant.")
         return [dict(m) for m in messages[:-1]], messages[-1]["content"]
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list):
-        prompt = said(prompt, "prompt", row["id"], path)
-    if isinstance(completion, list):
-        completion = said(completion, "completion", row["id"], path)
+    prompt, completion = (
+        checked_messages(row[key], key, row["id"], path) if isinstance(row[key], list) else row[key]
+        for key in ("prompt", "completion")
+    )
     messages = [dict(m) for m in prompt] if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return messages, completion[-1]["content"] if isinstance(completion, list) else completion
 
 
-def said(messages: Any, column: str, row: str, path: str) -> list[dict[str, str]]:
-    """Messages that are ones. Raises RecipeError with the row where a role or a content is no text."""
-    sound = isinstance(messages, list) and all(
+def checked_messages(messages: Any, column: str, row: str, path: str) -> list[dict[str, str]]:
+    """The messages. Raises RecipeError with the row unless each has a role and a content of text."""
+    valid = isinstance(messages, list) and all(
         isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content")) for m in messages
     )
-    if not sound or not messages:
+    if not valid or not messages:
         raise RecipeError(
             f"dataset '{path}', row {row}, column '{column}': expected a list of messages, each with 'role' and "
             f"'content' as text, got {str(messages)[:120]}."
@@ -208,46 +201,47 @@ def _as_trl(prompt: list[dict[str, str]], completion: str, chat: bool) -> dict[s
 
 
 def plain_prompt(text: str) -> str:
-    """A question as a base without a chat template sees it."""
+    """The prompt of a base without a chat template."""
     return PLAIN_PROMPT.format(prompt=text)
 
 
 def without_test_examples(
     splits: dict[str, datasets.Dataset], columns: list[str]
 ) -> tuple[dict[str, datasets.Dataset], int]:
-    """The splits without the train and validation rows whose `columns` stand in a later split too, and their count.
+    """Remove the train and validation rows whose `columns` also occur in a later split; also returns their number.
 
-    IMDB has 123 texts in both train and test, SMS spam 403 exact repeats: a model is not tested on what it learnt.
+    IMDB has 123 texts in both train and test, SMS spam 403 exact repeats.
     """
 
     def keys(rows: datasets.Dataset) -> list[str]:
         return [json.dumps(values, sort_keys=True) for values in zip(*(rows[c] for c in columns), strict=True)]
 
-    test = set(keys(splits["test"])) if "test" in splits else set()
-    kept, dropped = dict(splits), 0
-    held_out = test | set(keys(splits["validation"])) if "validation" in splits else test
-    for split in ("train", "validation"):
-        if split in splits:
-            forbidden = held_out if split == "train" else test
-            stay = [i for i, key in enumerate(keys(splits[split])) if key not in forbidden]
-            dropped += len(splits[split]) - len(stay)
-            if not stay:
-                raise RecipeError(f"Every {split} example stands in the test split too; nothing is left.")
-            kept[split] = splits[split].select(stay)
-    return kept, dropped
+    kept, removed, later = dict(splits), 0, set()
+    for split in ("test", "validation", "train"):
+        if split not in splits:
+            continue
+        of_split = keys(splits[split])
+        if split != "test":
+            remaining = [i for i, key in enumerate(of_split) if key not in later]
+            removed += len(of_split) - len(remaining)
+            if not remaining:
+                raise RecipeError(f"Every {split} example is in a later split too; nothing is left.")
+            kept[split] = splits[split].select(remaining)
+        later.update(of_split)
+    return kept, removed
 
 
 def fingerprint(splits: dict[str, datasets.Dataset]) -> str:
-    """16 hex digits that change when any example of any split does; paths, times and caches don't count."""
+    """A hash of the examples of all splits, as 16 hex digits; independent of paths, times and caches."""
     digest = hashlib.sha256()
     for name in sorted(splits):
         digest.update(f"\n{name}:{len(splits[name])}".encode())
         for row in splits[name]:
-            plain = {k: _hashable(v) for k, v in row.items()}
-            digest.update(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode())
+            values = {key: _hashable(value) for key, value in row.items()}
+            digest.update(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
 
 
 def _hashable(value: Any) -> Any:
-    # An image is decoded to PIL; its pixels are what counts, not how the file was compressed.
+    # An image is decoded to PIL: its pixels count, not how the file was compressed.
     return hashlib.sha256(value.tobytes()).hexdigest() if hasattr(value, "tobytes") else value

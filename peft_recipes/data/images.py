@@ -1,4 +1,4 @@
-"""Images for image-classification: to a model's pixels, and the shift (rotation, noise) that a recipe may ask for."""
+"""Images for image classification: pixel values, and the recipe's transform (rotation, noise)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def shift(image: Image, identity: str, transform: dict[str, float] | None) -> Image:
-    """The image turned by up to `rotation` degrees and with normal noise of sd `noise` (of the full range) added.
+    """Rotate an image by up to `rotation` degrees and add normal noise with sd `noise` (of the full range).
 
-    Drawn from the example's own identity, so that every arm and every seed sees the same picture.
+    The random numbers are seeded by the example's id, so that every arm and every seed gets the same image.
     """
     if not transform:
         return image
@@ -27,14 +27,14 @@ def shift(image: Image, identity: str, transform: dict[str, float] | None) -> Im
     if degrees := transform.get("rotation", 0):
         image = image.rotate(random.uniform(-degrees, degrees), resample=images.Resampling.BILINEAR)
     if sd := transform.get("noise", 0):
-        pixels = np.asarray(image, dtype=np.float32) / 255
-        noisy = np.clip(pixels + random.normal(0, sd, pixels.shape), 0, 1)
+        values = np.asarray(image, dtype=np.float32) / 255
+        noisy = np.clip(values + random.normal(0, sd, values.shape), 0, 1)
         image = images.fromarray((noisy * 255).round().astype(np.uint8), mode=image.mode)
     return image
 
 
 def pixels(image: Image, config: PretrainedConfig, processor: Any | None) -> np.ndarray:
-    """[channels, height, width] float32, by the model's own image processor, or scaled to 0..1 where it has none."""
+    """Pixel values [channels, height, width] in float32: from the image processor, or scaled to 0..1 without one."""
     channels = getattr(config, "num_channels", 3)
     image = image.convert("L" if channels == 1 else "RGB")
     if processor is not None:

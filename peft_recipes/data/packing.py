@@ -1,10 +1,9 @@
-"""Exact prefix-shared batches: a batch's examples in one row (or a few), their common prefix once, nothing padded.
+"""Exact prefix-shared packing: the examples of a batch in one sequence (or a few) behind their common token prefix.
 
-The examples stand one after another behind their common token prefix; `position_ids` go on from the prefix, and a 4-D
-mask lets each example see the prefix and itself. By causality each token sees exactly what it sees in a padded batch,
-so losses and gradients are the same, while the prefix is computed once instead of once an example, no position is
-padding, and an example's last token, which predicts nothing, is its label alone. (With dropout the examples of a batch
-share the prefix's draw; everything else is equal.)
+`position_ids` of each example continue from the prefix, and a 4-D mask lets each example see the prefix and itself. By
+causality each token sees what it sees in a padded batch, so losses and gradients are the same. The prefix is computed
+once, and nothing is padded but the end of the shorter sequences. The last token of an example predicts nothing, so only
+its label is kept. (With dropout the examples share the prefix's random draw; everything else is equal.)
 """
 
 from __future__ import annotations
@@ -12,33 +11,37 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from peft_recipes.kernels.segment_attention import Segments
+from peft_recipes.kernels.segment_attention import Part, Segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-IGNORED = -100  # a label that is no label, in transformers as in torch's cross entropy
-COUNTS = "counts"  # what a batch is made of; for the trainer, never for the model
-EXAMPLES = "example_ids"  # [rows, length]: which of the batch's examples a label belongs to, -1 for none
+IGNORED = -100  # the label that transformers and torch's cross_entropy ignore
 
-SEGMENTS = "segments"  # of shared rows, for the attention that runs example by example
-COMPLETIONS = "completion_mask"  # [2 pairs, length]: where a pair's answers stand, chosen ones first, as trl has it
-REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # [pairs]: the answers' log-probabilities by the reference
-KEPT = "logits_to_keep"  # the columns whose next token is a label: only there the vocabulary head need be computed
+# Keys of a batch besides the model's own.
+COUNTS = "counts"  # the batch's Counts, for the trainer
+EXAMPLES = "example_ids"  # [sequences, length]: the example that a label belongs to, -1 for none
+SEGMENTS = "segments"  # the Segments of packed sequences, for segment_attention.py
+COMPLETIONS = "completion_mask"  # [2 pairs, length]: the tokens of the answers, chosen ones first, as in trl
+REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # [pairs]: log-probabilities under the reference model
+KEPT = "logits_to_keep"  # the columns whose next token is labelled: the LM head is computed for these alone
 
-# Attention over a row costs as much as all else at about this many positions for each unit of hidden width: measured on
-# SmolLM2-135M (a third of the matrix products' time at 640 positions, width 576); by operations alone it would be six.
+# Attention over a sequence costs as much as all else at about this many positions per unit of hidden size: measured on
+# SmolLM2-135M (a third of the matrix products' time at 640 positions, hidden size 576); by operations it would be six.
 _BREAK_EVEN = 3
-_SHORT = 1_024  # below this a row is too short for its attention to matter, however narrow the model
+_SHORT = 1_024  # below this length attention does not matter, however small the hidden size
+
+_PADDING, _PREFIX = -2, -1  # groups of positions that belong to no example
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one batch holds: tokens of its examples, positions the model computes, how many of those are padding."""
+    """A batch's tokens, the positions that the model computes, the padding among them, and the number of examples."""
 
     tokens: int
     computed: int
@@ -46,17 +49,32 @@ class Counts:
     examples: int
 
 
+class Piece(NamedTuple):
+    """Consecutive tokens of a packed sequence.
+
+    labels: of these tokens; one more than `ids` where the last token was left out. position: the first position id.
+    group, branch: a token sees the prefix, and of its own group branch 0 and its own branch. example: of the labels.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    position: int
+    group: int
+    branch: int = 0
+    example: int = -1
+
+
 @dataclass
 class SharedPrefixCollator:
-    """Examples {"input_ids", "labels"} to a batch of rows that share their common prefix.
+    """Collate examples {"input_ids", "labels"} to sequences that share their common prefix.
 
-    additive_mask: eager attention wants numbers to add, sdpa takes booleans. break_even: row length at which attention
-    costs as much as everything else. head_share: the vocabulary head's cost as a share of the rest, a position.
-    max_row_tokens: no row is longer (an example that is stands alone), which bounds the mask's memory. by_segments: the
-    attention will run example by example (segment_attention.py), so that a row's length costs nothing by itself.
+    additive_mask: eager attention adds the mask, sdpa takes booleans. break_even: length at which attention costs as
+    much as everything else. head_share: the LM head's cost per position, relative to the rest. max_row_tokens: the
+    longest sequence, which bounds the mask's memory; a longer example gets its own. by_segments: attention runs example
+    by example (segment_attention.py), so that a sequence's length costs nothing by itself.
 
-    Returns input_ids, position_ids, labels, example_ids [rows, length], attention_mask [rows, 1, length, length],
-    logits_to_keep [columns that predict a label] and the batch's Counts.
+    Returns input_ids, position_ids, labels, example_ids [sequences, length], attention_mask [sequences, 1, length,
+    length], logits_to_keep [columns that predict a label] and the batch's Counts.
     """
 
     pad_token_id: int
@@ -68,7 +86,7 @@ class SharedPrefixCollator:
 
     @classmethod
     def for_model(cls, model: PreTrainedModel, pad_token_id: int, max_row_tokens: int) -> SharedPrefixCollator:
-        """A collator with the mask that this model's attention takes, and its costs."""
+        """A collator with the mask and the costs of this model."""
         config = model.config.get_text_config()
         head = config.vocab_size * config.hidden_size
         body = max(model.num_parameters(exclude_embeddings=True), 1)
@@ -84,127 +102,124 @@ class SharedPrefixCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ids = [list(example["input_ids"]) for example in examples]
-        labels = [_shifted_out(example["labels"]) for example in examples]
+        labels = [_predictable(example["labels"]) for example in examples]
         shared = shareable_prefix(ids, labels)
-        rows = self._rows([len(i) - shared for i in ids], shared, [_labelled(row) for row in labels])
-        # What follows the prefix of each example. Its last token predicts nothing and nobody looks back at it: only the
-        # label is needed, and goes where the next example begins, whose first token has none of its own.
-        sizes = [[len(ids[e]) - shared for e in row] for row in rows]
-        sizes = [
-            [size - (size > 1 and after > 0) for size, after in zip(row, [*row[1:], 0], strict=True)] for row in sizes
-        ]
-        length = max(shared + sum(row) for row in sizes)
-        made = {
-            "input_ids": torch.full((len(rows), length), self.pad_token_id),
-            "position_ids": torch.zeros((len(rows), length), dtype=torch.long),
-            "labels": torch.full((len(rows), length), IGNORED),
-            EXAMPLES: torch.full((len(rows), length), -1),
+        lengths = [len(tokens) - shared for tokens in ids]
+        sequences = []
+        for packed in self._assign(lengths, shared, [sum(x != IGNORED for x in row) for row in labels]):
+            pieces = []
+            for i, after in zip(packed, [*packed[1:], None], strict=True):
+                # An example's last token predicts nothing and no later token sees it. It is left out where another
+                # example follows, whose first position then holds its label: that has none of its own.
+                last = len(ids[i]) - (lengths[i] > 1 and after is not None and lengths[after] > 0)
+                pieces.append(Piece(ids[i][shared:last], labels[i][shared:], shared, group=i, example=i))
+            sequences.append(pieces)
+        return self._pack(ids[0][:shared], sequences, sum(map(len, ids)), len(examples))
+
+    def _pack(self, prefix: list[int], sequences: list[list[Piece]], tokens: int, examples: int) -> dict[str, Any]:
+        """The batch of sequences that begin with the prefix; `tokens` and `examples` are for its Counts."""
+        length = len(prefix) + max(sum(len(piece.ids) for piece in pieces) for pieces in sequences)
+        shape = (len(sequences), length)
+        batch: dict[str, Any] = {
+            "input_ids": torch.full(shape, self.pad_token_id),
+            "position_ids": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, IGNORED),
+            EXAMPLES: torch.full(shape, -1),
         }
-        segments = torch.full((len(rows), length), -2)  # -2: padding, -1: the prefix, else the example
-        for number, row in enumerate(rows):
-            place = shared
-            made["input_ids"][number, :shared] = torch.tensor(ids[row[0]][:shared])
-            made["position_ids"][number, :shared] = torch.arange(shared)
-            segments[number, :shared] = -1
-            for example, size in zip(row, sizes[number], strict=True):
-                here, own = slice(place, place + size), slice(shared, shared + size)
-                made["input_ids"][number, here] = torch.tensor(ids[example][own])
-                made["position_ids"][number, here] = torch.arange(shared, shared + size)
-                segments[number, here] = example
-                # From the second on: the first place may hold the label of the example before.
-                told = slice(place + 1, place + len(ids[example]) - shared)
-                made["labels"][number, told] = torch.tensor(labels[example][shared + 1 :], dtype=torch.long)
-                made[EXAMPLES][number, told] = example
-                place = here.stop
-        made["attention_mask"] = self._mask(segments)
+        groups, branches = torch.full(shape, _PADDING), torch.zeros(shape, dtype=torch.long)
+        for row, pieces in enumerate(sequences):
+            start = 0
+            for piece in (Piece(prefix, [], 0, _PREFIX), *pieces):
+                stop = start + len(piece.ids)
+                batch["input_ids"][row, start:stop] = torch.tensor(piece.ids, dtype=torch.long)
+                batch["position_ids"][row, start:stop] = torch.arange(piece.position, piece.position + len(piece.ids))
+                groups[row, start:stop], branches[row, start:stop] = piece.group, piece.branch
+                labelled = slice(start + 1, start + len(piece.labels))  # no token of the piece predicts its first
+                batch["labels"][row, labelled] = torch.tensor(piece.labels[1:], dtype=torch.long)
+                batch[EXAMPLES][row, labelled] = piece.example
+                start = stop
+        batch["attention_mask"] = self._mask(groups, branches)
         if self.by_segments:
-            made[SEGMENTS] = Segments.after_prefix(shared, sizes, length)
-        made[KEPT] = predicting_columns(made["labels"])
-        padding = int((segments == -2).sum())
-        made[COUNTS] = Counts(sum(map(len, ids)), segments.numel(), padding, len(examples))
-        return made
+            batch[SEGMENTS] = Segments([_parts(len(prefix), pieces) for pieces in sequences], length)
+        batch[KEPT] = predicting_columns(batch["labels"])
+        batch[COUNTS] = Counts(tokens, groups.numel(), int((groups == _PADDING).sum()), examples)
+        return batch
 
-    def _mask(self, segments: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, length, length]: True (or 0) where a position may look."""
-        of_query, of_key = segments[:, :, None], segments[:, None, :]
-        return self._as_attention_takes_it(((of_query == of_key) | ((of_key == -1) & (of_query >= 0))).tril_())
-
-    def _as_attention_takes_it(self, allowed: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, length, length] of what is allowed [rows, length, length]: as booleans, or as numbers to add."""
-        # A padding position sees itself: no row of nothing, no NaN.
-        allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)
+    def _mask(self, groups: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+        """[sequences, 1, length, length]: True (or 0) where a position sees another, else False (or the minimum)."""
+        query, key = groups[:, :, None], groups[:, None, :]
+        allowed = query == key
+        if branches.any():
+            allowed &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+        allowed |= (key == _PREFIX) & (query >= 0)
+        allowed = allowed.tril_()[:, None]
+        allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)  # padding sees itself, or softmax gives NaN
         if not self.additive_mask:
-            return allowed[:, None]
-        numbers = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
-        return numbers[:, None]
+            return allowed
+        return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
 
-    def _rows(self, lengths: list[int], shared: int, labelled: list[int]) -> list[list[int]]:
-        """Which examples stand in which row: as many rows as cost least, none beyond the budget."""
-        best, cost, worse = [[e] for e in range(len(lengths))], float("inf"), 0
+    def _assign(self, lengths: list[int], shared: int, labelled: list[int]) -> list[list[int]]:
+        """The examples of each sequence: as many sequences as cost least, none beyond max_row_tokens."""
+        best, lowest, worse = [[i] for i in range(len(lengths))], float("inf"), 0
         fewest = max(1, (shared + sum(lengths)) // self.max_row_tokens)
         for count in range(min(fewest, len(lengths)), len(lengths) + 1):
-            rows = _balanced(lengths, count)
-            longest = shared + max(sum(lengths[e] for e in row) for row in rows)
+            sequences = _balanced(lengths, count)
+            longest = shared + max(sum(lengths[i] for i in packed) for packed in sequences)
             if longest > self.max_row_tokens and count < len(lengths):
                 continue
-            # The head is computed where any row has a label, so in one row at its labels alone.
+            # The head is computed for the columns that any sequence has labels in; in one sequence, for its labels.
             heads = sum(labelled) if count == 1 else min(longest, sum(labelled)) * count
-            found = count * longest * (1 + longest / self.break_even) + heads * self.head_share
-            if found < cost:
-                best, cost, worse = rows, found, 0
+            cost = count * longest * (1 + longest / self.break_even) + heads * self.head_share
+            if cost < lowest:
+                best, lowest, worse = sequences, cost, 0
             elif (worse := worse + 1) > 2:
-                break  # still more rows repeat the prefix still more often
+                break  # more sequences repeat the prefix more often
         return best
 
 
 @dataclass
 class PaddedCollator:
-    """Examples {"input_ids", "labels"} to a padded batch: what the shared rows are held against, and fall back to.
+    """Collate examples {"input_ids", "labels"} to a padded batch, where prefix-shared packing is not exact.
 
-    keeps_logits: whether the model takes `logits_to_keep`, by the columns of its input.
+    keeps_logits: whether the model takes `logits_to_keep` as columns of its input.
     """
 
     pad_token_id: int
     keeps_logits: bool = True
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        length = max(len(example["input_ids"]) for example in examples)
-        ids = torch.full((len(examples), length), self.pad_token_id)
-        labels = torch.full((len(examples), length), IGNORED)
-        mask = torch.zeros((len(examples), length), dtype=torch.long)
-        for row, example in enumerate(examples):
-            size = len(example["input_ids"])
-            ids[row, :size] = torch.tensor(example["input_ids"])
-            labels[row, :size] = torch.tensor(_shifted_out(example["labels"]))
-            mask[row, :size] = 1  # by place, never by id: SmolLM2's padding token is its turn end
-        counts = Counts(int(mask.sum()), mask.numel(), int((mask == 0).sum()), len(examples))
-        places = torch.arange(len(examples))[:, None].expand(-1, length).masked_fill(mask == 0, -1)
-        made = {"input_ids": ids, "labels": labels, "attention_mask": mask, EXAMPLES: places, COUNTS: counts}
-        return {**made, KEPT: predicting_columns(labels)} if self.keeps_logits else made
+        lengths = [len(example["input_ids"]) for example in examples]
+        labels = _padded([_predictable(example["labels"]) for example in examples], IGNORED)
+        # The mask is made from lengths: SmolLM2's padding token is also its end of turn.
+        mask = _padded([[1] * length for length in lengths], 0)
+        batch = {
+            "input_ids": _padded([example["input_ids"] for example in examples], self.pad_token_id),
+            "labels": labels,
+            "attention_mask": mask,
+            EXAMPLES: _padded([[i] * length for i, length in enumerate(lengths)], -1),
+            COUNTS: Counts(sum(lengths), mask.numel(), mask.numel() - sum(lengths), len(examples)),
+        }
+        return {**batch, KEPT: predicting_columns(labels)} if self.keeps_logits else batch
 
 
 def predicting_columns(labels: torch.Tensor) -> torch.Tensor:
-    """[n] the columns of labels [rows, length] after which any row has a label."""
+    """[n] the columns of labels [sequences, length] before a label of any sequence."""
     return (labels[:, 1:] != IGNORED).any(0).nonzero().squeeze(1)
 
 
 def shareable_prefix(ids: list[list[int]], labels: list[list[int]]) -> int:
-    """Tokens that all examples begin with, up to one before the first labelled token of any.
+    """The length of the examples' common prefix, which ends one token before the first label of any.
 
-    The token before a label predicts it, so it must be the example's own. One example alone shares with nobody: 0.
+    The token before a label predicts it, so each example needs its own. A single example shares nothing: 0.
     """
     if len(ids) < 2:
         return 0
-    most = min(next((i for i, label in enumerate(row) if label != IGNORED), len(row)) - 1 for row in labels)
-    first = ids[0]
-    for place in range(max(0, min(most, *map(len, ids)))):
-        if any(row[place] != first[place] for row in ids):
-            return place
-    return max(0, min(most, *map(len, ids)))
+    first_label = min(next((i for i, x in enumerate(row) if x != IGNORED), len(row)) for row in labels)
+    return max(0, min(first_label - 1, common_prefix(ids)))
 
 
 def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = False) -> str | None:
-    """Why rows can't be shared exactly on this model, in a few words; None where they can."""
+    """Why prefix-shared packing would not be exact on this model, in a few words; None where it is."""
     config = model.config.get_text_config()
     attention = config._attn_implementation
     if prompt_learning:
@@ -214,7 +229,7 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
     if getattr(config, "output_router_logits", False):
         return "its load-balancing loss counts tokens by a mask of two dimensions"
     if "local" in (getattr(config, "attention_layers", None) or ()):
-        return "some of its layers look back by place in the row"
+        return "some of its layers look back by position in the sequence"
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder and decoder"
     takes = inspect.signature(type(model).forward).parameters
@@ -222,7 +237,7 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
         return f"{type(model).__name__} takes no {'position_ids' if 'position_ids' not in takes else 'logits_to_keep'}"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds - {"full_attention", "sliding_attention"} or getattr(model, "_is_stateful", False):
-        return "some of its layers are no attention: they carry a state through the row"
+        return "some of its layers are no attention: they carry a state through the sequence"
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds or (window and getattr(config, "layer_types", None) is None)
     if slides and window and window < max_length and getattr(config, "use_sliding_window", True):
@@ -230,21 +245,46 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
     return None
 
 
-def _shifted_out(labels: Sequence[int]) -> list[int]:
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """The number of tokens that all sequences begin with."""
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((i for i, tokens in columns if len(set(tokens)) > 1), min(map(len, sequences)))
+
+
+def _predictable(labels: Sequence[int]) -> list[int]:
     """Labels without the first: no token comes before it that could predict it."""
-    return [IGNORED, *labels[1:]]
+    return [IGNORED, *labels[1:]][: len(labels)]
 
 
-def _labelled(labels: list[int]) -> int:
-    return sum(label != IGNORED for label in labels)
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=value)
+
+
+def _parts(prefix: int, pieces: list[Piece]) -> list[Part]:
+    """A sequence's parts for segment_attention.py. A prompt (branch 0) and its first answer attend alike: one part."""
+    sees = ((0, prefix),) if prefix else ()
+    parts = [Part(0, prefix)] if prefix else []
+    start = prompt_start = prompt_stop = prefix
+    for piece in pieces:
+        stop = start + len(piece.ids)
+        if piece.branch == 0:
+            parts.append(Part(start, stop, sees))
+            prompt_start, prompt_stop = start, stop
+        elif piece.branch == 1:
+            parts[-1] = Part(parts[-1].start, stop, sees)
+        else:
+            prompt = ((prompt_start, prompt_stop),) if prompt_stop > prompt_start else ()
+            parts.append(Part(start, stop, sees + prompt))
+        start = stop
+    return parts
 
 
 def _balanced(lengths: list[int], count: int) -> list[list[int]]:
-    """The examples on `count` rows of like length: the longest first, each to the row that is shortest so far."""
-    rows: list[list[int]] = [[] for _ in range(count)]
-    sizes = [0] * count
+    """The examples in `count` sequences of similar length: the longest first, each to the shortest sequence so far."""
+    sequences: list[list[int]] = [[] for _ in range(count)]
+    totals = [0] * count
     for example in sorted(range(len(lengths)), key=lambda e: -lengths[e]):
-        shortest = sizes.index(min(sizes))
-        rows[shortest].append(example)
-        sizes[shortest] += lengths[example]
-    return [sorted(row) for row in rows]
+        shortest = totals.index(min(totals))
+        sequences[shortest].append(example)
+        totals[shortest] += lengths[example]
+    return [sorted(packed) for packed in sequences]

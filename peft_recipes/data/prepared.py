@@ -1,4 +1,4 @@
-"""Prepared: the data of a recipe as its trainer takes it."""
+"""Prepared: a recipe's dataset, tokenised and split, as its trainer takes it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 @dataclass
 class Prepared:
-    """A recipe's data as its trainer takes it.
+    """A recipe's dataset, as its trainer takes it.
 
     splits: "train", "validation", "test", the recipe's further evaluation sets, and "pretrain" where there is one.
-    rows: how many examples each has. ids: each example's own, in the order of the split. folder: where a comparison
-    keeps it for all its runs.
+    ids: the example ids of each split, in its order. folder: where a comparison stores the data for its runs.
     """
 
     splits: dict[str, Any]
@@ -27,4 +26,5 @@ class Prepared:
 
     @property
     def rows(self) -> dict[str, int]:
+        """The number of examples in each split."""
         return {split: len(ids) for split, ids in self.ids.items() if split != "pretrain"}

@@ -1,12 +1,13 @@
-"""From a recipe's `Dataset` to raw splits: the Hub, local files, embedded stand-ins; cut, balanced, numbered."""
+"""Load a recipe's `Dataset` from the Hub, local files or embedded stand-ins, and split it."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.errors import RecipeError, nearest, unknown
 from peft_recipes.models.bases import hub_errors, is_local
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset
 
@@ -17,11 +18,11 @@ READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".pa
 
 
 def load_splits(source: Dataset) -> dict[str, datasets.Dataset]:
-    """The raw splits "train", "validation", "test" (and "pretrain" where asked for), each with an `id` column.
+    """Load the splits "train", "validation", "test" ("pretrain" too, where set), each with an `id` column.
 
-    The cut depends on `source` alone, never on a run's seed: every arm and every seed sees the same split. Rows are
-    shuffled with `source.seed` first, since many datasets are sorted by label (IMDB's are).
-    Raises RecipeError: nothing there, nothing in it, a split or size that can't be had, a broken line in a file.
+    The splits depend on `source` alone, never on a run's seed: every arm and every seed gets the same ones. Rows are
+    shuffled with `source.seed` first, as many datasets are sorted by label (IMDB is).
+    Raises RecipeError: a missing or empty dataset, an impossible split or size, a broken line in a file.
     """
     raw = _read(source)
     single = len(raw) == 1
@@ -33,29 +34,29 @@ def load_splits(source: Dataset) -> dict[str, datasets.Dataset]:
     for split, name in named.items():
         if name is not None and name not in raw:
             raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + f" Set dataset.{split}_split.")
-    pool = _shuffled(_numbered(raw[named["train"]], named["train"]), source)
-    made: dict[str, datasets.Dataset] = {}
+    pool = _shuffled(_with_ids(raw[named["train"]], named["train"]), source)
+    splits: dict[str, datasets.Dataset] = {}
     for split in ("validation", "test"):
         if named[split] is not None:
-            rows = _shuffled(_numbered(raw[named[split]], named[split]), source)
-            made[split] = rows.select(range(_count(getattr(source, split), len(rows), len(rows), split, source)))
+            rows = _shuffled(_with_ids(raw[named[split]], named[split]), source)
+            splits[split] = rows.select(range(_count(getattr(source, split), len(rows), len(rows), split, source)))
     if source.pretrain:
         count = _count(source.pretrain, len(pool), len(pool), "pretrain", source)
-        made["pretrain"], pool = pool.select(range(count)), pool.select(range(count, len(pool)))
-    made |= _cut(pool, [s for s in ("train", "validation", "test") if s not in made], source)
-    return {split: made[split] for split in ("pretrain", "train", "validation", "test") if split in made}
+        splits["pretrain"], pool = pool.select(range(count)), pool.select(range(count, len(pool)))
+    splits |= _cut(pool, [s for s in ("train", "validation", "test") if s not in splits], source)
+    return {split: splits[split] for split in ("pretrain", "train", "validation", "test") if split in splits}
 
 
 def load_test(source: Dataset) -> datasets.Dataset:
-    """The rows that a further evaluation set is: of its test split, or of its only one; blank texts left out.
+    """Load a further evaluation set: the test split, or the only one, without blank texts.
 
-    Nothing of it is trained on, so nothing is cut off for that. Raises RecipeError as `load_splits`.
+    Nothing is held back for training. Raises RecipeError as `load_splits` does.
     """
     raw = _read(source)
     name = next(iter(raw)) if len(raw) == 1 else source.test_split or "test"
     if name not in raw:
         raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + " Set its test_split.")
-    rows = _shuffled(_numbered(raw[name], name), source)
+    rows = _shuffled(_with_ids(raw[name], name), source)
     if source.text in rows.column_names:
         texts = rows[source.text]
         rows = rows.select([i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()])
@@ -63,29 +64,28 @@ def load_test(source: Dataset) -> datasets.Dataset:
 
 
 def _cut(pool: datasets.Dataset, splits: list[str], source: Dataset) -> dict[str, datasets.Dataset]:
-    """`splits` cut from one shuffled pool, one after another; a size of None takes what the others leave."""
+    """Cut one shuffled pool into `splits`; those without a size share the rest equally."""
     total, sizes = len(pool), {}
     for split in splits:
         if getattr(source, split) is not None:
             sizes[split] = _count(getattr(source, split), total, total - sum(sizes.values()), split, source)
-    rest = total - sum(sizes.values())
-    open_splits = [s for s in splits if s not in sizes]
-    for i, split in enumerate(open_splits):
-        sizes[split] = rest // len(open_splits) if i else rest - (rest // len(open_splits)) * (len(open_splits) - 1)
-    # Shares that add up to one leave a row or two over by rounding down; they belong to the last split.
+    rest, unsized = total - sum(sizes.values()), [s for s in splits if s not in sizes]
+    for i, split in enumerate(unsized):
+        sizes[split] = rest // len(unsized) + (0 if i else rest % len(unsized))
     shares = [getattr(source, s) for s in splits]
     if all(isinstance(s, float) and s < 1 for s in shares) and abs(sum(shares) - 1) < 1e-9:
-        sizes[splits[-1]] += total - sum(sizes.values())
-    made, start = {}, 0
+        sizes[splits[-1]] += total - sum(sizes.values())  # the rows that rounding down left over
+    cut, start = {}, 0
     for split in splits:
         if sizes[split] < 1:
             raise RecipeError(f"dataset '{source.path}' has {total} rows: none is left for {split}.")
-        made[split] = pool.select(range(start, start + sizes[split]))
+        cut[split] = pool.select(range(start, start + sizes[split]))
         start += sizes[split]
-    return made
+    return cut
 
 
 def _count(size: int | float | None, total: int, left: int, split: str, source: Dataset) -> int:
+    """The number of rows of a split whose size is a count, a share of `total`, or None for all that are left."""
     if size is None:
         return left
     count = int(total * size) if size < 1 else int(size)
@@ -102,15 +102,16 @@ def _count(size: int | float | None, total: int, left: int, split: str, source: 
     return count
 
 
-def _numbered(rows: datasets.Dataset, split: str) -> datasets.Dataset:
+def _with_ids(rows: datasets.Dataset, split: str) -> datasets.Dataset:
     if not len(rows):
         raise RecipeError(f"The dataset's split '{split}' is empty: it has no rows.")
-    ids = [f"{split}-{i}" for i in range(len(rows))]
-    rows = rows.remove_columns([c for c in ("id",) if c in rows.column_names])
-    return rows.add_column("id", ids)
+    if "id" in rows.column_names:
+        rows = rows.remove_columns("id")
+    return rows.add_column("id", [f"{split}-{i}" for i in range(len(rows))])
 
 
 def _shuffled(rows: datasets.Dataset, source: Dataset) -> datasets.Dataset:
+    """The rows in random order, and with `source.balance` as many of each class."""
     rows = rows.shuffle(seed=source.seed)
     if not source.balance:
         return rows
@@ -119,16 +120,14 @@ def _shuffled(rows: datasets.Dataset, source: Dataset) -> datasets.Dataset:
     by_class: dict[object, list[int]] = {}
     for i, label in enumerate(rows[source.label]):
         by_class.setdefault(label, []).append(i)
-    smallest = min(len(places) for places in by_class.values())
-    # Shuffled once more: the rare class was spread over all rows, the common one's share stands at their beginning.
-    return rows.select([i for places in by_class.values() for i in places[:smallest]]).shuffle(seed=source.seed)
+    smallest = min(len(indices) for indices in by_class.values())
+    # Shuffled again, as the kept rows of a common class come before the last ones of a rare class.
+    return rows.select([i for indices in by_class.values() for i in indices[:smallest]]).shuffle(seed=source.seed)
 
 
-def missing_column(column: str, key: str, there: list[str], path: str) -> str:
-    """One line for a column that is not there: the nearest, those that are, and how to name another."""
-    from peft_recipes.errors import nearest
-
-    names = [name for name in there if name != "id"]
+def missing_column(column: str, key: str, columns: list[str], path: str) -> str:
+    """The message for a missing column: the nearest, all that exist, and how to name another."""
+    names = [name for name in columns if name != "id"]
     return (
         f"dataset '{path}' has no column '{column}'.{nearest(column, names)} It has: {', '.join(names)}. "
         f"Name the right one with --set dataset.{key}=COLUMN."
@@ -152,15 +151,15 @@ def _read(source: Dataset) -> dict[str, datasets.Dataset]:
         for file in sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()):
             _check_lines(file)
     with hub_errors("dataset", source.path):
-        where = str(path) if path.is_dir() else source.path
+        name = str(path) if path.is_dir() else source.path
         try:
-            return dict(datasets.load_dataset(where, source.name, revision=source.revision))
+            return dict(datasets.load_dataset(name, source.name, revision=source.revision))
         except datasets.exceptions.DatasetGenerationError as error:
-            raise RecipeError(f"dataset '{source.path}' can't be read: {_cause(error)}") from error
+            raise RecipeError(f"dataset '{source.path}' can't be read: {_root_cause(error)}") from error
 
 
 def read_file(path: Path) -> dict[str, datasets.Dataset]:
-    """A csv, tsv, json, jsonl or parquet file. Raises RecipeError: nothing there, nothing in it, a broken line."""
+    """Read a csv, tsv, json, jsonl or parquet file. Raises RecipeError: a missing or empty file, a broken line."""
     import datasets
 
     if not path.is_file():
@@ -171,20 +170,18 @@ def read_file(path: Path) -> dict[str, datasets.Dataset]:
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
         return dict(datasets.load_dataset(READERS[path.suffix], data_files=str(path), **options))
-    except Exception as error:  # datasets wraps whatever its readers raise
-        raise RecipeError(f"dataset file {path} can't be read: {_cause(error)}") from error
+    except Exception as error:  # datasets wraps what its readers raise
+        raise RecipeError(f"dataset file {path} can't be read: {_root_cause(error)}") from error
 
 
-def _cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{' '.join(str(error).split())[:300] or type(error).__name__}."
 
 
 def _check_lines(path: Path) -> None:
-    """Names the line where a text file is broken; datasets' own readers say only that something is."""
-    if path.suffix == ".parquet":
-        return
+    """Raise RecipeError with the broken line of a text file, which the readers of datasets do not name."""
     try:
         if path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as lines:
@@ -200,23 +197,21 @@ def _check_lines(path: Path) -> None:
 
 
 def _check_csv(path: Path) -> None:
-    import csv
-
+    csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        csv.field_size_limit(2**31 - 1)
         start = 1
         try:
             header = next(rows, [])
-            start, count = rows.line_num + 1, 0
-            for count, row in enumerate(rows, 1):  # noqa: B007  (how many there were is asked below)
+            first = start = rows.line_num + 1
+            for row in rows:
                 if row and len(row) != len(header):
                     raise RecipeError(
                         f"{path}, line {start}: {len(row)} values where the header has {len(header)} "
                         f"({', '.join(header)}). A value with a comma or a line break in it needs quotes."
                     )
                 start = rows.line_num + 1
-            if not count:
+            if start == first:
                 raise RecipeError(f"{path} is empty: it has a header and no rows.")
         except csv.Error as error:
             opened = f"line {start}: a quote that is opened here is never closed" if "end of data" in str(error) else ""

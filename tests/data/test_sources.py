@@ -200,6 +200,11 @@ def test_rows_without_an_answer_are_left_out_and_counted():
     assert (len(made), empty, made[0]["completion"]) == (1, 1, "x")
 
 
+def test_a_dataset_without_any_answer_is_refused():
+    with pytest.raises(RecipeError, match="no row has an answer"):
+        columns.sft_rows(rows_of(instruction=["a"], input=[""], output=[None]), Dataset("d"), chat=True)
+
+
 def test_columns_of_no_sft_format_list_the_formats():
     with pytest.raises(RecipeError, match=r"question, answer.*alpaca"):
         columns.sft_rows(rows_of(question=["a"], answer=["b"]), Dataset("d"), chat=True)

@@ -95,7 +95,7 @@ def test_unusable_pairs_are_counted_by_reason():
         (FORMATS["text"], {"prompt": "promt"}, "no column 'promt'. Did you mean 'prompt'?"),
         ({**FORMATS["text"], "chosen": 7, "rejected": 8}, {}, "row train-0, column 'chosen': expected text or a list"),
         ({"chosen": [{"role": "user"}], "rejected": [user(ASK)]}, {}, "row train-0, column 'chosen'.*'content'"),
-        ({"prompt": ASK, "chosen": GOOD, "rejected": GOOD}, {}, "no row is a pair to learn from .1 with the same"),
+        ({"prompt": ASK, "chosen": GOOD, "rejected": GOOD}, {}, "no row is a usable pair .1 with the same"),
     ],
 )
 def test_malformed_pairs_say_where_and_what(row, columns, message):
