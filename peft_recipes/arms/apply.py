@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.architecture_table import ARCHITECTURES, GROUPS, Architecture, head_modules
-from peft_recipes.models.architectures import architecture_of, parameters_by_component, targets_of
+from peft_recipes.models.architectures import architecture_of, parameters_by_component, targets
 from peft_recipes.models.quantisation import is_quantised
 from peft_recipes.models.virtual_tokens import read_last_token
 from peft_recipes.recipe.arm import Arm
@@ -95,7 +95,7 @@ def fit_targets(recipe: Recipe, config: PretrainedConfig) -> tuple[Recipe, list[
         if group is None:
             continue
         method = copy.deepcopy(arm.peft)
-        names = targets_of(config, group).names
+        names = targets(config, group)
         method.target_modules = names if isinstance(names, str) else set(names)
         if hasattr(method, "fan_in_fan_out"):
             method.fan_in_fan_out = architecture_of(config).fan_in_fan_out

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.arms.methods import LORA_LR, METHODS, NOT_IN_TABLE, Method
 from peft_recipes.errors import RecipeError, nearest
-from peft_recipes.models.architectures import architecture_of, targets_of
+from peft_recipes.models.architectures import architecture_of, targets
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.options import LANGUAGE_TASKS
 from peft_recipes.recipe.recipe import Recipe
@@ -105,7 +105,7 @@ class Base:
         """Return the weight shapes of all linear layers that are targets."""
         from peft_recipes.models.module_matching import matched_modules
 
-        names = matched_modules(self.model, targets_of(self.config, "all-linear").names)
+        names = matched_modules(self.model, targets(self.config, "all-linear"))
         return [tuple(self.model.get_submodule(name).weight.shape) for name in names]
 
 
@@ -183,7 +183,7 @@ def _common_divisor(base: Base, limit: int) -> int:
 
 
 def _all_linear(base: Base) -> dict[str, Any]:
-    return {"target_modules": targets_of(base.config, "all-linear").names}
+    return {"target_modules": targets(base.config, "all-linear")}
 
 
 def _norms(base: Base) -> dict[str, Any]:

@@ -43,34 +43,19 @@ def build_once(kind: str, name: str, build: Callable[[Path], None], message: str
     folder = cache_dir() / kind / name
     if folder.is_dir():
         return folder
-    from filelock import FileLock, Timeout
-
-    with _cache_errors():
+    unfinished = folder.with_name(f".{name}.unfinished")
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.parent / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"Another process is making {name}; waiting for it.")
-            lock.acquire()
-        unfinished = folder.with_name(f".{name}.unfinished")
-        try:
+        with _locked(folder):
             shutil.rmtree(unfinished, ignore_errors=True)  # of a killed build
             if not folder.is_dir():  # else the process that held the lock has built it
                 say(message)
                 unfinished.mkdir()
-                build(unfinished)
-                unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            lock.release()
-    return folder
-
-
-@contextlib.contextmanager
-def _cache_errors() -> Iterator[None]:
-    try:
-        yield
+                try:
+                    build(unfinished)
+                    unfinished.rename(folder)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         if error.errno not in _FULL | _CLOSED:
             raise  # the builder's own
@@ -78,6 +63,23 @@ def _cache_errors() -> Iterator[None]:
             f"Cannot write the cache folder {cache_dir()} ({error.strerror}). "
             "Make it writable or make room, or name another folder in PEFT_RECIPES_CACHE."
         ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process is making {folder.name}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def say(message: str) -> None:

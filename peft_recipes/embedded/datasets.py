@@ -40,9 +40,6 @@ FUNCTION_LINES = range(5, 41)
 _LIBRARY_NAMES = re.compile(r"(?i)pytorch|numpy|pandas|torch|sympy|networkx|c?python|\b(?:np|pd|nx)(?=\.)")
 
 
-# --- one builder per dataset -----------------------------------------------------------------------------------------
-
-
 def mnist() -> dict[str, Dataset]:
     """5,000 handwritten digits, 500 per class, shuffled: `image` (28 x 28, grey) and `label`, as in ylecun/mnist."""
     import numpy as np
@@ -63,9 +60,8 @@ def docstring_topics() -> dict[str, Dataset]:
     """`text`: what an object does, with library names masked; `label`: the library that documents it. Balanced."""
     from datasets import ClassLabel, Dataset, Features, Value
 
-    rows = [
-        {"text": _LIBRARY_NAMES.sub("[library]", row.text), "label": row.library} for row in objects_by_use()["topics"]
-    ]
+    topics = objects_by_use()["topics"]
+    rows = [{"text": _LIBRARY_NAMES.sub("[library]", row.text), "label": row.library} for row in topics]
     rows = _shuffled({key_of(row["text"]): row for row in rows}.values())
     labels = ClassLabel(names=sorted({row["label"] for row in rows}))
     return {"train": Dataset.from_list(rows, features=Features({"text": Value("string"), "label": labels}))}
@@ -73,12 +69,8 @@ def docstring_topics() -> dict[str, Dataset]:
 
 def docstring_questions() -> dict[str, Dataset]:
     """Alpaca's columns: `instruction` "What does numpy.cumsum do?", an empty `input`, and the answer as `output`."""
-    from datasets import Dataset
-
     rows = _shuffled(row for rows in _trainable_objects(QUESTIONS_PER_LIBRARY) for row in rows)[:QUESTIONS]
-    return {
-        "train": Dataset.from_list([{"instruction": row.question, "input": "", "output": row.text} for row in rows])
-    }
+    return _split("train", [{"instruction": row.question, "input": "", "output": row.text} for row in rows])
 
 
 def docstring_preferences() -> dict[str, Dataset]:
@@ -87,41 +79,35 @@ def docstring_preferences() -> dict[str, Dataset]:
     Each object is in one row only, so that no text is in two splits, or chosen in one row and rejected in another: the
     answer alone does not reveal which one is preferred.
     """
-    from datasets import Dataset
-
     pairs = []
     for rows in _trainable_objects(2 * PREFERENCES_PER_LIBRARY):  # in the order of a hash: neighbours are unrelated
         pairs += zip(rows[::2], rows[1::2], strict=False)
-    return {
-        "train": Dataset.from_list(
-            [{"prompt": a.question, "chosen": a.text, "rejected": b.text} for a, b in _shuffled(pairs)]
-        )
-    }
+    rows = [{"prompt": a.question, "chosen": a.text, "rejected": b.text} for a, b in _shuffled(pairs)]
+    return _split("train", rows)
 
 
 def docstring_text() -> dict[str, Dataset]:
     """`text`: prose that no embedded model or dataset trains on, to measure forgetting."""
-    from datasets import Dataset
-
-    return {"test": Dataset.from_dict({"text": [row.text for row in _shuffled(objects_by_use()["heldout"])]})}
+    return _split("test", [{"text": row.text} for row in _shuffled(objects_by_use()["heldout"])])
 
 
 def stdlib_functions() -> dict[str, Dataset]:
     """`text`: the source of one function or method of the standard library, 5 to 40 lines, without duplicates."""
-    from datasets import Dataset
-
     with no_garbage_collection():
         functions = {re.sub(r"\W+", " ", text): text for text in _functions()}
-    return {"train": Dataset.from_dict({"text": _shuffled(functions.values())})}
+    return _split("train", [{"text": text} for text in _shuffled(functions.values())])
+
+
+def _split(name: str, rows: list[dict[str, str]]) -> dict[str, Dataset]:
+    from datasets import Dataset
+
+    return {name: Dataset.from_list(rows)}
 
 
 def inputs() -> dict[str, Any]:
     """Return what determines the rows: the documented versions, and the code that reads and selects."""
     modules = (libraries, documentation, prose, sys.modules[__name__])
     return {"versions": versions(), "code": [inspect.getsource(module) for module in modules]}
-
-
-# --- documented objects and their uses -------------------------------------------------------------------------------
 
 
 def objects() -> list[Documented]:

@@ -68,9 +68,6 @@ def _documented_by(library: str) -> Iterator[Documented]:
                 yield Documented(library, name, kind, text, docstring)
 
 
-# --- one module ----------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Module:
     """What a syntax tree says about docstrings and imports."""
@@ -147,9 +144,6 @@ def _constant_text(node: ast.AST) -> str:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         return _constant_text(node.func.value)
     return ""
-
-
-# --- public names --------------------------------------------------------------------------------------------------
 
 
 def _public_names(modules: dict[str, Module]) -> dict[tuple[str, str], str]:

@@ -39,7 +39,7 @@ def smollm2(folder: Path) -> None:
     with quiet_bars():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        settings = read.config.to_dict()
+        settings = read.config.to_dict()  # a model read from a GGUF can't be saved
         for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # no longer quantised
             settings.pop(key, None)
         model = LlamaForCausalLM(LlamaConfig.from_dict(settings)).eval()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 END, PAD = "<|endoftext|>", "<|pad|>"
+_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def pretrain(texts: list[str], folder: Path, settings: Pretraining | None = None
     Raises:
         ValueError: the texts are too few for the validation rows and one batch.
     """
+    import torch
+
     settings = settings or Pretraining()
     texts = random.Random(settings.seed).sample(texts, len(texts))  # validation rows from all libraries
     tokenizer = train_tokenizer(texts, settings)
@@ -58,11 +61,13 @@ def pretrain(texts: list[str], folder: Path, settings: Pretraining | None = None
         raise ValueError(f"{len(rows)} rows of {settings.row_length} tokens are not enough to train on")
     model = _new_model(tokenizer, settings)
     _fit(model, rows, settings)
-    model.config.update({"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1})  # GPT-2's own, for fine-tuning
+    model.config.update(dict.fromkeys(_DROPOUT, 0.1))  # GPT-2's own, for fine-tuning
     with quiet_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return _validation_loss(model, validation, settings)
+    with torch.inference_mode():
+        losses = [_loss(model, batch).item() * len(batch) for batch in validation.split(settings.rows_per_step)]
+    return sum(losses) / len(validation)
 
 
 def train_tokenizer(texts: list[str], settings: Pretraining) -> PreTrainedTokenizerFast:
@@ -102,12 +107,10 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, settings: Pretraining) -> GPT
         n_embd=settings.n_embd,
         n_layer=settings.n_layer,
         n_head=settings.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,  # a minute is too short to overfit
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **dict.fromkeys(_DROPOUT, 0.0),  # a minute is too short to overfit
     )
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state as it was
         torch.manual_seed(settings.seed)
@@ -151,11 +154,3 @@ def _loss(model: GPT2LMHeadModel, ids: torch.Tensor, starts: torch.Tensor | int 
     positions = (starts + torch.arange(ids.shape[1])).expand(ids.shape)
     logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
-
-
-def _validation_loss(model: GPT2LMHeadModel, rows: torch.Tensor, settings: Pretraining) -> float:
-    import torch
-
-    with torch.inference_mode():
-        losses = [_loss(model, batch).item() * len(batch) for batch in rows.split(settings.rows_per_step)]
-    return sum(losses) / len(rows)

@@ -17,7 +17,6 @@ from peft_recipes.errors import RecipeError, unknown
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-_DOCSTRINGS = "the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch"
 _LICENCES = "each library's own: BSD-3-Clause (networkx, numpy, pandas, sympy, torch), PSF-2.0 (Python)"
 
 
@@ -42,6 +41,14 @@ class StandIn:
     def folder_name(self, name: str) -> str:
         """Return the name in the cache, which changes with the content."""
         return f"{name}-{version_of(self.origin, self.revision, self.inputs())}"
+
+
+def _docstrings(
+    description: str,
+    builder: Callable[[], Any],
+    origin: str = "the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch",
+) -> StandIn:
+    return StandIn(description, origin, _LICENCES, builder, inputs=datasets.inputs)
 
 
 MODELS: dict[str, StandIn] = {
@@ -77,33 +84,22 @@ DATASETS: dict[str, StandIn] = {
         builder=datasets.mnist,
         inputs=lambda: packages.MNIST.files,
     ),
-    "docstring-topics": StandIn(
-        description="text: what an object does, the libraries' names masked; label: which of 6 libraries documents it",
-        origin=_DOCSTRINGS,
-        licence=_LICENCES,
-        builder=datasets.docstring_topics,
-        inputs=datasets.inputs,
+    "docstring-topics": _docstrings(
+        "text: what an object does, the libraries' names masked; label: which of 6 libraries documents it",
+        datasets.docstring_topics,
     ),
-    "docstring-questions": StandIn(
-        description="instruction: 'What does numpy.cumsum do?', input: empty, output: what its docstring says",
-        origin=_DOCSTRINGS,
-        licence=_LICENCES,
-        builder=datasets.docstring_questions,
-        inputs=datasets.inputs,
+    "docstring-questions": _docstrings(
+        "instruction: 'What does numpy.cumsum do?', input: empty, output: what its docstring says",
+        datasets.docstring_questions,
     ),
-    "docstring-preferences": StandIn(
-        description="prompt: 'What does numpy.cumsum do?', chosen: what its docstring says, rejected: another object's",
-        origin=_DOCSTRINGS,
-        licence=_LICENCES,
-        builder=datasets.docstring_preferences,
-        inputs=datasets.inputs,
+    "docstring-preferences": _docstrings(
+        "prompt: 'What does numpy.cumsum do?', chosen: what its docstring says, rejected: another object's",
+        datasets.docstring_preferences,
     ),
-    "docstring-text": StandIn(
-        description="text: plain English on which no stand-in is trained, to measure what a model forgot",
+    "docstring-text": _docstrings(
+        "text: plain English on which no stand-in is trained, to measure what a model forgot",
+        datasets.docstring_text,
         origin="the docstrings of the installed networkx, numpy, pandas, sympy and torch",
-        licence=_LICENCES,
-        builder=datasets.docstring_text,
-        inputs=datasets.inputs,
     ),
     "stdlib-functions": StandIn(
         description="text: the source of one function of the standard library, 5 to 40 lines",

@@ -99,10 +99,8 @@ def synchronise(device: str) -> None:
     """Wait until the device has finished its queued work, so that a clock measures it."""
     import torch
 
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def _cpu_name() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,25 +37,18 @@ def recomputed() -> Iterator[None]:
         yield
 
 
-def _gelu(node: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    approximate = node._saved_approximate
-    return lambda x: F.gelu(x, approximate=approximate)
-
-
-_FUNCTIONS: dict[str, Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "SiluBackward0": lambda _: F.silu,
-    "GeluBackward0": _gelu,
-}
-
-
 def _pack(tensor: torch.Tensor) -> Any:
+    """Return the tensor, or the function and the input to recompute it from."""
     node = tensor.grad_fn
     if node is None:
         return tensor
-    function_of = _FUNCTIONS.get(type(node).__name__)
+    if type(node).__name__ == "SiluBackward0":
+        return F.silu, node._saved_self.detach()
+    if type(node).__name__ == "GeluBackward0":
+        return functools.partial(F.gelu, approximate=node._saved_approximate), node._saved_self.detach()
     # Detached: an output saved by its own node would keep the node alive, and without a backward pass (DoRA's detached
     # norms) neither would ever be freed.
-    return tensor.detach() if function_of is None else (function_of(node), node._saved_self.detach())
+    return tensor.detach()
 
 
 def _unpack(packed: Any) -> torch.Tensor:

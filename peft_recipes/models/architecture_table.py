@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import nn
 
 Component = Literal["embeddings", "attention", "mlp", "head", "other"]
-COMPONENTS: tuple[Component, ...] = ("embeddings", "attention", "mlp", "head", "other")
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 GROUPS = ("attention", "mlp", "all-linear", "convolutions")
-
-
-class Targets(NamedTuple):
-    """`target_modules` (a list of names or one regular expression), with a note if they come from a model's blocks."""
-
-    names: list[str] | str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,11 +24,11 @@ class Architecture:
     """
 
     model_type: str
-    blocks: str = ""  # the ModuleList of transformer blocks, by its full name in a model with a head
-    attention: tuple[str, ...] = ()
-    mlp: tuple[str, ...] = ()
-    embeddings: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+    blocks: str  # the ModuleList of transformer blocks, by its full name in a model with a head
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    heads: tuple[str, ...]
     layer: Literal["Linear", "Conv1D"] = "Linear"
     patterns: Mapping[str, str] = field(default_factory=dict)
     linear: tuple[str, ...] = ()
@@ -51,109 +44,59 @@ class Architecture:
         """Return the targets of a group; an empty list if the architecture has none."""
         if which in self.patterns:
             return self.patterns[which]
-        names = {
-            "attention": self.attention,
-            "mlp": self.mlp,
-            "all-linear": self.linear or self.attention + self.mlp,
-            "convolutions": self.convolutions,
-        }
-        return list(names[which])
+        if which == "all-linear":
+            return list(self.linear or self.attention + self.mlp)
+        return list(getattr(self, which))
 
 
-_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
-_DECODER = ("lm_head", "score")
-_BERT_ATTENTION = ("query", "key", "value", "attention.output.dense")
-_BERT_MLP = ("intermediate.dense", "output.dense")
+def _row(
+    model_type: str, blocks: str, attention: str, mlp: str, embeddings: str, heads: str, **options: Any
+) -> Architecture:
+    names = (tuple(text.split()) for text in (attention, mlp, embeddings, heads))
+    return Architecture(model_type, blocks, *names, **options)
+
+
+_LLAMA = ("q_proj k_proj v_proj o_proj", "gate_proj up_proj down_proj", "embed_tokens", "lm_head score")
+_BERT = ("query key value attention.output.dense", "intermediate.dense output.dense", "embeddings")
 # `output.dense` also matches `attention.output.dense`, so only a pattern selects the MLP alone
 _BERT_PATTERNS = {"mlp": r"(.*\.)?layer\.\d+\.(intermediate|output)\.dense"}
 
+# fmt: off
 _ROWS = (
-    *(  # "llama" is SmolLM2's type, too
-        Architecture(
-            model_type,
-            blocks="model.layers",
-            attention=_QKVO,
-            mlp=("gate_proj", "up_proj", "down_proj"),
-            embeddings=("embed_tokens",),
-            heads=_DECODER,
-        )
-        for model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-    ),
-    Architecture(
-        "gpt2",
-        blocks="transformer.h",
-        attention=("attn.c_attn", "attn.c_proj"),
-        mlp=("mlp.c_fc", "mlp.c_proj"),
-        embeddings=("wte", "wpe"),
-        heads=_DECODER,
-        layer="Conv1D",
-    ),
-    Architecture(
-        "gpt_neox",
-        blocks="gpt_neox.layers",
-        attention=("query_key_value", "attention.dense"),
-        mlp=("dense_h_to_4h", "dense_4h_to_h"),
-        embeddings=("embed_in",),
-        heads=_DECODER,
-    ),
-    Architecture(
-        "opt",
-        blocks="model.decoder.layers",
-        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
-        mlp=("fc1", "fc2"),
-        embeddings=("embed_tokens", "embed_positions"),
-        heads=_DECODER,
-    ),
-    Architecture(
-        "phi",
-        blocks="model.layers",
-        attention=("q_proj", "k_proj", "v_proj", "self_attn.dense"),
-        mlp=("mlp.fc1", "mlp.fc2"),
-        embeddings=("embed_tokens",),
-        heads=_DECODER,
-    ),
-    Architecture(
-        "distilbert",
-        blocks="distilbert.transformer.layer",
-        attention=("q_lin", "k_lin", "v_lin", "out_lin"),
-        mlp=("ffn.lin1", "ffn.lin2"),
-        embeddings=("embeddings",),
-        heads=("pre_classifier", "classifier", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
-    ),
-    Architecture(
-        "bert",
-        blocks="bert.encoder.layer",
-        attention=_BERT_ATTENTION,
-        mlp=_BERT_MLP,
-        embeddings=("embeddings",),
-        heads=("classifier", "cls"),  # the pooler before the classifier is pretrained: part of the base
-        patterns=_BERT_PATTERNS,
-    ),
-    Architecture(
-        "roberta",
-        blocks="roberta.encoder.layer",
-        attention=_BERT_ATTENTION,
-        mlp=_BERT_MLP,
-        embeddings=("embeddings",),
-        heads=("classifier", "lm_head"),
-        patterns=_BERT_PATTERNS,
-    ),
-    Architecture(
-        "vit",
-        blocks="vit.layers",
-        attention=_QKVO,
-        mlp=("mlp.fc1", "mlp.fc2"),
-        embeddings=("embeddings",),
-        heads=("classifier",),
-    ),
-    Architecture(
-        "small-cnn",
-        heads=("classifier",),
-        linear=("fc1", "classifier"),  # its base has a trained head, which is a target like any other layer
-        convolutions=("conv1", "conv2"),
-    ),
+    # model_type, blocks,
+    #     attention, mlp,
+    #     embeddings, heads
+    _row("llama", "model.layers", *_LLAMA),  # also SmolLM2
+    _row("mistral", "model.layers", *_LLAMA),
+    _row("qwen2", "model.layers", *_LLAMA),
+    _row("qwen3", "model.layers", *_LLAMA),
+    _row("gemma2", "model.layers", *_LLAMA),
+    _row("gemma3_text", "model.layers", *_LLAMA),
+    _row("gpt2", "transformer.h",
+         "attn.c_attn attn.c_proj", "mlp.c_fc mlp.c_proj",
+         "wte wpe", "lm_head score", layer="Conv1D"),
+    _row("gpt_neox", "gpt_neox.layers",
+         "query_key_value attention.dense", "dense_h_to_4h dense_4h_to_h",
+         "embed_in", "lm_head score"),
+    _row("opt", "model.decoder.layers",
+         "q_proj k_proj v_proj out_proj", "fc1 fc2",
+         "embed_tokens embed_positions", "lm_head score"),
+    _row("phi", "model.layers",
+         "q_proj k_proj v_proj self_attn.dense", "mlp.fc1 mlp.fc2",
+         "embed_tokens", "lm_head score"),
+    _row("distilbert", "distilbert.transformer.layer",
+         "q_lin k_lin v_lin out_lin", "ffn.lin1 ffn.lin2",
+         "embeddings", "pre_classifier classifier vocab_transform vocab_layer_norm vocab_projector"),
+    # the pooler before the classifier is pretrained: part of the base
+    _row("bert", "bert.encoder.layer", *_BERT, "classifier cls", patterns=_BERT_PATTERNS),
+    _row("roberta", "roberta.encoder.layer", *_BERT, "classifier lm_head", patterns=_BERT_PATTERNS),
+    _row("vit", "vit.layers",
+         "q_proj k_proj v_proj o_proj", "mlp.fc1 mlp.fc2",
+         "embeddings", "classifier"),
+    # its base has a trained head, which is a target like any other layer
+    _row("small-cnn", "", "", "", "", "classifier", linear=("fc1", "classifier"), convolutions=("conv1", "conv2")),
 )
-
+# fmt: on
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
 
 

@@ -12,44 +12,48 @@ import re
 from typing import TYPE_CHECKING
 
 from peft_recipes.errors import RecipeError, nearest, unknown
-from peft_recipes.models.architecture_table import ARCHITECTURES, COMPONENTS, GROUPS, Architecture, Component, Targets
+from peft_recipes.models.architecture_table import ARCHITECTURES, COMPONENTS, GROUPS, Architecture, Component
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
 
-def targets(model_type: str, which: str) -> list[str] | str:
+def targets(model_type: str | PreTrainedConfig, which: str) -> list[str] | str:
     """Return `target_modules` that match exactly one group of layers, in every block and never in a new head.
 
     `which` is "attention", "mlp", "all-linear" (every linear layer in the blocks) or, for a convolutional network,
-    "convolutions". Returns a list, or one regular expression where no list is exact (BERT's MLP).
+    "convolutions". Returns a list, or one regular expression where no list is exact (BERT's MLP). Any architecture
+    works if its configuration is given instead of its model type.
     Raises RecipeError, with the nearest valid name, for a model type without a row or a group it does not have.
     """
-    return _group(architecture_of(model_type), which)
+    architecture = architecture_of(model_type)
+    groups = [group for group in GROUPS if architecture.group(group)]
+    if which in groups:
+        return architecture.group(which)
+    if which in GROUPS:
+        raise RecipeError(f"'{architecture.model_type}' has no {which} layers to target. Valid: {', '.join(groups)}.")
+    hint = nearest(which.replace("_", "-"), groups)
+    raise RecipeError(
+        f"Unknown target group '{which}' of '{architecture.model_type}'.{hint} Valid: {', '.join(groups)}."
+    )
 
 
-def targets_of(config: PreTrainedConfig, which: str) -> Targets:
-    """Like `targets`, for a model's configuration; without a row, its blocks are inspected and a note says so."""
-    architecture = architecture_of(config)
-    return Targets(_group(architecture, which), architecture.note)
-
-
-def architecture_of(what: str | PreTrainedConfig) -> Architecture:
+def architecture_of(model_type: str | PreTrainedConfig) -> Architecture:
     """Return the row of a model type or configuration.
 
     A configuration without a row is built on the meta device (no weights) and its blocks are inspected; the row's
     `note` says so. Raises RecipeError for a string without a row, or a model whose blocks can't be found.
     """
-    model_type = what if isinstance(what, str) else what.model_type
-    if model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type]
-    if isinstance(what, str):
-        hint = " For any other architecture use targets_of(config, which)."
-        raise RecipeError(unknown("model type", model_type, ARCHITECTURES) + hint)
+    name = model_type if isinstance(model_type, str) else model_type.model_type
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if isinstance(model_type, str):
+        hint = " For any other architecture give the model's configuration instead of its type."
+        raise RecipeError(unknown("model type", name, ARCHITECTURES) + hint)
     from peft_recipes.models.architecture_walk import walk_config
 
-    return walk_config(what)
+    return walk_config(model_type)
 
 
 def component_of(architecture: Architecture, parameter_name: str) -> Component:
@@ -82,18 +86,6 @@ def parameters_by_component(model: nn.Module) -> dict[Component, int]:
     for name, parameter in model.named_parameters():
         counts[component_of(architecture, name)] += parameter.numel()
     return counts
-
-
-def _group(architecture: Architecture, which: str) -> list[str] | str:
-    groups = [group for group in GROUPS if architecture.group(group)]
-    if which in groups:
-        return architecture.group(which)
-    if which in GROUPS:
-        raise RecipeError(f"'{architecture.model_type}' has no {which} layers to target. Valid: {', '.join(groups)}.")
-    hint = nearest(which.replace("_", "-"), groups)
-    raise RecipeError(
-        f"Unknown target group '{which}' of '{architecture.model_type}'.{hint} Valid: {', '.join(groups)}."
-    )
 
 
 def _matches(names: list[str] | str, path: str) -> bool:

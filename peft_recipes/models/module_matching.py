@@ -45,15 +45,12 @@ def matched_modules(model: nn.Module, target_modules: PeftConfig | Iterable[str]
     return [name for name, _ in model.named_modules() if name and is_target(config, name)]
 
 
-def unmatched(model: nn.Module, target_modules: PeftConfig | Iterable[str] | str) -> list[str]:
-    """Return the targets that match no module. PEFT itself only complains if none of them match (peft#1959)."""
-    names = getattr(target_modules, "target_modules", target_modules)
-    if names is None or hasattr(names, "peft_type"):
-        return []
+def unmatched(model: nn.Module, config: PeftConfig) -> list[str]:
+    """Return the config's targets that match no module. PEFT only complains if none of them match (peft#1959)."""
+    names = getattr(config, "target_modules", None)
     if isinstance(names, str):
         return [] if matched_modules(model, names) else [names]
-    ordered = sorted(names) if isinstance(names, (set, frozenset)) else names  # PEFT turns lists into sets
-    return [name for name in ordered if not matched_modules(model, [name])]
+    return [name for name in sorted(names or ()) if not matched_modules(model, [name])]
 
 
 def target_names(model: nn.Module) -> list[str]:

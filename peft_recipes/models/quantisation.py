@@ -61,21 +61,16 @@ def loading_options(recipe: Recipe, config: PretrainedConfig, quantise: str) -> 
 
 
 def disable_bf16_kernels(model: nn.Module) -> None:
-    """Turn off bitsandbytes' kernels for CPUs with bf16.
-
-    They repack the weights at the first evaluation and compute in bf16 from then on, so the model would give other
-    outputs than in training.
-    """
+    """Turn off bitsandbytes' kernels for CPUs with bf16: after the first evaluation they compute in bf16 only."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def check_nf4_widths(model: nn.Module, name: str) -> None:
-    """Raise RecipeError if bitsandbytes (0.50) would dequantise NF4 weights wrongly.
+    """Raise RecipeError if bitsandbytes (0.50) would read NF4 weights wrongly: on a CPU it takes rows for full blocks.
 
-    On a CPU it reads each row as full blocks of 64, whatever its width (measured at a width of 32: errors of a third of
-    the weights).
+    Measured at a width of 32: errors of a third of the weights.
     """
     for path, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)

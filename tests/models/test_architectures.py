@@ -27,7 +27,6 @@ from peft_recipes.models.architectures import (
     component_of,
     parameters_by_component,
     targets,
-    targets_of,
 )
 from peft_recipes.models.module_matching import matched_modules, nearest_modules, target_names, unmatched
 
@@ -205,7 +204,7 @@ def lora_parameters(model, **options):
 
 
 def test_a_misspelt_model_type_names_the_nearest():
-    with pytest.raises(RecipeError, match=r"Unknown model type 'gtp2'.*Did you mean 'gpt2'\?.*targets_of"):
+    with pytest.raises(RecipeError, match=r"Unknown model type 'gtp2'.*Did you mean 'gpt2'\?.*configuration"):
         targets("gtp2", "attention")
 
 
@@ -225,9 +224,12 @@ def test_a_group_that_an_architecture_lacks_is_an_error_with_the_valid_groups():
 def test_a_wrong_name_among_good_ones_is_found_and_the_nearest_modules_named():
     model = tiny("llama", "language-modeling")
     lora = LoraConfig(target_modules=["q_proj", "v_porj", "mlp.gate_prj"])
-    assert unmatched(model, lora) == unmatched(model, ["mlp.gate_prj", "v_porj"]) == ["mlp.gate_prj", "v_porj"]
-    assert unmatched(model, ["q_proj"]) == unmatched(model, "all-linear") == unmatched(model, r".*\.q_proj") == []
-    assert unmatched(model, "q_proj") == ["q_proj"]  # a string is a pattern for the full name
+    assert unmatched(model, lora) == ["mlp.gate_prj", "v_porj"]
+    for right in (["q_proj"], "all-linear", r".*\.q_proj"):
+        assert unmatched(model, LoraConfig(target_modules=right)) == []
+    assert unmatched(model, LoraConfig(target_modules="q_proj")) == [
+        "q_proj"
+    ]  # a string is a pattern for the full name
     assert "v_proj" in nearest_modules(model, "v_porj")
     assert nearest_modules(model, "mlp.gate_prj")[0] == "mlp.gate_proj"
     assert nearest_modules(model, "xyzzy") == []
@@ -314,10 +316,9 @@ def test_targets_without_a_row_come_from_the_blocks_with_a_note(model_type):
     attention, mlp = (set(names.split()) for names in UNKNOWN[model_type])
     for which, inside in (("attention", attention), ("mlp", mlp), ("all-linear", attention | mlp)):
         expected = [name for name in linear if re.split(r"\.\d+\.", name, maxsplit=1)[1] in inside]
-        names, note = targets_of(config, which)
         assert len(expected) == 2 * len(inside)
-        assert matched_modules(model, names) == expected
-        assert f"no row for model type '{model_type}'" in note
+        assert matched_modules(model, targets(config, which)) == expected
+    assert f"no row for model type '{model_type}'" in architecture_of(config).note
     assert architecture_of(config).fan_in_fan_out == (model_type == "openai-gpt")
     counts = parameters_by_component(model)
     assert sum(counts.values()) == model.num_parameters()
@@ -328,9 +329,9 @@ def test_lists_of_blocks_inside_blocks_are_one_architecture():
     config = AutoConfig.for_model("swin", embed_dim=8, depths=[2, 1], num_heads=[2, 2], image_size=32, num_labels=3)
     model = meta_model("image-classification", config)
     linear = linear_in_blocks(model)
-    names, note = targets_of(config, "all-linear")
-    assert matched_modules(model, names) == linear
-    assert matched_modules(model, targets_of(config, "mlp").names) == [name for name in linear if ".mlp." in name]
+    note = architecture_of(config).note
+    assert matched_modules(model, targets(config, "all-linear")) == linear
+    assert matched_modules(model, targets(config, "mlp")) == [name for name in linear if ".mlp." in name]
     assert "encoder.layers (2 x SwinStage)" in note and "SwinLayer" not in note
     assert "in all-linear alone: downsample.reduction" in note
 
@@ -343,18 +344,19 @@ def test_the_head_without_a_row_is_every_child_outside_the_base_model():
 
 def test_experts_that_no_target_module_reaches_are_named_in_the_note():
     config = AutoConfig.for_model("mixtral", **SIZES)
-    assert "target_parameters reaches them: gate_up_proj, down_proj" in targets_of(config, "all-linear").note
+    assert "target_parameters reaches them: gate_up_proj, down_proj" in architecture_of(config).note
     with pytest.raises(RecipeError, match="'mixtral' has no mlp layers to target"):
-        targets_of(config, "mlp")
+        targets(config, "mlp")
 
 
 def test_a_model_without_linear_layers_in_blocks_is_an_error_with_a_way_out():
     with pytest.raises(RecipeError, match=r"no repeated blocks.*Name the layers in target_modules"):
-        targets_of(AutoConfig.for_model("resnet"), "all-linear")
+        targets(AutoConfig.for_model("resnet"), "all-linear")
 
 
 def test_a_row_of_the_table_has_no_note():
-    assert targets_of(config_of("gpt2"), "attention") == (["attn.c_attn", "attn.c_proj"], "")
+    assert targets(config_of("gpt2"), "attention") == ["attn.c_attn", "attn.c_proj"]
+    assert architecture_of(config_of("gpt2")).note == ""
 
 
 def test_the_table_loads_neither_torch_nor_transformers():
