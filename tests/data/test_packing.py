@@ -1,4 +1,4 @@
-"""Prefix-shared batches change nothing: every loss and every gradient is the padded batch's."""
+"""Prefix-shared packing gives the losses and gradients of a padded batch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BATCHES = {
 
 
 def loss_and_gradients(model, batches):
-    """The mean over the labelled tokens of all batches, as one optimiser step of several has it, and its gradients."""
+    """The mean loss over the labelled tokens of accumulated batches, and its gradients."""
     model.zero_grad()
     count = sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches)
     total = 0.0
@@ -78,17 +78,17 @@ def assert_same(model, first, second):
 @pytest.mark.parametrize("attention", ["sdpa by segments", "sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_shared_rows_give_the_padded_batchs_loss_and_gradients(kind, attention, name):
+def test_packing_gives_the_padded_batchs_loss_and_gradients(kind, attention, name):
     model = model_of(kind, attention.split()[0])
     shared, padded = SharedPrefixCollator.for_model(model, 0, 4096), PaddedCollator(0)
     assert shared.by_segments == attention.startswith("sdpa")
-    shared.by_segments = attention.endswith("segments")  # by the mask alone: what a GPU does
+    shared.by_segments = attention.endswith("segments")  # by the mask alone, as on a GPU
     assert_same(model, [shared(BATCHES[name])], [padded(BATCHES[name])])
 
 
 @pytest.mark.parametrize("budget", [1, 20, 30, 4096])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_rows_gives_the_same(kind, budget):
+def test_any_number_of_sequences_gives_the_same_loss_and_gradients(kind, budget):
     model, examples = model_of(kind), BATCHES["common prefix, prompts of unequal length"]
     shared = SharedPrefixCollator.for_model(model, 0, budget)(examples)
     assert shared["input_ids"].shape[0] == {1: 4, 20: 4, 30: 2, 4096: 1}[budget]
@@ -96,7 +96,7 @@ def test_any_number_of_rows_gives_the_same(kind, budget):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_accumulated_batches_give_the_same(kind):
+def test_accumulated_batches_give_the_same_loss_and_gradients(kind):
     model = model_of(kind)
     shared, padded = SharedPrefixCollator.for_model(model, 0, 4096), PaddedCollator(0)
     batches = list(BATCHES.values())[:4]
@@ -112,7 +112,7 @@ def test_the_padded_reference_is_transformers_own_loss(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_learns_the_same(kind):
+def test_an_adapter_gets_the_same_gradients(kind):
     targets = ["attn.c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
     model = get_peft_model(model_of(kind), LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
     examples = BATCHES["common prefix, prompts of unequal length"]
@@ -125,7 +125,7 @@ def test_the_prefix_is_computed_once_and_nothing_is_padded():
     counts = SharedPrefixCollator(0)(examples)[COUNTS]
     lengths = [len(e["input_ids"]) for e in examples]
     assert (counts.tokens, counts.examples, counts.padding) == (sum(lengths), 4, 0)
-    # Nor is the last token of an example, but of the row's last one: it predicts nothing, and nobody looks back at it.
+    # The last token of an example predicts nothing: it is left out, except for the sequence's last example.
     assert counts.computed == sum(lengths) - 3 * len(SYSTEM) - 3
     padded = PaddedCollator(0)(examples)[COUNTS]
     assert (padded.tokens, padded.computed) == (sum(lengths), 4 * max(lengths))
@@ -137,7 +137,7 @@ def test_the_prefix_ends_one_token_before_the_first_label():
     assert shareable_prefix([first["input_ids"]], [first["labels"]]) == 0
 
 
-def test_the_losses_of_single_examples_come_out():
+def test_packing_gives_the_loss_of_each_example():
     model, examples = model_of("llama"), BATCHES["common prefix, prompts of unequal length"]
     batch = SharedPrefixCollator.for_model(model, 0, 4096)(examples)
     sums = example_sums(model, batch, len(examples))
@@ -148,37 +148,35 @@ def test_the_losses_of_single_examples_come_out():
         assert row[0].item() == pytest.approx(loss * labelled, rel=1e-5) and row[1] == labelled
 
 
-def test_a_mask_that_a_model_does_not_heed_is_noticed():
+def test_a_model_that_ignores_the_mask_is_detected():
     model, examples = model_of("llama"), BATCHES["common prefix, prompts of unequal length"]
     shared, padded = SharedPrefixCollator.for_model(model, 0, 4096)(examples), PaddedCollator(0)(examples)
     assert largest_gap(model, shared, padded) < 1e-5
-    del shared[SEGMENTS]  # attention over the whole row, by the mask
+    del shared[SEGMENTS]  # attention over the full sequence, by the mask
     assert largest_gap(model, shared, padded) < 1e-5
     shared["attention_mask"] = torch.ones_like(shared["attention_mask"]).tril()
     assert largest_gap(model, shared, padded) > 1e-3
 
 
-def test_an_adapter_that_looks_for_its_invocation_is_padded():
-    from peft import LoraConfig, get_peft_model
-
-    examples, asked = BATCHES["common prefix, prompts of unequal length"], ("shared-prefix", 64, 4096)
+def test_alora_is_padded():
+    examples, options = BATCHES["common prefix, prompts of unequal length"], ("shared-prefix", 64, 4096)
     for tokens, why in ((None, None), ([5, 6], "its adapter looks for its invocation tokens once per sequence")):
         config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=tokens)
         model = get_peft_model(model_of("llama"), config)
-        assert causal_trainer.CausalTrainer.collator_for(model, 0, *asked, examples)[1] == why
+        assert causal_trainer.CausalTrainer.collator_for(model, 0, *options, examples)[1] == why
 
 
-def test_an_example_without_a_token_takes_nothing_from_the_one_before():
-    given = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [], "labels": []}]
-    made = SharedPrefixCollator(0)(given)
-    assert made["labels"].tolist() == [[IGNORED, 2, 3]] and made["input_ids"].tolist() == [[1, 2, 3]]
+def test_an_empty_example_leaves_the_one_before_complete():
+    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [], "labels": []}]
+    batch = SharedPrefixCollator(0)(examples)
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3]] and batch["input_ids"].tolist() == [[1, 2, 3]]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [({"_attn_implementation": "flash_attention_2"}, "takes no mask"), ({"sliding_window": 8}, "looks back 8 tokens")],
 )
-def test_where_sharing_is_not_exact_it_says_why(change, reason):
+def test_packing_that_is_not_exact_says_why(change, reason):
     model = model_of("qwen2")
     assert why_padded(model, 64) is None
     if "sliding_window" in change:
@@ -197,7 +195,7 @@ def test_a_model_without_position_ids_is_padded():
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("arm", ["full", "lora"])
-def test_a_run_ends_the_same_shared_or_padded(instruct, tmp_path, arm, accumulation):
+def test_a_run_has_the_same_losses_packed_or_padded(instruct, tmp_path, arm, accumulation):
     training = {"num_train_epochs": 1, "per_device_train_batch_size": 8 // accumulation, "use_cpu": True,
                 "gradient_accumulation_steps": accumulation,
                 "train_sampling_strategy": "sequential"}  # fmt: skip  # padded ones would be grouped by length
@@ -214,8 +212,8 @@ def test_a_run_ends_the_same_shared_or_padded(instruct, tmp_path, arm, accumulat
 
 
 @pytest.mark.parametrize("arm", ["lora", "full"])
-def test_a_run_under_gradient_checkpointing_ends_the_same(instruct, tmp_path, arm):
-    """Backward computes every layer again, and has to find the attention that forward ran."""
+def test_gradient_checkpointing_gives_the_same_losses(instruct, tmp_path, arm):
+    """The recomputed forward pass must use the same attention."""
     plain, recomputed = (
         train(instruct(training={"gradient_checkpointing": on}), arm, output=tmp_path / str(on)) for on in (False, True)
     )
@@ -224,14 +222,14 @@ def test_a_run_under_gradient_checkpointing_ends_the_same(instruct, tmp_path, ar
     assert one == pytest.approx(two, rel=1e-5)
 
 
-def test_a_run_whose_first_batch_differs_goes_on_padded_and_says_so(instruct, tmp_path, monkeypatch):
+def test_a_run_whose_first_batch_differs_is_padded_and_says_so(instruct, tmp_path, monkeypatch):
     monkeypatch.setattr(causal_trainer, "largest_gap", lambda *_: 0.01)
     data = train(instruct(), "lora", output=tmp_path).data
     assert "losses of a first batch differ by 1.0e-02" in data["training"]["batches"]
     assert any("padded, without prefix sharing" in note for note in data["notes"])
 
 
-def test_virtual_tokens_are_padded_and_learn(instruct, tmp_path):
+def test_virtual_tokens_are_padded_and_trained(instruct, tmp_path):
     from peft_recipes import Arm
 
     arm = Arm(PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), learning_rate=1e-2)
@@ -240,14 +238,14 @@ def test_virtual_tokens_are_padded_and_learn(instruct, tmp_path):
     assert data["metrics"]["test"]["loss"] > 0
 
 
-def test_logits_beyond_the_limit_are_left_to_trl_with_the_same_losses(instruct, tmp_path, monkeypatch):
+def test_logits_beyond_the_limit_use_trls_head_with_the_same_losses(instruct, tmp_path, monkeypatch):
     recipe = instruct()
     direct = train(recipe, "lora", output=tmp_path / "direct").data
     monkeypatch.setattr(causal_trainer, "LOGITS_BYTES", 0)
-    pieces = train(recipe, "lora", output=tmp_path / "pieces").data
-    for (_, one), (_, two) in zip(direct["training"]["losses"], pieces["training"]["losses"], strict=True):
+    chunked = train(recipe, "lora", output=tmp_path / "chunked").data
+    for (_, one), (_, two) in zip(direct["training"]["losses"], chunked["training"]["losses"], strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    assert direct["metrics"]["test"]["loss"] == pytest.approx(pieces["metrics"]["test"]["loss"], rel=1e-4)
+    assert direct["metrics"]["test"]["loss"] == pytest.approx(chunked["metrics"]["test"]["loss"], rel=1e-4)
 
 
 def test_the_kept_columns_are_those_that_predict_a_label(instruct):
@@ -256,7 +254,7 @@ def test_the_kept_columns_are_those_that_predict_a_label(instruct):
     assert set(batch[KEPT].tolist()) == {int(c) - 1 for _, c in (batch["labels"] != IGNORED).nonzero()}
 
 
-def test_token_losses_are_torchs_own_with_their_gradient():
+def test_token_losses_are_torchs_cross_entropy_with_its_gradient():
     from peft_recipes.kernels.token_losses import token_losses
 
     torch.manual_seed(0)
@@ -305,11 +303,11 @@ def test_recomputed_activations_give_the_same_gradients_to_the_bit(approximate):
 
 
 def test_recomputing_keeps_fewer_bytes():
-    """By the count of what is alive after forward: the output of silu is not."""
+    """The output of silu is freed after the forward pass."""
     from peft_recipes.kernels import activations
     from peft_recipes.planning.step_memory import LiveBytes
 
-    def alive(within):
+    def live_bytes(within):
         given = torch.randn(64, 256, requires_grad=True)
         up = torch.randn(64, 256, requires_grad=True)
         live = LiveBytes()
@@ -318,11 +316,11 @@ def test_recomputing_keeps_fewer_bytes():
         assert made.requires_grad
         return live.live
 
-    assert alive(contextlib.nullcontext()) - alive(activations.recomputed()) == 64 * 256 * 4
+    assert live_bytes(contextlib.nullcontext()) - live_bytes(activations.recomputed()) == 64 * 256 * 4
 
 
-def test_what_no_backward_pass_comes_by_is_freed():
-    """As DoRA's norms, which are detached: seen, 8 MB a step that were never freed."""
+def test_activations_without_a_backward_pass_are_freed():
+    """DoRA's norms are detached: they once leaked 8 MB a step."""
     import weakref
 
     from peft_recipes.kernels import activations
@@ -336,7 +334,7 @@ def test_what_no_backward_pass_comes_by_is_freed():
     assert kept() is None and norm.shape == (4,)
 
 
-def test_gpt2s_activation_is_fused_with_the_same_outputs():
+def test_gpt2s_fused_activation_gives_the_same_outputs():
     from transformers.activations import NewGELUActivation
 
     from peft_recipes.kernels import activations

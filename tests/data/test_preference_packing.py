@@ -1,4 +1,4 @@
-"""Shared rows of preference pairs change nothing: log-probabilities, losses and gradients are trl's DPOTrainer's."""
+"""Packed preference pairs give the log-probabilities, losses and gradients of trl's DPOTrainer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> dict:
 
 SYSTEM = tokens(7, 99)
 BATCHES = {
-    "prompts of unequal length behind a common beginning": [
+    "prompts of unequal length behind a common prefix": [
         pair(SYSTEM + tokens(n, n), tokens(m, n + 50), tokens(k, n + 70))
         for n, m, k in ((3, 4, 9), (6, 2, 1), (1, 8, 3))
     ],
     "nothing in common": [pair(tokens(n, n), tokens(n + 1, n + 9), tokens(3, n + 20)) for n in (4, 9, 6)],
     "one pair": [pair(SYSTEM + tokens(2, 1), tokens(5, 2), tokens(7, 3))],
-    "one prompt twice, one the other's beginning": [
+    "one prompt twice, one a prefix of another": [
         pair(SYSTEM, tokens(4, 7), tokens(3, 8)),
         pair(SYSTEM, tokens(2, 9), tokens(6, 10)),
         pair(SYSTEM[:4], tokens(3, 11), tokens(3, 12)),
@@ -48,8 +48,8 @@ BATCHES = {
 }
 
 
-class Theirs(DPOTrainer):
-    """trl's own, on rows that are tokenised already."""
+class TrlTrainer(DPOTrainer):
+    """trl's DPOTrainer on tokenised rows."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
@@ -67,8 +67,8 @@ def lora(kind: str) -> LoraConfig:
     return LoraConfig(r=4, target_modules=["attn.c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"])
 
 
-def trained_a_little(model, seed: int = 1):
-    """Its learning weights moved, so that it differs from its reference."""
+def perturb(model, seed: int = 1):
+    """Change the trainable weights, so that the model differs from its reference."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -84,7 +84,7 @@ def theirs(kind, attention, arm, rows, folder, **options):
         torch.manual_seed(0)
         reference = {"peft_config": lora(kind)}
     data = datasets.Dataset.from_list(rows)
-    return Theirs(model=model, args=config(folder, **options), train_dataset=data, processing_class=tokenizer(),
+    return TrlTrainer(model=model, args=config(folder, **options), train_dataset=data, processing_class=tokenizer(),
                   **reference)  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def ours(kind, attention, arm, rows, folder, **options):
 
 
 def both(*given, **options):
-    """Ours and trl's, of the same adapter."""
+    """Our trainer and trl's, with the same adapter."""
     mine, other = (make(*given, **options) for make in (ours, theirs))
     mine.model.load_state_dict(other.model.state_dict())
     return mine, other
@@ -131,7 +131,7 @@ def assert_same(first, second, count):
 @pytest.mark.parametrize("attention", ["sdpa by segments", "sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_shared_rows_give_the_padded_pairs_log_probabilities(kind, attention, name):
+def test_packing_gives_the_padded_pairs_log_probabilities(kind, attention, name):
     model = model_of(kind, attention.split()[0])
     shared, padded = SharedPromptCollator.for_model(model, 0, 4096), PaddedPairsCollator(0)
     shared.by_segments = attention.endswith("segments")
@@ -145,11 +145,11 @@ def test_shared_rows_give_the_padded_pairs_log_probabilities(kind, attention, na
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("arm", ["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_gradients_are_those_of_trls_own_trainer(kind, arm, attention, tmp_path):
+def test_losses_and_gradients_are_those_of_trls_trainer(kind, arm, attention, tmp_path):
     rows = [row for name in list(BATCHES)[:2] for row in BATCHES[name]]
     mine, other = both(kind, attention, arm, rows, tmp_path)
     for trainer in (mine, other):
-        trained_a_little(trainer.model)
+        perturb(trainer.model)
     if arm == "lora":
         assert isinstance(mine.model, PeftModel) and list(mine.model.peft_config) == ["default"]
     assert_same(mine, other, len(rows))
@@ -178,19 +178,19 @@ def test_accumulated_steps_end_with_the_same_weights(arm, tmp_path):
      {"f_divergence_type": "js_divergence"}, {"use_weighting": True}, {"loss_type": ["sigmoid_norm"], "beta": 2.0}],
     ids=str,
 )  # fmt: skip
-def test_every_loss_is_trls_own(options, tmp_path):
-    rows = BATCHES["prompts of unequal length behind a common beginning"]
+def test_every_loss_type_is_trls(options, tmp_path):
+    rows = BATCHES["prompts of unequal length behind a common prefix"]
     mine, other = both("llama", "sdpa", "lora", rows, tmp_path, **options)
     for trainer in (mine, other):
-        trained_a_little(trainer.model)
+        perturb(trainer.model)
     assert_same(mine, other, len(rows))
 
 
-def test_logits_too_large_to_hold_are_left_to_trls_head(tmp_path, monkeypatch):
-    rows = BATCHES["prompts of unequal length behind a common beginning"]
+def test_logits_beyond_the_limit_use_trls_head(tmp_path, monkeypatch):
+    rows = BATCHES["prompts of unequal length behind a common prefix"]
     mine, other = both("llama", "sdpa", "lora", rows, tmp_path)
     for trainer in (mine, other):
-        trained_a_little(trainer.model)
+        perturb(trainer.model)
     monkeypatch.setattr(preference_trainer, "LOGITS_BYTES", 0)
     assert not mine._logits_fit(mine.data_collator(list(mine.train_dataset)))
     assert_same(mine, other, len(rows))
@@ -198,18 +198,18 @@ def test_logits_too_large_to_hold_are_left_to_trls_head(tmp_path, monkeypatch):
     assert_same(mine, other, len(rows))
 
 
-def test_gradient_checkpointing_learns_the_same(tmp_path):
-    rows = BATCHES["prompts of unequal length behind a common beginning"]
+def test_gradient_checkpointing_gives_the_same_gradients(tmp_path):
+    rows = BATCHES["prompts of unequal length behind a common prefix"]
     mine, other = both("llama", "sdpa", "lora", rows, tmp_path, gradient_checkpointing=True)
     for trainer in (mine, other):
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        trained_a_little(trainer.model)
+        perturb(trainer.model)
         trainer.model.train()
     assert_same(mine, other, len(rows))
 
 
-def test_virtual_tokens_are_padded_and_held_against_the_base(tmp_path):
-    rows = BATCHES["prompts of unequal length behind a common beginning"]
+def test_virtual_tokens_are_padded_and_use_the_base_as_reference(tmp_path):
+    rows = BATCHES["prompts of unequal length behind a common prefix"]
     model = model_of("gpt2")
     data = Reference(PaddedPairsCollator(0), choose({"use_cpu": True}), 8, None).add(
         model, {"train": datasets.Dataset.from_list(rows)}, None, {}
@@ -229,8 +229,8 @@ def test_virtual_tokens_are_padded_and_held_against_the_base(tmp_path):
 
 
 @pytest.mark.parametrize("budget", [1, 30, 4096])
-def test_any_number_of_rows_gives_the_same(budget):
-    model, pairs = model_of("llama"), BATCHES["prompts of unequal length behind a common beginning"]
+def test_any_number_of_sequences_gives_the_same_log_probabilities(budget):
+    model, pairs = model_of("llama"), BATCHES["prompts of unequal length behind a common prefix"]
     batch = SharedPromptCollator.for_model(model, 0, budget)(pairs)
     assert len(batch["input_ids"]) == {1: 3, 30: 2, 4096: 1}[budget]
     assert batch[SEGMENTS].rows[0][0].stop == len(SYSTEM)
@@ -238,11 +238,11 @@ def test_any_number_of_rows_gives_the_same(budget):
 
 
 def test_a_prompt_is_computed_once():
-    pairs = BATCHES["prompts of unequal length behind a common beginning"]
+    pairs = BATCHES["prompts of unequal length behind a common prefix"]
     counts = SharedPromptCollator(0)(pairs)[COUNTS]
     answers = sum(len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs)
     prompts = sum(len(p["prompt_ids"]) - len(SYSTEM) for p in pairs)
-    # the beginning once, the rest of each prompt once, and for each answer a copy of its prompt's last token
+    # the prefix once, the rest of each prompt once, and for each answer a copy of its prompt's last token
     assert counts.computed == len(SYSTEM) + prompts - len(pairs) + answers + 2 * len(pairs)
     assert counts.tokens == sum(p["length"] for p in pairs)
     assert (counts.padding, counts.examples) == (0, 3)

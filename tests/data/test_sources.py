@@ -1,4 +1,4 @@
-"""Data is cut the same way every time, and what is wrong with it is named with its file, row and column."""
+"""Splits are reproducible, and mistakes in a dataset are reported with their file, row and column."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_cut_depends_on_the_datasets_seed_alone(hundred):
     assert list(first) == list(again) != list(other)
 
 
-def test_rows_put_aside_for_the_base_are_in_no_other_split(hundred):
+def test_pretraining_rows_are_in_no_other_split(hundred):
     splits = load_splits(Dataset(str(hundred), pretrain=30, train=40, validation=10, test=20))
     assert [len(splits[s]) for s in ("pretrain", "train", "validation", "test")] == [30, 40, 10, 20]
     assert len({i for rows in splits.values() for i in rows["id"]}) == 100
@@ -55,7 +55,7 @@ def test_balance_takes_as_many_of_each_class_and_mixes_them(tmp_path):
     counts = {name: list(rows["label"]) for name, rows in splits.items()}
     assert sum(labels.count("good") for labels in counts.values()) == 100
     assert sum(labels.count("bad") for labels in counts.values()) == 100
-    # The rare class must not all end in one split: each has between a third and two thirds of it.
+    # Each split has between a third and two thirds of the rare class.
     assert all(1 / 3 < labels.count("bad") / len(labels) < 2 / 3 for labels in counts.values())
 
 
@@ -84,7 +84,7 @@ def test_local_formats_hold_the_same_rows(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("d.csv", "", "is empty"),
         ("d.csv", "text,label\n", "is empty: it has a header and no rows"),
@@ -96,17 +96,17 @@ def test_local_formats_hold_the_same_rows(tmp_path, suffix):
         ("d.parquet", b"PAR1 not really", "can't be read"),
     ],
 )
-def test_a_broken_file_names_the_file_and_the_line(tmp_path, name, text, said):
+def test_a_broken_file_names_the_file_and_the_line(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RecipeError) as raised:
         load_splits(Dataset(str(path)))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert name in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ({"train": 500}, "asks for 500"),
         ({"path": "./nowhere.csv"}, "is not there"),
@@ -114,13 +114,13 @@ def test_a_broken_file_names_the_file_and_the_line(tmp_path, name, text, said):
         ({"path": "embedded:mnits"}, "Did you mean 'mnist'"),
     ],
 )
-def test_data_that_can_not_be_had_says_what_to_do(hundred, source, said):
+def test_missing_data_says_what_to_do(hundred, source, message):
     with pytest.raises(RecipeError) as raised:
         load_splits(Dataset(**{"path": str(hundred), **source}))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_missing_split_names_those_that_are_there(tmp_path):
+def test_a_missing_split_names_the_nearest(tmp_path):
     for split in ("train", "test"):
         csv_of(tmp_path / f"{split}.csv", ["a,1", "b,2"])
     with pytest.raises(RecipeError, match="Did you mean 'test'"):
@@ -132,13 +132,13 @@ def rows_of(**values):
     return table.add_column("id", [f"train-{i}" for i in range(len(table))])
 
 
-def test_a_missing_column_names_those_that_are_there():
+def test_a_missing_column_names_the_existing_ones():
     with pytest.raises(RecipeError, match=r"no column 'label'.*It has: text, lable"):
         columns.class_labels({"train": rows_of(text=["a"], lable=[1])}, Dataset("d.csv"))
 
 
 @pytest.mark.parametrize("bad", [[1.5, 2.0], [True, False], [["a"], ["b"]], [None, "a"]])
-def test_a_label_of_another_kind_is_named_with_its_row(bad):
+def test_a_label_of_another_type_is_named_with_its_row(bad):
     with pytest.raises(RecipeError, match=r"row train-\d, column 'label': a label is a whole number or text"):
         columns.class_labels({"train": rows_of(text=["a", "b"], label=bad)}, Dataset("d.csv"))
 
@@ -149,14 +149,12 @@ def test_labels_outside_those_declared_are_named():
         columns.class_labels({"train": rows_of(text=["a", "b"], label=["ham", "eggs"])}, source)
 
 
-def test_text_that_is_no_text_is_named_with_its_row():
+def test_a_value_that_is_not_text_is_named_with_its_row():
     with pytest.raises(RecipeError, match="row train-1, column 'text': expected text, got None"):
-        columns.classification_rows(
-            rows_of(text=["a", None], label=[0, 1]), Dataset("d.csv"), "text", ["no", "yes"]
-        )  # fmt: skip
+        columns.classification_rows(rows_of(text=["a", None], label=[0, 1]), Dataset("d.csv"), "text", ["no", "yes"])
 
 
-def test_examples_that_stand_in_test_leave_train():
+def test_train_rows_of_later_splits_are_removed():
     splits = {
         "train": rows_of(text=["a", "b", "c", "d"]),
         "validation": rows_of(text=["b"]),

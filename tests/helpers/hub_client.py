@@ -1,7 +1,7 @@
-"""A process of its own with the real client of a Hub, running one command line after another: it imports once.
+"""Runs command lines in a subprocess with the real huggingface_hub client, which imports the libraries only once.
 
-The client reads the Hub's address when it is imported, so it can't be the tests' own process. `Client` starts it;
-started itself, it reads {"words": [...], "env": {...}} lines and answers {"code", "out", "err"} lines.
+The client reads the Hub's address when it is imported, so it needs a process of its own. `Client` starts this file as a
+script, which reads {"words": [...], "env": {...}} lines and writes {"code", "out", "err"} lines.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Client:
         self.process.wait(30)
 
     def __call__(self, *words: object, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Any:
-        """Runs a command. env: what of the environment is another for it (None: not set)."""
-        asked = {"words": [str(word) for word in words], "env": env or {}, "cwd": str(cwd) if cwd else None}
-        self.process.stdin.write(json.dumps(asked) + "\n")
+        """Run a command. env: changes to the environment (None removes a variable)."""
+        request = {"words": [str(word) for word in words], "env": env or {}, "cwd": str(cwd) if cwd else None}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        found = SimpleNamespace(**json.loads(self.process.stdout.readline()))
-        found.said = " ".join(found.err.split())
-        assert self.token not in found.out + found.err and "Traceback" not in found.err, found.err
-        return found
+        result = SimpleNamespace(**json.loads(self.process.stdout.readline()))
+        result.said = " ".join(result.err.split())
+        assert self.token not in result.out + result.err and "Traceback" not in result.err, result.err
+        return result
 
 
 def _run(words: list[str], env: dict[str, str | None], cwd: str | None) -> dict[str, Any]:
@@ -54,24 +54,24 @@ def _run(words: list[str], env: dict[str, str | None], cwd: str | None) -> dict[
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
     if cwd:
         os.chdir(cwd)
-    done = CliRunner().invoke(app, words)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
+    result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
         import traceback
 
-        return {"code": 99, "out": done.stdout, "err": "".join(traceback.format_exception(done.exception))}
-    return {"code": done.exit_code, "out": done.stdout, "err": done.stderr}
+        return {"code": 99, "out": result.stdout, "err": "".join(traceback.format_exception(result.exception))}
+    return {"code": result.exit_code, "out": result.stdout, "err": result.stderr}
 
 
 def main() -> None:
-    stdout = os.fdopen(os.dup(1), "w")  # what a library prints does not come between
+    stdout = os.fdopen(os.dup(1), "w")  # the libraries' prints go to stderr instead
     os.dup2(2, 1)
-    before, here = dict(os.environ), os.getcwd()
+    environment, cwd = dict(os.environ), os.getcwd()
     for line in sys.stdin:
-        found = _run(**json.loads(line))
+        result = _run(**json.loads(line))
         os.environ.clear()
-        os.environ.update(before)
-        os.chdir(here)
-        print(json.dumps(found), file=stdout, flush=True)
+        os.environ.update(environment)
+        os.chdir(cwd)
+        print(json.dumps(result), file=stdout, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A small Hub for tests: the real client downloads from it and pushes to it over HTTP, and it can be told to fail.
+"""A small Hub for tests, with faults on request: the real client downloads from it and pushes to it over HTTP.
 
-Serves the folders below `root` (`<root>/<org>/<name>/...`, models only) by the Hub's own addresses and headers, and
-takes pushes by its protocol: create, preupload, LFS batch and upload, one commit that is applied whole or not at all.
-`faults` are taken by the first requests that fit: Fault("config.json", 503, times=2).
+Serves the folders below `root` (`<root>/<org>/<name>/...`, models only) under the Hub's URLs and headers, and accepts
+pushes by its protocol: create, preupload, LFS batch and upload, one atomic commit. A fault applies to the first
+requests that match: Fault("config.json", 503, times=2).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ LFS = (".safetensors", ".parquet", ".png")
 
 @dataclass
 class Fault:
-    """Requests whose path holds `part` answer `status` (cut in the middle: "cut"; never: "slow"), `times` times."""
+    """The answer to `times` requests whose path contains `part`: a status, "cut" (half a file) or "slow" (never)."""
 
     part: str
     status: int | str
     times: int = 10**6
     code: str = ""  # the Hub's X-Error-Code
     said: str = "as the test asked"
-    method: str = ""  # only requests of this one
+    method: str = ""  # only requests of this method
 
 
 def front_matter(card: str) -> Any:
-    """What stands at the head of a card, as YAML says."""
+    """The YAML front matter of a card."""
     import yaml
 
     found = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
@@ -42,10 +42,10 @@ def front_matter(card: str) -> Any:
 
 
 class Hub:
-    """with Hub(root) as hub: ... hub.url; hub.requests holds (method, path, authorization) of what was asked.
+    """with Hub(root) as hub: ... hub.url; hub.requests holds (method, path, authorization) of each request.
 
-    token: that pushes need, and private repositories to be seen; None takes any. owners: names below which it may
-    create repositories. commits: (repository, message, changed paths) of each commit.
+    token: needed for pushes and private repositories; None accepts any. owners: namespaces in which repositories may
+    be created. commits: (repository, message, changed paths) of each commit.
     """
 
     def __init__(self, root: Path, token: str | None = None, owners: tuple[str, ...] = ("me",)):
@@ -76,16 +76,16 @@ class Hub:
         return None
 
     def files(self, name: str) -> dict[str, bytes]:
-        """What a repository holds."""
+        """The files of a repository."""
         folder = self.root / name
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
     def commit_of(self, name: str) -> str:
-        """A repository's commit: another as soon as a file is."""
-        said = hashlib.sha1(name.encode())
+        """A repository's commit: a hash of its files."""
+        digest = hashlib.sha1(name.encode())
         for path, content in self.files(name).items():
-            said.update(path.encode() + hashlib.sha1(content).digest())
-        return said.hexdigest()
+            digest.update(path.encode() + hashlib.sha1(content).digest())
+        return digest.hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,21 +94,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        self._answer()
-
-    def do_DELETE(self) -> None:
-        self._answer()
 
     def _answer(self) -> None:
         path = self.path.partition("?")[0].strip("/")
@@ -134,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._fail(404, "EntryNotFound")
 
+    do_HEAD = do_GET = do_POST = do_PUT = do_DELETE = _answer
+
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("transfer-encoding", ""):
             return self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -146,12 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     # --- downloads ---------------------------------------------------------------------------------------------------
 
-    def _seen(self, name: str) -> bool:
-        """Whether the repository is there for whoever asks: a private one is for its token alone."""
-        return (self.hub.root / name).is_dir() and (name not in self.hub.private or self._known())
+    def _visible(self, name: str) -> bool:
+        """Whether a repository exists for this request: a private one needs the token."""
+        return (self.hub.root / name).is_dir() and (name not in self.hub.private or self._authorized())
 
     def _repository(self, name: str, rest: list[str]) -> None:
-        if not self._seen(name):
+        if not self._visible(name):
             self._fail(404, "RepoNotFound")
             return
         folder = self.hub.root / name
@@ -171,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, file: str, body: bool, cut: bool) -> None:
         path = self.hub.root / name / file
-        if not self._seen(name):
+        if not self._visible(name):
             self._fail(404, "RepoNotFound")
         elif not path.is_file():
             self._fail(404, "EntryNotFound")
@@ -194,11 +181,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     # --- pushes ------------------------------------------------------------------------------------------------------
 
-    def _known(self) -> bool:
+    def _authorized(self) -> bool:
         return self.hub.token is None or self.headers.get("authorization") == f"Bearer {self.hub.token}"
 
     def _whoami(self) -> None:
-        if not self._known() or not self.headers.get("authorization"):
+        if not self._authorized() or not self.headers.get("authorization"):
             self._fail(401, "", "Invalid user token.")
             return
         token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
@@ -208,15 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = "/".join(parts)
         if path == "api/validate-yaml":
             self._validate(json.loads(sent)["content"])
-        elif parts[0] == "lfs-storage":  # as the Hub's: by a signed address, without the token
+        elif parts[0] == "lfs-storage":  # as on the Hub: a signed URL, without the token
             self._store(parts[1], sent)
-        elif not self._known():
+        elif not self._authorized():
             self._fail(401, "", "Invalid username or password.")
         elif path == "api/repos/create":
             self._create(json.loads(sent))
         elif path == "api/repos/delete":
-            asked = json.loads(sent)
-            shutil.rmtree(self.hub.root / f"{asked['organization']}/{asked['name']}")
+            request = json.loads(sent)
+            shutil.rmtree(self.hub.root / f"{request['organization']}/{request['name']}")
             self._send({})
         elif path.endswith(".git/info/lfs/objects/batch"):
             self._batch(json.loads(sent)["objects"])
@@ -232,16 +219,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404, "EntryNotFound")
 
     def _validate(self, card: str) -> None:
-        """As the Hub: front matter that is a mapping, and a base that could be a repository's name."""
+        """As on the Hub: front matter must be a mapping, and base_model a valid repository name."""
         data = front_matter(card)
         wrong = [] if isinstance(data, dict) else ["the front matter is no mapping"]
         if not wrong and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data.get("base_model", "x"))):
             wrong.append(f'"base_model" with value "{data["base_model"]}" is not valid.')
         self._send({"errors": [{"message": text} for text in wrong], "warnings": []}, 400 if wrong else 200)
 
-    def _create(self, asked: dict[str, Any]) -> None:
-        owner = asked.get("organization") or self.hub.owners[0]
-        name = f"{owner}/{asked['name']}"
+    def _create(self, request: dict[str, Any]) -> None:
+        owner = request.get("organization") or self.hub.owners[0]
+        name = f"{owner}/{request['name']}"
         if owner not in self.hub.owners:
             self._fail(403, "", f'You don\'t have the rights to create a model under the namespace "{owner}".')
         elif (self.hub.root / name).is_dir():
@@ -249,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             (self.hub.root / name).mkdir(parents=True)
             (self.hub.root / name / ".gitattributes").write_text("*.safetensors filter=lfs\n")
-            if asked.get("visibility") == "private" or asked.get("private"):
+            if request.get("visibility") == "private" or request.get("private"):
                 self.hub.private.add(name)
             self._send({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
@@ -266,9 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _batch(self, objects: list[dict[str, Any]]) -> None:
         answers = []
-        for asked in objects:
-            actions = {"upload": {"href": f"{self.hub.url}/lfs-storage/{asked['oid']}", "header": {}}}
-            answers.append({**asked, **({} if asked["oid"] in self.hub.blobs else {"actions": actions})})
+        for requested in objects:
+            actions = {"upload": {"href": f"{self.hub.url}/lfs-storage/{requested['oid']}", "header": {}}}
+            answers.append({**requested, **({} if requested["oid"] in self.hub.blobs else {"actions": actions})})
         self._send({"transfer": "basic", "objects": answers})
 
     def _store(self, oid: str, sent: bytes) -> None:
@@ -279,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send({})
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
-        """All of its operations, or none: they are made beside and renamed."""
+        """Apply all operations of a commit, or none."""
         with self.hub.lock:
             header = next(line["value"] for line in lines if line["key"] == "header")
             if header.get("parentCommit") not in (None, self.hub.commit_of(name)):
@@ -313,12 +300,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _fail(self, status: int, code: str = "", said: str = "as the test asked") -> None:
-        content = b"" if self.command == "HEAD" else json.dumps({"error": said}).encode()
+    def _fail(self, status: int, code: str = "", message: str = "as the test asked") -> None:
+        content = b"" if self.command == "HEAD" else json.dumps({"error": message}).encode()
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
-            self.send_header("X-Error-Message", said)
+            self.send_header("X-Error-Message", message)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
