@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader
 from peft_recipes.arms.apply import OWN_FILES
 from peft_recipes.cards.metadata import kind_of
 from peft_recipes.cards.redaction import is_local_path, short
-from peft_recipes.data import columns
 from peft_recipes.models import bases
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
@@ -64,7 +63,7 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
         weights_file=OWN_FILES.get(data["method"]),
         max_length=recipe.max_length,
         prompt=recipe.prompts[0]["prompt"] if recipe.prompts else "Once upon a time",
-        plain_prompt=columns.PLAIN_PROMPT,
+        plain_prompt=formats.PLAIN_PROMPT,
     )
 
 

@@ -3,7 +3,7 @@
 Which process does what:
 
 - The caller's process (this file, pool.py) checks the arguments, downloads and prepares the data once for all runs,
-  starts the other processes, and computes the statistics, reports and cards at the end. It loads no model weights.
+  starts the worker processes, and computes the statistics, reports and cards at the end. It loads no model weights.
 - Each run is trained, evaluated and saved by a worker process of its own (worker.py), or under `launch` by one worker
   for each rank. Runs go on one after another, or `jobs` at a time.
 - After the runs, one more process reloads every trained adapter (adapters/check_process.py).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data.columns import checked_messages, plain_prompt, wrong_value
+from peft_recipes.data.formats import checked_messages, plain_prompt, wrong_value
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 

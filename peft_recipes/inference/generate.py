@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peft_recipes.adapters.open import OpenedAdapter
-from peft_recipes.data import columns
+from peft_recipes.data import formats
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import synchronise
 from peft_recipes.inference.variants import Variants
@@ -111,7 +111,7 @@ def prompt_tokens(adapter: OpenedAdapter, messages: list[dict[str, str]], raw: b
     elif tokenizer.chat_template is not None:
         ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
     else:
-        turns = [columns.plain_prompt(m["content"]) if m["role"] == "user" else f"{m['content']}\n\n" for m in messages]
+        turns = [formats.plain_prompt(m["content"]) if m["role"] == "user" else f"{m['content']}\n\n" for m in messages]
         ids = tokenizer("".join(turns))["input_ids"]
     return torch.tensor([list(ids)])
 

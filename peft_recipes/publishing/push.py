@@ -20,7 +20,7 @@ from peft_recipes.cards.redaction import is_local_path, portable
 from peft_recipes.cards.write import CARD, PLOTS, published_card
 from peft_recipes.comparison.comparison import Comparison, read_comparison
 from peft_recipes.errors import RecipeError
-from peft_recipes.publishing import upload
+from peft_recipes.publishing import hub_client
 from peft_recipes.recipe.arm import OWN_METHODS
 from peft_recipes.recipe.serialization import read_yaml, to_yaml
 from peft_recipes.reporting.formats import metric_title, quality
@@ -108,7 +108,7 @@ def publish_all(
         raise RecipeError(f"{comparison.folder} has no adapter to send: its arms are {', '.join(arms)}.")
     names = {arm: f"{repo_id}-{arm}" for arm in runs}
     for name in names.values():
-        upload.check_repo_id(name)
+        hub_client.check_repo_id(name)
     repositories = {arm: push.find_run(names[arm], run) for arm, run in runs.items()}
     index = push.find(repo_id, COMPARISON_FILE, {"recipe": comparison.data["recipe"]})
     for run in runs.values():
@@ -136,21 +136,21 @@ class _Push:
 
     @classmethod
     def start(cls, repo_id: str, public: bool, dry_run: bool, on_ready: Callable[[Published], None] | None) -> _Push:
-        upload.check_repo_id(repo_id)
-        return cls(None if dry_run else upload.authenticated_client(repo_id), public, on_ready)
+        hub_client.check_repo_id(repo_id)
+        return cls(None if dry_run else hub_client.authenticated_client(repo_id), public, on_ready)
 
-    def find(self, repo_id: str, file: str, expected: dict[str, Any]) -> upload.Repository:
+    def find(self, repo_id: str, file: str, expected: dict[str, Any]) -> hub_client.Repository:
         """Look up a repository. Raises RecipeError if it holds anything but an earlier push of the same."""
         if self.api is None:
-            return upload.Repository(repo_id)
-        repository = upload.find_repository(self.api, repo_id)
-        upload.check_not_taken(self.api, repository, file, expected)
+            return hub_client.Repository(repo_id)
+        repository = hub_client.find_repository(self.api, repo_id)
+        hub_client.check_not_taken(self.api, repository, file, expected)
         return repository
 
-    def find_run(self, repo_id: str, run: Run) -> upload.Repository:
+    def find_run(self, repo_id: str, run: Run) -> hub_client.Repository:
         return self.find(repo_id, RUN_FILE, {key: run.data[key] for key in ("recipe", "arm")})
 
-    def send_run(self, repository: upload.Repository, run: Run) -> Published:
+    def send_run(self, repository: hub_client.Repository, run: Run) -> Published:
         files, left_out = run_files(run, repository.repo_id, self._licence(run))
         data, metric = run.data, run.data["metric"]
         value = quality(run.metrics["test"].get(metric), metric)
@@ -158,7 +158,7 @@ class _Push:
         return self.send(repository, files, left_out, message)
 
     def send(
-        self, repository: upload.Repository, files: upload.Files, left_out: dict[str, str], message: str
+        self, repository: hub_client.Repository, files: hub_client.Files, left_out: dict[str, str], message: str
     ) -> Published:
         """Commit files to a repository; in a dry run only report what would be sent."""
         sizes = {path: len(data) if isinstance(data, bytes) else data.stat().st_size for path, data in files.items()}
@@ -172,7 +172,7 @@ class _Push:
         if self.on_ready is not None:
             self.on_ready(published)
         if self.api is not None:
-            published.commit = upload.commit_files(self.api, repository, files, private=private, message=message)
+            published.commit = hub_client.commit_files(self.api, repository, files, private=private, message=message)
             published.url = f"{self.api.endpoint}/{repository.repo_id}"
         return published
 
@@ -231,7 +231,7 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
             raise RecipeError(f"{folder} fails the check '{finding.name}': {finding.message}. Nothing was sent.")
 
 
-def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[upload.Files, dict[str, str]]:
+def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[hub_client.Files, dict[str, str]]:
     """Return what a push of a run sends, by path in the repository, and which of its files it leaves out, and why."""
     folder = run.folder
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -260,7 +260,7 @@ def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[uploa
     return files, left_out
 
 
-def _index_files(comparison: Comparison, pushed: dict[str, tuple[str, int]]) -> upload.Files:
+def _index_files(comparison: Comparison, pushed: dict[str, tuple[str, int]]) -> hub_client.Files:
     """Return the files of a comparison's own repository. pushed: each arm's repository and seed."""
     data = portable({key: value for key, value in comparison.data.items() if key not in ("samples", "asked")})
     plots = [path for path in sorted((comparison.folder / PLOTS).glob("*.png")) if path.stem != "samples"]

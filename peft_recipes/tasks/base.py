@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data import columns, sources
+from peft_recipes.data import formats, sources
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.distributed import processes
 from peft_recipes.distributed.batches import split_batch
@@ -142,6 +142,8 @@ class Task(ABC):
         """Raise RecipeError for training options that their own class refuses, and where bitsandbytes is missing."""
         try:
             arguments = self.arguments(arm, 0, hardware, Path("unused"), True)
+        except RecipeError:
+            raise
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {' '.join(str(error).split())}") from error
         if (arm is not None and arm.quantise) or any(mark in arguments.optim for mark in quantisation.OPTIMIZERS):
@@ -157,7 +159,7 @@ class Task(ABC):
         """Drop examples that also occur in a later split, by the columns `keys`; return the splits and a note."""
         if not self.guards("duplicates"):
             return splits, []
-        splits, dropped = columns.without_test_examples(splits, keys)
+        splits, dropped = formats.without_test_examples(splits, keys)
         note = f"{dropped} examples that also occur in a later split were left out."
         return splits, [note] if dropped else []
 

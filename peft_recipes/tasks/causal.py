@@ -11,7 +11,7 @@ import torch
 from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
-from peft_recipes.data import columns
+from peft_recipes.data import formats
 from peft_recipes.data.packing import COUNTS, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.guards import checks
@@ -83,7 +83,7 @@ class Causal(Task):
             notes += more
             ids[name] = list(examples["id"])
             tokenised[name] = examples.remove_columns(["id"])
-        return Prepared(tokenised, ids, columns.fingerprint(splits), tokenizer, None, notes)
+        return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
 
     def _truncated(
         self, examples: datasets.Dataset, split: str, end_tokens: set[int]

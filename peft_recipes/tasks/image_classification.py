@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from peft_recipes.data import columns, images
+from peft_recipes.data import formats, images
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
@@ -58,8 +58,8 @@ class ImageClassification(Classification):
     def prepare(self) -> Prepared:
         source = self.recipe.dataset
         raw = self.raw_splits()
-        labels = columns.class_labels(raw, source)
-        splits = {name: columns.classification_rows(rows, source, "image", labels) for name, rows in raw.items()}
+        labels = formats.class_labels(raw, source)
+        splits = {name: formats.classification_rows(rows, source, "image", labels) for name, rows in raw.items()}
         if self.guards("classes"):
             checks.more_than_one_class(splits["train"], labels, source.path)
         config, processor = bases.load_config(self.recipe), self._processor()
@@ -67,7 +67,7 @@ class ImageClassification(Classification):
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         notes = [*checks.missing_classes(splits, labels), *self.notes]
         samples = self._samples(splits.get("test"), labels)
-        return Prepared(pixels, ids, columns.fingerprint(splits), processor, labels, notes, samples)
+        return Prepared(pixels, ids, formats.fingerprint(splits), processor, labels, notes, samples)
 
     def _source(self, split: str) -> Dataset:
         if split == "pretrain":

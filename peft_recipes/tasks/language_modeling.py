@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft_recipes.data import columns
+from peft_recipes.data import formats
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 from peft_recipes.tasks.causal import Causal
@@ -19,7 +19,7 @@ class LanguageModeling(Causal):
             source = self.source_of(name)
             if source.text not in rows.column_names:
                 raise RecipeError(missing_column(source.text, "text", rows.column_names, source.path))
-            columns.check_text(rows, source.text, source.path)
+            formats.check_text(rows, source.text, source.path)
             kept = rows.select([i for i, text in enumerate(rows[source.text]) if text.strip()])
             empty += len(rows) - len(kept)
             renames = {source.text: "text"} if source.text != "text" else {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from peft_recipes.data import columns
+from peft_recipes.data import formats
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.tasks.causal import Causal
 
@@ -18,7 +18,7 @@ class SupervisedFineTuning(Causal):
         chat = tokenizer.chat_template is not None
         splits, notes = {}, []
         for name, rows in raw.items():
-            splits[name], empty = columns.sft_rows(rows, self.source_of(name), chat)
+            splits[name], empty = formats.sft_rows(rows, self.source_of(name), chat)
             if empty:
                 notes.append(f"{empty} {name} examples had an empty answer and were left out.")
         return splits, notes
@@ -34,7 +34,7 @@ class SupervisedFineTuning(Causal):
 
     def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
         if tokenizer.chat_template is None:
-            return tokenizer(columns.plain_prompt(prompt), return_tensors="pt")["input_ids"]
+            return tokenizer(formats.plain_prompt(prompt), return_tensors="pt")["input_ids"]
         messages = [{"role": "user", "content": prompt}]
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding
 
-from peft_recipes.data import columns
+from peft_recipes.data import formats
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
@@ -20,8 +20,8 @@ class TextClassification(Classification):
     def prepare(self) -> Prepared:
         source, max_length = self.recipe.dataset, self.recipe.max_length
         raw = self.raw_splits()
-        labels = columns.class_labels(raw, source)
-        splits = {name: columns.classification_rows(rows, source, "text", labels) for name, rows in raw.items()}
+        labels = formats.class_labels(raw, source)
+        splits = {name: formats.classification_rows(rows, source, "text", labels) for name, rows in raw.items()}
         splits, notes = self.without_duplicates(splits, ["text"])
         if self.guards("classes"):
             checks.more_than_one_class(splits["train"], labels, source.path)
@@ -36,7 +36,7 @@ class TextClassification(Classification):
             if name == "train" and (cut := sum(len(t) == max_length for t in tokens)):
                 notes.append(f"{cut} of {len(rows)} training texts reach max_length {max_length}.")
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
-        return Prepared(tokenised, ids, columns.fingerprint(splits), tokenizer, labels, notes)
+        return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, labels, notes)
 
     def collator(self, prepared: Prepared) -> DataCollatorWithPadding:
         return DataCollatorWithPadding(prepared.processor)

@@ -25,14 +25,9 @@ def last_states(states):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tmp_path_factory.mktemp("comparison")
-
-
-@pytest.fixture
-def comparison(classify, finished):
-    """Full and LoRA with two seeds; trained once, later tests get the finished runs."""
-    return compare(classify(), ["full", "lora"], [0, 1], output=finished)
+def comparison(classify, tmp_path_factory):
+    """Full and LoRA with two seeds, trained once; tests that change it work on a copy."""
+    return compare(classify(), ["full", "lora"], [0, 1], output=tmp_path_factory.mktemp("comparison"))
 
 
 def test_every_arm_has_its_evidence(comparison):
@@ -76,10 +71,11 @@ def test_the_report_is_written_and_can_be_read(comparison):
     assert read_comparison(comparison.folder).data == json.loads((comparison.folder / "comparison.json").read_text())
 
 
-def test_finished_runs_are_kept_and_new_ones_added(comparison, classify, finished):
-    stamps = {p: p.stat().st_mtime_ns for p in comparison.folder.rglob("run.json")}
+def test_finished_runs_are_kept_and_new_ones_added(comparison, classify, tmp_path):
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny").rglob("run.json")}
     states = []
-    more = compare(classify(), ["full", "lora", "head"], [0, 1], output=finished, on_progress=states.append)
+    more = compare(classify(), ["full", "lora", "head"], [0, 1], output=tmp_path, on_progress=states.append)
     ended = {progress.job: progress.state for progress in states if progress.state != "running"}
     assert ended == {("base", 0): "kept", ("full", 0): "kept", ("lora", 0): "kept", ("head", 0): "ok",
                      ("full", 1): "kept", ("lora", 1): "kept", ("head", 1): "ok"}  # fmt: skip
@@ -87,7 +83,7 @@ def test_finished_runs_are_kept_and_new_ones_added(comparison, classify, finishe
     assert list(more.data["arms"]) == ["full", "lora", "head"]
 
 
-def test_a_changed_learning_rate_retrains_that_arm_alone(comparison, classify, finished, tmp_path):
+def test_a_changed_learning_rate_retrains_that_arm_alone(comparison, classify, tmp_path):
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     arms = {**classify().arms, "lora": Arm(classify().arms["lora"].method, learning_rate=1e-3)}
     ended = {}

@@ -9,7 +9,7 @@ import pytest
 from small import sentences
 
 from peft_recipes import Dataset, RecipeError
-from peft_recipes.data import columns
+from peft_recipes.data import formats
 from peft_recipes.data.sources import load_splits
 
 
@@ -134,24 +134,24 @@ def rows_of(**values):
 
 def test_a_missing_column_names_the_existing_ones():
     with pytest.raises(RecipeError, match=r"no column 'label'.*It has: text, lable"):
-        columns.class_labels({"train": rows_of(text=["a"], lable=[1])}, Dataset("d.csv"))
+        formats.class_labels({"train": rows_of(text=["a"], lable=[1])}, Dataset("d.csv"))
 
 
 @pytest.mark.parametrize("bad", [[1.5, 2.0], [True, False], [["a"], ["b"]], [None, "a"]])
 def test_a_label_of_another_type_is_named_with_its_row(bad):
     with pytest.raises(RecipeError, match=r"row train-\d, column 'label': a label is a whole number or text"):
-        columns.class_labels({"train": rows_of(text=["a", "b"], label=bad)}, Dataset("d.csv"))
+        formats.class_labels({"train": rows_of(text=["a", "b"], label=bad)}, Dataset("d.csv"))
 
 
 def test_labels_outside_those_declared_are_named():
     source = Dataset("d.csv", labels=["ham", "spam"])
     with pytest.raises(RecipeError, match=r"label 'eggs' is not one of dataset\.labels"):
-        columns.class_labels({"train": rows_of(text=["a", "b"], label=["ham", "eggs"])}, source)
+        formats.class_labels({"train": rows_of(text=["a", "b"], label=["ham", "eggs"])}, source)
 
 
 def test_a_value_that_is_not_text_is_named_with_its_row():
     with pytest.raises(RecipeError, match="row train-1, column 'text': expected text, got None"):
-        columns.classification_rows(rows_of(text=["a", None], label=[0, 1]), Dataset("d.csv"), "text", ["no", "yes"])
+        formats.classification_rows(rows_of(text=["a", None], label=[0, 1]), Dataset("d.csv"), "text", ["no", "yes"])
 
 
 def test_train_rows_of_later_splits_are_removed():
@@ -160,16 +160,16 @@ def test_train_rows_of_later_splits_are_removed():
         "validation": rows_of(text=["b"]),
         "test": rows_of(text=["c"]),
     }
-    kept, dropped = columns.without_test_examples(splits, ["text"])
+    kept, dropped = formats.without_test_examples(splits, ["text"])
     assert (list(kept["train"]["text"]), dropped) == (["a", "d"], 2)
 
 
 def test_the_fingerprint_follows_the_examples_and_nothing_else(hundred, tmp_path):
     copy = tmp_path / "elsewhere.csv"
     copy.write_text(hundred.read_text())
-    here, there = (columns.fingerprint(load_splits(Dataset(str(path)))) for path in (hundred, copy))
+    here, there = (formats.fingerprint(load_splits(Dataset(str(path)))) for path in (hundred, copy))
     copy.write_text(hundred.read_text().replace("film", "flim"))
-    assert here == there != columns.fingerprint(load_splits(Dataset(str(copy))))
+    assert here == there != formats.fingerprint(load_splits(Dataset(str(copy))))
 
 
 @pytest.mark.parametrize(
@@ -187,22 +187,22 @@ def test_the_fingerprint_follows_the_examples_and_nothing_else(hundred, tmp_path
 )
 def test_every_sft_format_becomes_prompt_and_completion(row, prompt, answer):
     rows = datasets.Dataset.from_list([{**row, "id": "train-0"}])
-    made, empty = columns.sft_rows(rows, Dataset("d"), chat=True)
+    made, empty = formats.sft_rows(rows, Dataset("d"), chat=True)
     assert made[0] == {"id": "train-0", "prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
     assert empty == 0
 
 
 def test_rows_without_an_answer_are_left_out_and_counted():
     rows = rows_of(instruction=["a", "b"], input=["", ""], output=["x", "  "])
-    made, empty = columns.sft_rows(rows, Dataset("d"), chat=False)
+    made, empty = formats.sft_rows(rows, Dataset("d"), chat=False)
     assert (len(made), empty, made[0]["completion"]) == (1, 1, "x")
 
 
 def test_a_dataset_without_any_answer_is_refused():
     with pytest.raises(RecipeError, match="no row has an answer"):
-        columns.sft_rows(rows_of(instruction=["a"], input=[""], output=[None]), Dataset("d"), chat=True)
+        formats.sft_rows(rows_of(instruction=["a"], input=[""], output=[None]), Dataset("d"), chat=True)
 
 
 def test_columns_of_no_sft_format_list_the_formats():
     with pytest.raises(RecipeError, match=r"question, answer.*alpaca"):
-        columns.sft_rows(rows_of(question=["a"], answer=["b"]), Dataset("d"), chat=True)
+        formats.sft_rows(rows_of(question=["a"], answer=["b"]), Dataset("d"), chat=True)

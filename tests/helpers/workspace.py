@@ -85,10 +85,10 @@ def recipe_files(root: Path) -> dict[str, Path]:
 def run_in_this_process(orders: Any, slots: Any = ()) -> None:
     """In place of `pool.run_in_fresh_processes`, which starts a process for each run: tests/comparison tests that."""
     for order in orders:
-        order.tell("running")
+        order.report("running")
         arm, seed = order.job
         run = train(Recipe.from_yaml(order.yaml), arm, seed=seed, output=order.output, data=order.data, overwrite=True)
-        order.tell(run.data["status"])
+        order.report(run.data["status"])
 
 
 def _data(root: Path) -> None:

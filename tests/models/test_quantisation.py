@@ -145,7 +145,7 @@ def test_a_comparison_includes_a_quantised_arm(instruct, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "full", "quantise": "nf4"}, "only a PEFT adapter can sit on one"),
+        ({"method": "full", "quantise": "nf4"}, "use a PEFT adapter on them"),
         ({"peft": {"peft_type": "LORA"}, "quantise": "nf5"}, "Did you mean 'nf4'"),
         ({"method": "full", "lora_plus_ratio": 4}, "only LoRA has an A and a B"),
         ({"peft": {"peft_type": "LORA"}, "lora_plus_ratio": 0.5}, "1 or more"),

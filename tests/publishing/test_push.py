@@ -167,7 +167,7 @@ def test_a_repository_is_public_only_with_public(client, hub, trained):
 def test_a_dry_run_sends_no_request(client, hub, trained):
     done = client("push", trained, "--repo-id", "me/mine", "--dry-run", env={"HF_TOKEN": None})
     assert done.code == 0, done.err
-    assert "adapter_model.safetensors" in done.out and "nothing was sent" in done.out
+    assert "adapter_model.safetensors" in done.out and "nothing was pushed" in done.out
     assert not wrote(hub) and not any("me/mine" in path for _, path, _ in hub.requests)
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft_recipes import Arm, Dataset, Recipe, RecipeError, train
 from peft_recipes.catalog.changes import changed
 from peft_recipes.catalog.recipes import load_recipe
-from peft_recipes.data import columns, sources
+from peft_recipes.data import formats, sources
 from peft_recipes.recipe.serialization import from_yaml, to_yaml
 
 
@@ -93,10 +93,10 @@ def class_names_of(tmp_path, values, labels=None):
     path.write_text("".join(json.dumps({"text": f"text {i}", "label": v}) + "\n" for i, v in enumerate(values)))
     source = Dataset(str(path), labels=labels, train=0.6, validation=0.2, test=0.2)
     splits = sources.load_splits(source)
-    names = columns.class_labels(splits, source)
+    names = formats.class_labels(splits, source)
     class_of = {}
     for split in splits.values():
-        rows = columns.classification_rows(split, source, "text", names)
+        rows = formats.classification_rows(split, source, "text", names)
         class_of |= {text: names[label] for text, label in zip(rows["text"], rows["label"], strict=True)}
     return names, [class_of[f"text {i}"] for i in range(len(values))]
 
@@ -120,13 +120,13 @@ def test_class_names_that_contradict_the_data_are_rejected(tmp_path):
     features = datasets.Features({"id": datasets.Value("string"), "label": datasets.ClassLabel(names=["ham", "spam"])})
     rows = datasets.Dataset.from_dict({"id": ["a", "b"], "label": [0, 1]}, features=features)
     with pytest.raises(RecipeError, match="names its classes ham, spam"):
-        columns.class_labels({"train": rows}, Dataset("x", labels=["spam", "ham"]))
+        formats.class_labels({"train": rows}, Dataset("x", labels=["spam", "ham"]))
 
 
 @pytest.mark.parametrize("messages", [None, "text", [{"role": "user"}], [{"role": "user", "content": None}] * 2])
 def test_invalid_messages_name_their_row(tmp_path, messages):
     with pytest.raises(RecipeError, match="row"):
-        columns.checked_messages(messages, "messages", "7", "rows.jsonl")
+        formats.checked_messages(messages, "messages", "7", "rows.jsonl")
 
 
 def test_an_empty_answer_in_a_csv_is_left_out_and_counted(instruct, tmp_path):
