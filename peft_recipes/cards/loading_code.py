@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from peft_recipes.arms.apply import OWN_FILES
 from peft_recipes.cards.metadata import kind_of
 from peft_recipes.cards.redaction import is_local_path, short
+from peft_recipes.data import formats
 from peft_recipes.models import bases
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
