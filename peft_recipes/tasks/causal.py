@@ -147,15 +147,13 @@ class Causal(Task):
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
         trainer, recipe, base = self.trainer_class, self.recipe, base_model_of(model)
         pad = (prepared.processor.pad_token_id if prepared else 0) or 0
+        pads = recipe.batches != "shared-prefix" or why_padded(base, recipe.max_length, is_prompt_learning(model))
         collate = trainer.padded_collator(pad)
-        shares = recipe.batches == "shared-prefix"
-        if shares and not why_padded(base, recipe.max_length, is_prompt_learning(model)):
+        if not pads:
             collate = trainer.shared_collator.for_model(base, pad, recipe.max_row_tokens)
-        else:
-            shares = False
         if prepared is None:
             return tensors(collate([self.longest_example(i) for i in range(size)]))
-        if not shares:  # grouped by length: the longest examples make one batch
+        if pads:  # grouped by length: the longest examples make one batch
             return tensors(collate(self.longest(prepared, size)))
         rows, random = prepared.splits["train"], np.random.default_rng(0)
         sampled = [random.choice(len(rows), min(size, len(rows)), replace=False) for _ in range(_SAMPLED_BATCHES)]

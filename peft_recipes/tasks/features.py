@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,9 +179,8 @@ def compute_features(
         if features is None:
             shape = (len(rows), batch_features.shape[1])
             in_memory = shape[0] * shape[1] * 4 <= IN_MEMORY_BYTES
-            features = (
-                np.empty(shape, np.float32) if in_memory else np.lib.format.open_memmap(file, "w+", np.float32, shape)
-            )
+            create = np.empty if in_memory else partial(np.lib.format.open_memmap, file, "w+")
+            features = create(shape=shape, dtype=np.float32)
         indices = order[done : done + len(batch_labels)]
         features[indices], labels[indices] = batch_features, batch_labels
         done += len(indices)

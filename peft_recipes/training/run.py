@@ -79,7 +79,7 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     import transformers
 
     allocator.set_for_training()
-    watch = Stopwatch()
+    watch, guard = Stopwatch(), Guards(recipe.skip_checks)
     with watch("imports"):
         from peft_recipes.tasks.registry import task_of
 
@@ -89,14 +89,8 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     signed = signature(resolved.recipe, arguments.arm, arguments.seed, resolved.prepared.fingerprint)
     if arguments.resume and (done := processes.from_rank_zero(lambda: finished(arguments.folder, signed))):
         return done
-    setup = Setup(
-        **vars(resolved),
-        run=arguments,
-        signature=signed,
-        interruption=interruption,
-        guard=Guards(recipe.skip_checks),
-        watch=watch,
-    )
+    state = {"run": arguments, "interruption": interruption, "guard": guard, "watch": watch}
+    setup = Setup(**vars(resolved), **state, signature=signed)
     setup.task.check_arguments(setup.arm, setup.hardware)
     with watch("plan"):
         setup.task.recipe = processes.from_rank_zero(lambda: stages.fit_to_memory(setup))
