@@ -62,11 +62,11 @@ def _arguments() -> argparse.Namespace:
 def _in_fresh_process(way: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     words = ["--one", way, str(folder), "--model", given.model, "--adapters", str(given.adapters)]
     words += ["--random-weights"] if given.random_weights else []
-    found = in_fresh_process(__file__, words)
-    if "resident_bytes" in found:
-        print(f"{way:5} {found['resident_bytes'] / 1e6:8.0f} MB resident, {found['weights_bytes'] / 1e6:8.0f} MB of "
+    result = in_fresh_process(__file__, words)
+    if "resident_bytes" in result:
+        print(f"{way:5} {result['resident_bytes'] / 1e6:8.0f} MB resident, {result['weights_bytes'] / 1e6:8.0f} MB of "
               "weights", flush=True)  # fmt: skip
-    return found
+    return result
 
 
 def _one(given: argparse.Namespace) -> dict[str, Any]:
@@ -99,13 +99,13 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     for name in adapters.names:
         with torch.no_grad():
             answers[name] = adapters.use(name)(**prompt).logits[:, -1].clone()  # a view would keep all of them
-    found = {"resident_bytes": _resident(), "weights_bytes": _weights(adapters.model)}
+    result = {"resident_bytes": _resident(), "weights_bytes": _weights(adapters.model)}
     names = adapters.names
-    found["switch_ms"] = _timed(lambda i: adapters.use(names[i % len(names)]))
+    result["switch_ms"] = _timed(lambda i: adapters.use(names[i % len(names)]))
     inner = [adapters.peft_name(name) for name in names]
-    found["peft_set_adapter_ms"] = _timed(lambda i: adapters.model.set_adapter(inner[i % len(inner)]), 20)
-    found["largest_difference"] = _largest_difference(answers, folder, prompt)
-    return {**found, "environment": environment(choose())}
+    result["peft_set_adapter_ms"] = _timed(lambda i: adapters.model.set_adapter(inner[i % len(inner)]), 20)
+    result["largest_difference"] = _largest_difference(answers, folder, prompt)
+    return {**result, "environment": environment(choose())}
 
 
 def _base(given: argparse.Namespace, folder: Path) -> str:

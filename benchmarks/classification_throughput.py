@@ -35,22 +35,22 @@ def main() -> None:
     if given.one:
         print(json.dumps(_one(given)))
         return
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for recipe in given.recipe or RECIPES:
         for arm in given.arms.split(","):
             rows = {way: _in_fresh_process(recipe, arm, way, given) for way in WAYS}
             plain, ours = (rows[way]["seconds"] for way in WAYS)
-            found[f"{recipe}/{arm}"] = {"ratio": plain / ours, **rows}
+            measured[f"{recipe}/{arm}"] = {"ratio": plain / ours, **rows}
             print(
                 f"{recipe:16} {arm:5} {plain:8.1f} s plain {ours:8.1f} s ours   {plain / ours:5.2f} times", flush=True
             )
-    environment = next(iter(found.values()))["peft-recipes"]["environment"]
-    for row in found.values():
+    environment = next(iter(measured.values()))["peft-recipes"]["environment"]
+    for row in measured.values():
         for way in WAYS:
             row[way].pop("environment")
-    document = {"epochs": given.epochs, "embedded": not given.hub, "found": found, "environment": environment}
+    document = {"epochs": given.epochs, "embedded": not given.hub, "found": measured, "environment": environment}
     name = "-".join([*(given.recipe or ["all"]), *given.arms.split(","), f"{given.epochs}-epochs"])
-    ratios = {name: row["ratio"] for name, row in found.items()}
+    ratios = {name: row["ratio"] for name, row in measured.items()}
     write_result(given, Path(__file__).with_suffix("") / f"{name}.json", document, {"ratios": ratios})
 
 

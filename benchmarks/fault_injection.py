@@ -150,19 +150,19 @@ def _differences(one: Path, two: Path) -> list[str]:
 
     a, b = (json.loads((folder / "run.json").read_text()) for folder in (one, two))
     same = ("metrics", "per_class", "parameters", "checkpoint_bytes", "answers", "notes")
-    found = [f"run.json: {key}" for key in same if a[key] != b[key]]
-    found += [f"training: {key}" for key in ("steps", "losses", "tokens", "computed_tokens", "examples", "batches")
+    differing = [f"run.json: {key}" for key in same if a[key] != b[key]]
+    differing += [f"training: {key}" for key in ("steps", "losses", "tokens", "computed_tokens", "examples", "batches")
               if a["training"][key] != b["training"][key]]  # fmt: skip
     if not pandas.read_parquet(one / "predictions.parquet").equals(pandas.read_parquet(two / "predictions.parquet")):
-        found.append("predictions")
+        differing.append("predictions")
     if left := {p.name for p in two.iterdir()} ^ {p.name for p in one.iterdir()}:
-        found.append(f"files: {sorted(left)}")
+        differing.append(f"files: {sorted(left)}")
     for path in one.glob("*.safetensors"):
         first, second = load_file(path), load_file(two / path.name)
         gap = max(float((first[name] - second[name]).abs().max()) for name in first)
         if gap > 1e-6:
-            found.append(f"{path.name}: weights differ by {gap:.1e}")
-    return found
+            differing.append(f"{path.name}: weights differ by {gap:.1e}")
+    return differing
 
 
 if __name__ == "__main__":

@@ -99,25 +99,25 @@ def compare_arms(
     """
     rounds, measured = options.rounds, []
     for number in range(1, rounds + 1):
-        found = {}
+        by_arm = {}
         for arm in ARMS:
-            found[arm] = in_fresh_process(script, ["--one", arm, *words])
-            speed, step = found[arm]["tokens_per_second"], found[arm]["median_step_seconds"]
-            peak = found[arm]["peak_memory_bytes"] / 1e9
+            by_arm[arm] = in_fresh_process(script, ["--one", arm, *words])
+            speed, step = by_arm[arm]["tokens_per_second"], by_arm[arm]["median_step_seconds"]
+            peak = by_arm[arm]["peak_memory_bytes"] / 1e9
             print(f"{number}/{rounds} {arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB",
                   flush=True)  # fmt: skip
-        measured.append(({**_summary(found), **extra(found["peft-recipes"])}, found))
+        measured.append(({**_summary(by_arm), **extra(by_arm["peft-recipes"])}, by_arm))
     ordered = sorted(measured, key=lambda one: one[0]["ratio_to_trl_best"])
-    summary, found = ordered[(rounds - 1) // 2]
-    environment = found["peft-recipes"].pop("environment")
-    document = {**summary, **about, "means": means, "rounds": [one[0] for one in measured], "arms": found,
+    summary, by_arm = ordered[(rounds - 1) // 2]
+    environment = by_arm["peft-recipes"].pop("environment")
+    document = {**summary, **about, "means": means, "rounds": [one[0] for one in measured], "arms": by_arm,
                 "environment": environment}  # fmt: skip
     kept = Path(script).with_suffix("") / f"{name}-{environment['device']}.json"
     write_result(options, kept, document, summary)
 
 
-def _summary(found: dict[str, Any]) -> dict[str, float]:
-    ours, default, best = found["peft-recipes"], found["trl-default"], found["trl-best"]
+def _summary(by_arm: dict[str, Any]) -> dict[str, float]:
+    ours, default, best = by_arm["peft-recipes"], by_arm["trl-default"], by_arm["trl-best"]
     gaps = [abs(a - b) for a, b in zip(ours["losses"], default["losses"], strict=True)]
     norms = [abs(a - b) for a, b in zip(ours["gradient_norms"], default["gradient_norms"], strict=True)]
     return {

@@ -1,4 +1,4 @@
-"""The scan behind a recipe's learning rates, and a test of the learning rates it found against the recipe's.
+"""The scan behind a recipe's learning rates, and a test of its learning rates against the recipe's.
 
     python benchmarks/learning_rates.py smollm2-alpaca --embedded --learning-rates 1e-5:3e-3:6 --budget 10m
     python benchmarks/learning_rates.py smollm2-alpaca --embedded --compare
@@ -48,9 +48,9 @@ def main() -> None:
         path = given.output or kept
         if not path.is_file():
             raise RecipeError(f"{path} is not there: make it first, without --compare.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
         seeds = [int(seed) for seed in given.seeds.split(",")]
-        summary = found["against_the_recipe"] = against_the_recipe(recipe, found, seeds, Path(given.runs))
+        summary = result["against_the_recipe"] = against_the_recipe(recipe, result, seeds, Path(given.runs))
     else:
         arms = [name for name in given.arms.split(",") if name] or None
         made = scan(
@@ -61,14 +61,14 @@ def main() -> None:
             output=given.runs,
             on_trial=lambda arm, run, number, of: print(f"{number}/{of}", arm, run["learning_rate"], run["ended"]),
         )
-        found, summary = made.data, made.best
-    write_result(given, kept, found, summary)
+        result, summary = made.data, made.best
+    write_result(given, kept, result, summary)
 
 
-def against_the_recipe(recipe: Recipe, found: dict[str, Any], seeds: list[int], output: Path) -> dict[str, Any]:
+def against_the_recipe(recipe: Recipe, result: dict[str, Any], seeds: list[int], output: Path) -> dict[str, Any]:
     """For each arm: the test metric at both learning rates, and the scan's minus the recipe's with its interval."""
     compared = {}
-    for name, arm in found["arms"].items():
+    for name, arm in result["arms"].items():
         if arm["best"] is None or name not in recipe.arms:
             continue
         own = recipe.arms[name]

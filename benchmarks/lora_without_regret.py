@@ -43,9 +43,9 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/lora-without-regret", help="folder of the runs; finished ones are kept")
     given = parser.parse_args()
     quiet_libraries()
-    found = run_recipe(given.recipe, given.changes, [int(s) for s in given.seeds.split(",")], Path(given.runs))
-    summary = {key: found[key] for key in ("recipe", "best", "at_ten_times", "at_its_best")}
-    write_result(given, FIGURES / f"{given.recipe}.json", found, summary)
+    result = run_recipe(given.recipe, given.changes, [int(s) for s in given.seeds.split(",")], Path(given.runs))
+    summary = {key: result[key] for key in ("recipe", "best", "at_ten_times", "at_its_best")}
+    write_result(given, FIGURES / f"{given.recipe}.json", result, summary)
 
 
 def run_recipe(name: str, changes: list[str], seeds: list[int], output: Path) -> dict[str, Any]:
@@ -166,10 +166,12 @@ def _difference(recipe: Recipe, ours: list[Run], theirs: list[Run], margin: floa
     if not all(run.ok for run in ours):
         return {"mean": None, "verdict": "failed", "error": next(run.data["error"] for run in ours if not run.ok)}
     mine, other = ([scores(run, recipe) for run in runs] for runs in (ours, theirs))
-    found = paired_difference(np.stack([s for _, s, _ in mine]), np.stack([s for _, s, _ in other]), weights=mine[0][2])
+    difference = paired_difference(
+        np.stack([s for _, s, _ in mine]), np.stack([s for _, s, _ in other]), weights=mine[0][2]
+    )
     mean = statistics.fmean(run.metrics["test"][recipe.metric] for run in ours)
-    decision = verdict(found, margin, recipe.higher_is_better)
-    return {"mean": mean, **found.to_dict(), "margin": margin, "verdict": decision}
+    decision = verdict(difference, margin, recipe.higher_is_better)
+    return {"mean": mean, **difference.to_dict(), "margin": margin, "verdict": decision}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main() -> None:
     for folder in given.comparisons:
         data = read_comparison(folder).data
         rows = [row for row in rows if (row["recipe"], row["model"]) != (data["recipe"], data["model"])]
-        rows += [found for name in data["arms"] if (found := _row(data, name))]
+        rows += [new for name in data["arms"] if (new := _row(data, name))]
     for row in rows:
         print(f"{row['recipe']:16} {row['arm']:10} estimated {row['estimated'] / 1e9:5.2f} GB  "
               f"measured {row['measured'] / 1e9:5.2f} GB  {row['ratio']:.2f}  ({row['model']})")  # fmt: skip
@@ -47,7 +47,7 @@ def _replanned(rows: list[dict]) -> list[dict]:
         arms = ",".join(row["arm"] for row in rows if row["recipe"] == name)
         words = ["-m", "peft_recipes", "plan", name, "--embedded", "--arms", arms, "--json"]
         output = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
-        made[name] = {arm: found["memory"] for arm, found in json.loads(output)["arms"].items()}
+        made[name] = {arm: row["memory"] for arm, row in json.loads(output)["arms"].items()}
     return [
         {**row, "parts": (parts := made[row["recipe"]][row["arm"]]), "estimated": parts["total"],
          "ratio": parts["total"] / row["measured"]}

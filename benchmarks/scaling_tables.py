@@ -63,12 +63,12 @@ def sizes_of(name: str) -> dict[str, dict[str, int]]:
             training={"per_device_train_batch_size": 1, "bf16": True, "gradient_checkpointing": True, "use_cpu": True},
             arms={"full": Arm(), "lora": Arm(lora, learning_rate=1e-4)}, batches="padded",
         )  # fmt: skip
-        task, config, found = task_of(recipe), bases.load_config(recipe), {}
+        task, config, sizes = task_of(recipe), bases.load_config(recipe), {}
         for arm in recipe.arms:
             step = arm_step_memory(task, None, config, arm, True, scaling.Spread())
             model, _ = with_arm_on_meta(recipe, config, recipe.arms[arm], arm)
-            found[arm] = asdict(scaling.model_sizes(model, step, lower=True))
-    return found
+            sizes[arm] = asdict(scaling.model_sizes(model, step, lower=True))
+    return sizes
 
 
 def tables() -> dict[str, str]:
@@ -118,8 +118,8 @@ def _memory(sizes: dict[str, Any]) -> str:
     rows = [f"| model | arm | {' | '.join(heads)} |", f"|:---|:---|{'---:|' * len(heads)}"]
     for name, arms in sizes.items():
         for arm, size in arms.items():
-            found = [memory(size, kind, n)["total"] for kind, n in WAYS]
-            rows.append(f"| {name} | {arm} | {' | '.join(_gb(total) for total in found)} |")
+            totals = [memory(size, kind, n)["total"] for kind, n in WAYS]
+            rows.append(f"| {name} | {arm} | {' | '.join(_gb(total) for total in totals)} |")
     return "\n".join([*rows, "", "GB of each process; **bold** fits 80 GB."])
 
 
@@ -130,8 +130,8 @@ def _sent(sizes: dict[str, Any]) -> str:
     rows = [f"| model | arm | {' | '.join(f'{kind}, {n}' for kind, n in ways)} |", f"|:---|:---|{'---:|' * len(ways)}"]
     for name, arms in sizes.items():
         for arm, size in arms.items():
-            found = [traffic(size, kind, n)["total"] for kind, n in ways]
-            rows.append(f"| {name} | {arm} | {' | '.join(f'{total / 1e9:.3g}' for total in found)} |")
+            totals = [traffic(size, kind, n)["total"] for kind, n in ways]
+            rows.append(f"| {name} | {arm} | {' | '.join(f'{total / 1e9:.3g}' for total in totals)} |")
     return "\n".join([*rows, "", "GB that each process sends in a step of one batch, by rings."])
 
 
@@ -141,11 +141,11 @@ def _fewest(sizes: dict[str, Any]) -> str:
     rows = ["| model | arm | one process or DDP | ZeRO-2 | FSDP2 | choose |", "|:---|:---|---:|---:|---:|:---|"]
     for name, arms in sizes.items():
         for arm, size in arms.items():
-            found = {kind: next((n for n in (1, 2, 4, 8, 16, 32, 64) if memory(size, kind, n)["total"] < GPU), None)
+            fewest = {kind: next((n for n in (1, 2, 4, 8, 16, 32, 64) if memory(size, kind, n)["total"] < GPU), None)
                      for kind in ("DDP", "ZeRO-2", "FSDP2")}  # fmt: skip
-            words = ["none" if n is None else str(n) for n in found.values()]
+            words = ["none" if n is None else str(n) for n in fewest.values()]
             both = all(memory(size, "DDP", n)["total"] < GPU for n in (1, 2))
-            choice = "`ddp`" if both else "`fsdp2`" if found["FSDP2"] else "more GPUs"
+            choice = "`ddp`" if both else "`fsdp2`" if fewest["FSDP2"] else "more GPUs"
             rows.append(f"| {name} | {arm} | {' | '.join(words)} | {choice} |")
     return "\n".join([*rows, "", "The fewest GPUs of 80 GB, of 1, 2, 4, ... 64, on which a step fits."])
 
@@ -160,7 +160,7 @@ def written(page: str) -> str:
     for name, table in tables().items():
         marked = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert marked.search(page), name
-        page = marked.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", page)
+        page = marked.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page)
     return page
 
 

@@ -107,7 +107,7 @@ def _verdicts(recipe: Path, root: Path, seeds: int) -> dict[str, Any]:
     memory = (root / "soak" / "memory.txt").read_text().split("start\n")[-1].split()
     tenth = max(len(memory) // 10, 1)
     first, last = (sum(map(int, part)) / tenth for part in (memory[:tenth], memory[-tenth:]))
-    found = {
+    checks = {
         "every_run_is_there": all(arm["seeds"] == list(range(seeds)) and not arm["failures"] for arm in arms.values()),
         "left_behind": left,
         "parent_memory_growth": round(last / first, 3),
@@ -117,9 +117,9 @@ def _verdicts(recipe: Path, root: Path, seeds: int) -> dict[str, Any]:
         "table_is_the_runs": all(again["arms"][name]["metric"] == arms[name]["metric"] for name in arms)
         and again["differences"] == made.data["differences"],
     }
-    held = (found["every_run_is_there"] and not left and found["parent_memory_growth"] < _GROWTH
-            and found["equal_to_undisturbed"] and found["table_is_the_runs"])  # fmt: skip
-    return {**found, "held": held}
+    held = (checks["every_run_is_there"] and not left and checks["parent_memory_growth"] < _GROWTH
+            and checks["equal_to_undisturbed"] and checks["table_is_the_runs"])  # fmt: skip
+    return {**checks, "held": held}
 
 
 if __name__ == "__main__":

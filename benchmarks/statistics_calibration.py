@@ -5,9 +5,10 @@
 
 Each row simulates comparisons of two arms on fresh test examples with fresh runs, and counts those whose 95 % interval
 excludes zero. Without a difference that is a false claim and should happen in 5 % (3 to 7 % is kept where it can be).
-With a difference of 3 points (or 1.5 % of the loss) it is the power, beside two theoretical values from the true
+With a difference of 3 points (or 1.5 % of the loss) it is the power, next to two theoretical values from the true
 variances: `z`, the normal approximation, a test that knows the variances, which none can beat; and `t`, the noncentral
-t of the textbook test on the runs' means, which learns the variance from them, with 2 x (seeds - 1) degrees of freedom.
+t of the textbook test on the runs' means, which estimates the variance from them, with 2 x (seeds - 1) degrees of
+freedom.
 
 Accuracy: an example's chance of being right comes from its difficulty (logit normal 1.5 +- 1.5, mean accuracy 0.746); a
 run effect moves every chance so that the mean moves by a normal number of points; right or wrong is then a coin flip.

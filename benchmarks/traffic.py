@@ -34,10 +34,10 @@ def sent_bytes() -> int:
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as found:
-                if found.type != socket.SOCK_STREAM or found.family not in (socket.AF_INET, socket.AF_INET6):
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                if connection.type != socket.SOCK_STREAM or connection.family not in (socket.AF_INET, socket.AF_INET6):
                     continue
-                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
                 sent, twice = struct.unpack_from("<QQ", info, _SENT)
                 total += sent - twice
         except OSError:
@@ -57,16 +57,16 @@ def factors() -> dict[str, float]:
         "all-gather": lambda: dist.all_gather_into_tensor(whole, part),
         "reduce-scatter": lambda: dist.reduce_scatter_tensor(part, whole),
     }
-    found = {}
+    sent_per_byte = {}
     for name, call in calls.items():
         call()
         dist.barrier()
         before = sent_bytes()
         for _ in range(4):
             call()
-        found[name] = (sent_bytes() - before) / (4 * whole.numel() * 4)
+        sent_per_byte[name] = (sent_bytes() - before) / (4 * whole.numel() * 4)
         dist.barrier()
-    return found
+    return sent_per_byte
 
 
 def in_process(folder: Path, kind: str) -> None:

@@ -30,46 +30,46 @@ _WORDS = {
 }
 
 
-def outcome(found: dict[str, Any]) -> str:
+def outcome(result: dict[str, Any]) -> str:
     """The result of one recipe in two sentences."""
-    ratio = found["best"]["lora"] / found["best"]["full"]
-    ten = f"({_rate(found, 'at_ten_times')}) LoRA {_verdict(found, 'at_ten_times')}."
+    ratio = result["best"]["lora"] / result["best"]["full"]
+    ten = f"({_rate(result, 'at_ten_times')}) LoRA {_verdict(result, 'at_ten_times')}."
     parts = [f"At ten times full's best learning rate {ten}"]
-    if found["at_its_best"]["learning_rate"] == found["at_ten_times"]["learning_rate"]:
+    if result["at_its_best"]["learning_rate"] == result["at_ten_times"]["learning_rate"]:
         parts.append("Its own best on the validation split is the same.")
     else:
-        parts.append(f"Its own best learning rate is {_rate(found, 'at_its_best')}, {ratio:.2g} times full's: there it "
-                     f"{_verdict(found, 'at_its_best')}.")  # fmt: skip
+        best = f"{_rate(result, 'at_its_best')}, {ratio:.2g} times full's"
+        parts.append(f"Its own best learning rate is {best}: there it {_verdict(result, 'at_its_best')}.")
     return " ".join(parts)
 
 
-def _rate(found: dict[str, Any], where: str) -> str:
-    return fmt.learning_rate(found[where]["learning_rate"])
+def _rate(result: dict[str, Any], where: str) -> str:
+    return fmt.learning_rate(result[where]["learning_rate"])
 
 
-def _verdict(found: dict[str, Any], where: str) -> str:
-    result = found[where]
-    if result["verdict"] == "failed":
-        return f"failed ({result['error']})"
-    return f"{_WORDS[result['verdict']]} ({_difference(found, where)})"
+def _verdict(result: dict[str, Any], where: str) -> str:
+    test = result[where]
+    if test["verdict"] == "failed":
+        return f"failed ({test['error']})"
+    return f"{_WORDS[test['verdict']]} ({_difference(result, where)})"
 
 
-def _difference(found: dict[str, Any], where: str) -> str:
+def _difference(result: dict[str, Any], where: str) -> str:
     """The difference in the words of the reports."""
-    best = next(row for row in found["full"] if row["learning_rate"] == found["best"]["full"])
+    best = next(row for row in result["full"] if row["learning_rate"] == result["best"]["full"])
     comparison = {
-        "metric": found["metric"],
-        "margin": found["margin"],
+        "metric": result["metric"],
+        "margin": result["margin"],
         "arms": {"full": {"method": "full", "metric": {"mean": statistics.fmean(best["test"])}},
-                 "lora": {"method": "LORA", "metric": {"mean": found[where]["mean"]}}},
-        "differences": {"lora": {"against": "full", **found[where]}},
+                 "lora": {"method": "LORA", "metric": {"mean": result[where]["mean"]}}},
+        "differences": {"lora": {"against": "full", **result[where]}},
     }  # fmt: skip
     return str(describe_difference(comparison, "lora"))
 
 
-def page(all_found: list[dict[str, Any]]) -> str:
+def page(results: list[dict[str, Any]]) -> str:
     """The text of docs/lora-without-regret.md."""
-    seeds = sorted({len(found["seeds"]) for found in all_found})
+    seeds = sorted({len(result["seeds"]) for result in results})
     lines = [
         "# LoRA without regret, tested on our recipes",
         "",
@@ -77,20 +77,20 @@ def page(all_found: list[dict[str, Any]]) -> str:
         "2025; trl has a page of that name): LoRA on all linear layers, at about ten times full fine-tuning's learning "
         "rate, matches full fine-tuning on small and medium data.",
         "",
-        f"The test: LoRA r={_same(all_found, 'rank')}, alpha={_same(all_found, 'alpha')}, on every linear (and "
+        f"The test: LoRA r={_same(results, 'rank')}, alpha={_same(results, 'alpha')}, on every linear (and "
         f"convolutional) layer, compared with full fine-tuning, {' or '.join(map(str, seeds))} seeds each. Both "
-        f"learning rates were searched in steps of {NEIGHBOUR:g}, further while the best was an edge, and chosen "
-        "on the validation split. The intervals are of the test split, paired by example and seed, relative to full at "
+        f"learning rates were searched in steps of {NEIGHBOUR:g}, further while the best was an edge, and chosen on "
+        "the validation split. The intervals are of the test split, paired by example and seed, relative to full at "
         "its own best learning rate. All on embedded stand-ins: small models and little data, not the recipes' own.",
         "",
         "## What holds, what does not",
         "",
-        *_missing(all_found),
-        *_summary(all_found),
+        *_missing(results),
+        *_summary(results),
         "",
     ]  # fmt: skip
-    for found in all_found:
-        lines += _section(found)
+    for result in results:
+        lines += _section(result)
     lines += [
         "## The files",
         "",
@@ -101,20 +101,20 @@ def page(all_found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _same(all_found: list[dict[str, Any]], key: str) -> str:
-    return " or ".join(sorted({str(found[key]) for found in all_found}))
+def _same(results: list[dict[str, Any]], key: str) -> str:
+    return " or ".join(sorted({str(result[key]) for result in results}))
 
 
-def _missing(all_found: list[dict[str, Any]]) -> list[str]:
+def _missing(results: list[dict[str, Any]]) -> list[str]:
     """A line on the recipes that were not tested yet."""
-    tested = {found["recipe"] for found in all_found}
+    tested = {result["recipe"] for result in results}
     missing = [name for name in RECIPES if name not in tested]
     return [f"Tested on {_names(sorted(tested))}; not yet on {_names(missing)}.", ""] if missing else []
 
 
-def _summary(all_found: list[dict[str, Any]]) -> list[str]:
+def _summary(results: list[dict[str, Any]]) -> list[str]:
     def with_verdict(where: str, *verdicts: str) -> str:
-        return _names([found["recipe"] for found in all_found if found[where]["verdict"] in verdicts])
+        return _names([result["recipe"] for result in results if result[where]["verdict"] in verdicts])
 
     def summary(where: str) -> str:
         return (
@@ -122,7 +122,7 @@ def _summary(all_found: list[dict[str, Any]]) -> list[str]:
             f"{with_verdict(where, 'worse', 'failed')}; neither is shown on {with_verdict(where, 'not shown')}."
         )
 
-    ratios = [f"{f['best']['lora'] / f['best']['full']:.2g} ({f['recipe']})" for f in all_found]
+    ratios = [f"{f['best']['lora'] / f['best']['full']:.2g} ({f['recipe']})" for f in results]
     return [
         f"- **At ten times full's best learning rate** LoRA {summary('at_ten_times')}",
         f"- **At its own best learning rate** it {summary('at_its_best')}",
@@ -134,65 +134,65 @@ def _names(names: list[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-def _section(found: dict[str, Any]) -> list[str]:
-    changed = f" Changed: `{'`, `'.join(found['changes'])}`." if found["changes"] else ""
-    trainable, metric = found["trainable"], fmt.metric_title(found["metric"])
+def _section(result: dict[str, Any]) -> list[str]:
+    changed = f" Changed: `{'`, `'.join(result['changes'])}`." if result["changes"] else ""
+    rows, trainable, metric = result["rows"], result["trainable"], fmt.metric_title(result["metric"])
     lines = [
-        f"## {found['recipe']}",
+        f"## {result['recipe']}",
         "",
-        f"{outcome(found)}",
+        f"{outcome(result)}",
         "",
-        f"{found['title']}: {found['model']} on {found['dataset']}, {found['rows']['train']} training examples, "
-        f"{found['steps']} steps, {found['rows']['validation']} validation and {found['rows']['test']} test examples, "
-        f"seeds {', '.join(map(str, found['seeds']))}. LoRA trains {fmt.count(trainable['lora'])} of "
+        f"{result['title']}: {result['model']} on {result['dataset']}, {rows['train']} training examples, "
+        f"{result['steps']} steps, {rows['validation']} validation and {rows['test']} test examples, "
+        f"seeds {', '.join(map(str, result['seeds']))}. LoRA trains {fmt.count(trainable['lora'])} of "
         f"{fmt.count(trainable['full'])} parameters.{changed}",
         "",
         f"| arm | learning rate | validation {metric} | test {metric} |",
         "|:---|---:|---:|---:|",
     ]
     for kind in ("full", "lora"):
-        for row in found[kind]:
-            chosen = " (best)" if row["learning_rate"] == found["best"][kind] else ""
+        for row in result[kind]:
+            chosen = " (best)" if row["learning_rate"] == result["best"][kind] else ""
             ten = " (ten times)" if kind == "lora" and row["times"] == 1 else ""
-            name = {"full": "full", "lora": f"LoRA r={found['rank']}"}[kind]
+            name = {"full": "full", "lora": f"LoRA r={result['rank']}"}[kind]
             lines.append(f"| {name}{ten}{chosen} | {fmt.learning_rate(row['learning_rate'])} | "
-                         f"{_means(row, found, 'validation')} | {_means(row, found, 'test')} |")  # fmt: skip
-    edge = [text for kind in ("full", "lora") for text in (_edge(kind, found), _luck(kind, found))]
-    machine = found["environment"]
+                         f"{_means(row, result, 'validation')} | {_means(row, result, 'test')} |")  # fmt: skip
+    edge = [text for kind in ("full", "lora") for text in (_edge(kind, result), _luck(kind, result))]
+    machine = result["environment"]
     lines += ["", *[text for text in edge if text],
               f"{machine['threads']} thread(s) of an {machine['device_name']}, {machine['precision']}, peft "
               f"{machine['versions']['peft']}, code {machine['peft_recipes']}.", ""]  # fmt: skip
     return lines
 
 
-def _means(row: dict[str, Any], found: dict[str, Any], split: str) -> str:
+def _means(row: dict[str, Any], result: dict[str, Any], split: str) -> str:
     if row[split] is None:
         return "failed"
-    values = row["test"] if split == "test" else [v[found["metric"]] for v in row["validation"]]
-    return fmt.quality(statistics.fmean(values), found["metric"])
+    values = row["test"] if split == "test" else [v[result["metric"]] for v in row["validation"]]
+    return fmt.quality(statistics.fmean(values), result["metric"])
 
 
-def _luck(kind: str, found: dict[str, Any]) -> str:
+def _luck(kind: str, result: dict[str, Any]) -> str:
     """A note if another learning rate did better on the test split than the one chosen on the validation split."""
-    sign = -1 if found["metric"] == "loss" else 1
-    rows = [row for row in found[kind] if row["test"]]
+    sign = -1 if result["metric"] == "loss" else 1
+    rows = [row for row in result[kind] if row["test"]]
     best = max(rows, key=lambda row: sign * statistics.fmean(row["test"]))
-    if best["learning_rate"] == found["best"][kind]:
+    if best["learning_rate"] == result["best"][kind]:
         return ""
     name = {"full": "full", "lora": "LoRA"}[kind]
     return (
         f"On the test split {name} did better at {fmt.learning_rate(best['learning_rate'])} "
-        f"({_means(best, found, 'test')}), which {found['rows']['validation']} validation examples did not show; "
+        f"({_means(best, result, 'test')}), which {result['rows']['validation']} validation examples did not show; "
         "choosing it there would be selection on the test split.\n"
     )
 
 
-def _edge(kind: str, found: dict[str, Any]) -> str:
-    rates = [row["learning_rate"] for row in found[kind]]
+def _edge(kind: str, result: dict[str, Any]) -> str:
+    rates = [row["learning_rate"] for row in result[kind]]
     name = {"full": "Full", "lora": "LoRA"}[kind]
-    if found["best"][kind] == rates[0]:
+    if result["best"][kind] == rates[0]:
         return f"{name}'s best learning rate is the lowest tried; a lower one may be better.\n"
-    if found["best"][kind] == rates[-1]:
+    if result["best"][kind] == rates[-1]:
         return f"{name}'s best learning rate is the highest tried; a higher one may be better.\n"
     return ""
 

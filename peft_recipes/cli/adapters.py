@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, print_json, say
+from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, say, show
 from peft_recipes.errors import RecipeError
 
 
@@ -25,10 +25,7 @@ def check(
     from peft_recipes.cli.output.results import show_findings
 
     findings = check_adapter(adapter, base or None, weights=not quick, trust_remote_code=trust_remote_code)
-    if as_json:
-        print_json([vars(finding) for finding in findings])
-    else:
-        show_findings(findings)
+    show(as_json, [vars(finding) for finding in findings], lambda: show_findings(findings))
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)
 
@@ -50,10 +47,7 @@ def merge(
 
     options = {"tolerance": tolerance, "trust_remote_code": trust_remote_code}
     result = _unless_refused(merge_adapter, adapter, output, base or None, **options)
-    if as_json:
-        print_json(result, ensure_ascii=False)
-    else:
-        show_merge(result, output)
+    show(as_json, result, lambda: show_merge(result, output), ensure_ascii=False)
 
 
 @command(ADAPTERS)
@@ -88,10 +82,7 @@ def combine(
     result = _unless_refused(
         combine_adapters, adapters, output, _numbers(weights), method, trust_remote_code=trust_remote_code, **options
     )
-    if as_json:
-        print_json(result, ensure_ascii=False)
-    else:
-        show_combination(result, output)
+    show(as_json, result, lambda: show_combination(result, output), ensure_ascii=False)
 
 
 def _numbers(text: str) -> list[float] | None:

@@ -105,9 +105,12 @@ def say_problems(error: RecipeError) -> None:
             say(f"  - {problem}")
 
 
-def print_json(data: Any, *, ensure_ascii: bool = True) -> None:
-    """Print the JSON document of --json."""
-    print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii))
+def show(as_json: bool, data: Any, render: Callable[[], None], *, ensure_ascii: bool = True) -> None:
+    """Print the data as the JSON document of --json, or call `render` to print it for people."""
+    if as_json:
+        print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii))
+    else:
+        render()
 
 
 def load(name: str, embedded: bool, changes: list[str]) -> Any:

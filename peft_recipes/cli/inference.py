@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, print_json, say
+from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, say, show
 from peft_recipes.errors import RecipeError
 
 File = Annotated[
@@ -54,12 +54,10 @@ def predict(
         if output is not None:
             rows = datasets.Dataset.from_dict({"text" if text else "image": names})
             predict.write_results(rows, results, output)
-    if as_json:
+    if as_json or output is None:
         key = "image" if image else "text"
         rows = [{key: name, **result} for name, result in zip(names, results, strict=True)]
-        print_json(rows, ensure_ascii=False)
-    elif output is None:
-        show_predictions(names, results)
+        show(as_json, rows, lambda: show_predictions(names, results), ensure_ascii=False)
     if output is not None:
         say(f"{len(results)} rows in {output}")
 
@@ -113,10 +111,7 @@ def generate(
         return
     with counter("answers") as on_answer:
         answers = generate.generate(opened, prompt, sampling, merged=merged, raw=raw, on_answer=on_answer)
-    if as_json:
-        print_json(answers, ensure_ascii=False)
-    else:
-        show_answers(answers)
+    show(as_json, answers, lambda: show_answers(answers), ensure_ascii=False)
 
 
 @command(ADAPTERS)

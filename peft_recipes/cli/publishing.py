@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from peft_recipes.cli.common import ADAPTERS, Json, Set, Trust, command, print_json, quiet_without_terminal, say
+from peft_recipes.cli.common import ADAPTERS, Json, Set, Trust, command, quiet_without_terminal, say, show
 from peft_recipes.errors import RecipeError
 
 
@@ -31,11 +31,8 @@ def push(
     options = {"public": public, "dry_run": dry_run, "trust_remote_code": trust_remote_code,
                "on_ready": None if as_json else show_upload}  # fmt: skip
     published = publish_all(adapter, repo_id, **options) if send_all else [publish(adapter, repo_id, **options)]
-    if as_json:
-        documents = [one.to_dict() for one in published]
-        print_json(documents if send_all else documents[0])
-    else:
-        show_published(published, dry_run)
+    documents = [one.to_dict() for one in published]
+    show(as_json, documents if send_all else documents[0], lambda: show_published(published, dry_run))
 
 
 @command(ADAPTERS)
@@ -62,9 +59,6 @@ def reproduce(
     except Exception as error:  # the rerun failed midway
         say(f"The run failed here: {type(error).__name__}: {error}")
         raise typer.Exit(1) from None
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        show_reproduction(result)
+    show(as_json, result.to_dict(), lambda: show_reproduction(result))
     if not result.held:
         raise typer.Exit(1)

@@ -23,9 +23,9 @@ from peft_recipes.cli.common import (
     Wait,
     command,
     load,
-    print_json,
     quiet_without_terminal,
     say,
+    show,
     split_names,
 )
 from peft_recipes.errors import RecipeError
@@ -38,14 +38,16 @@ def list_recipes(as_json: Json = False) -> None:
     from peft_recipes.cli.output.plans import show_recipes
 
     recipes = [load(name, False, []) for name in recipe_files()]
-    if as_json:
-        print_json([
-            {"name": r.name, "title": r.title, "task": r.task, "model": r.model, "dataset": r.dataset.path,
-             "arms": list(r.arms), "embedded": bool(r.embedded)}
-            for r in recipes
-        ])  # fmt: skip
-    else:
-        show_recipes(recipes)
+    rows = [
+        {
+            **{key: getattr(recipe, key) for key in ("name", "title", "task", "model")},
+            "dataset": recipe.dataset.path,
+            "arms": list(recipe.arms),
+            "embedded": bool(recipe.embedded),
+        }
+        for recipe in recipes
+    ]
+    show(as_json, rows, lambda: show_recipes(recipes))
 
 
 @command(RECIPES)
@@ -71,10 +73,7 @@ def plan(
 
     spread = planned_spread(processes, config, per_process_memory)
     result = make_plan(load(recipe, embedded, changes), split_names(arms), trial=trial, spread=spread)
-    if as_json:
-        print_json(result)
-    else:
-        show_plan(result)
+    show(as_json, result, lambda: show_plan(result))
 
 
 @command(RECIPES)
@@ -114,10 +113,7 @@ def train_arm(recipe: Any, arm: str, seed: int, as_json: bool, **options: Any) -
         raise typer.Exit(1) from None
     if not processes.is_rank_zero():
         return
-    if as_json:
-        print_json(run.data)
-    else:
-        show_run(run)
+    show(as_json, run.data, lambda: show_run(run))
 
 
 @command(RECIPES)
@@ -148,24 +144,11 @@ def compare(
 
     loaded, names = load(recipe, embedded, changes), split_names(arms)
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
+    options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
+    options |= {"launch": launch or None, "processes": processes or None}
     with progress_bars() as on_progress:
-        comparison = compare_arms(
-            loaded,
-            names,
-            _seeds(seeds),
-            output=output,
-            overwrite=overwrite,
-            wait=wait,
-            launch=launch or None,
-            processes=processes or None,
-            jobs=jobs,
-            asked=asked,
-            on_progress=on_progress,
-        )
-    if as_json:
-        print_json(comparison.data)
-    else:
-        show_comparison(comparison)
+        comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
+    show(as_json, comparison.data, lambda: show_comparison(comparison))
     if comparison.failed:
         say(f"Failed: {', '.join(comparison.failed)}. The table and each run's run.json give the reason.")
         raise typer.Exit(1)
@@ -190,13 +173,11 @@ def report(
     from peft_recipes.runs.files import check_output
 
     comparison = read_comparison(folder)
-    if as_json:
-        print_json(comparison.data)
-        return
-    check_output(comparison.folder, "The report is written to the comparison's folder: ")
-    write_reports(comparison.data, comparison.folder)
-    write_cards(comparison.data, comparison.folder)
-    show_comparison(comparison)
+    if not as_json:
+        check_output(comparison.folder, "The report is written to the comparison's folder: ")
+        write_reports(comparison.data, comparison.folder)
+        write_cards(comparison.data, comparison.folder)
+    show(as_json, comparison.data, lambda: show_comparison(comparison))
 
 
 @command(RECIPES)
@@ -205,7 +186,4 @@ def methods(as_json: Json = False) -> None:
     from peft_recipes.arms.methods import table
     from peft_recipes.cli.output.plans import show_methods
 
-    if as_json:
-        print_json(table(), ensure_ascii=False)
-    else:
-        show_methods(table())
+    show(as_json, table(), lambda: show_methods(table()), ensure_ascii=False)

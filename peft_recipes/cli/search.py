@@ -23,8 +23,8 @@ from peft_recipes.cli.common import (
     Wait,
     command,
     load,
-    print_json,
     say,
+    show,
     split_names,
 )
 
@@ -64,23 +64,11 @@ def scan(
     from peft_recipes.reporting.scan_report import render_scan
     from peft_recipes.search.scan import scan as scan_arms
 
-    result = scan_arms(
-        loaded,
-        rates,
-        split_names(arms),
-        chosen_ranks,
-        budget=seconds,
-        seed=seed,
-        output=output,
-        overwrite=overwrite,
-        wait=wait,
-        gone=_seconds_since_start(),
-        on_trial=_say_run,
-    )
-    if as_json:
-        print_json(result.data)
-    else:
-        render_scan(result.data, Console())
+    options = {"seed": seed, "output": output, "overwrite": overwrite, "wait": wait, "on_trial": _say_run}
+    options |= {"budget": seconds, "gone": _seconds_since_start()}
+    result = scan_arms(loaded, rates, split_names(arms), chosen_ranks, **options)
+    show(as_json, result.data, lambda: render_scan(result.data, Console()))
+    if not as_json:
         print(f"\nWinners: {result.recipe} (peft-recipes compare {result.recipe})")
     if not result.best:
         say("No arm has a best learning rate. Give it a larger --budget, or lower --learning-rates.")
@@ -111,10 +99,8 @@ def spectrum(run: FullRun, as_json: Json = False) -> None:
     from peft_recipes.search.spectra import spectrum as compute_spectrum
 
     data = compute_spectrum(run)
-    if as_json:
-        print_json(data)
-    else:
-        render_spectrum(data, Console())
+    show(as_json, data, lambda: render_spectrum(data, Console()))
+    if not as_json:
         print(f"\n{run / FILE}")
 
 
@@ -138,8 +124,6 @@ def extract(
 
     chosen = targets if targets in ("all", *GROUPS) else split_names(targets) or "all"
     data = extract_adapter(run, rank, output, targets=chosen, overwrite=overwrite)
-    if as_json:
-        print_json(data)
-    else:
-        render_extraction(data, Console())
+    show(as_json, data, lambda: render_extraction(data, Console()))
+    if not as_json:
         print(f"\n{output}")

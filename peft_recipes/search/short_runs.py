@@ -46,20 +46,16 @@ class ShortRun:
         return self.validation[-1]["loss"] if self.validation else None
 
 
+@dataclass
 class _Evaluations(TrainerCallback):
     """Evaluates the validation split after the given steps; ends training early on halving or at the deadline."""
 
-    def __init__(
-        self,
-        steps: Sequence[int],
-        evaluate: Callable[[], dict[str, float]],
-        keep_training: Callable[[ShortRun], bool],
-        run: ShortRun,
-        deadline: float,
-    ):
-        self.steps, self.evaluate, self.keep_training, self.run = steps, evaluate, keep_training, run
-        self.deadline = deadline
-        self.seconds: list[float] = []
+    steps: Sequence[int]
+    evaluate: Callable[[], dict[str, float]]
+    keep_training: Callable[[ShortRun], bool]
+    run: ShortRun
+    deadline: float
+    seconds: list[float] = field(default_factory=list)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in self.steps:

@@ -7,7 +7,6 @@ singular values sum to its squared Frobenius norm; the first r of them are what 
 
 from __future__ import annotations
 
-import bisect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,8 +208,7 @@ def _targets(weights: list[dict[str, Any]], total: float) -> list[dict[str, Any]
             "new": rows[0]["new"],
             "share": squared / total if total else 0.0,
             "relative_change": (squared / sum(sizes)) ** 0.5 if sizes else None,
-            "held": _held_together(rows, squared),
-            "enough_rank": _least_rank(rows, squared),
+            **_shares_by_rank(rows, squared),
             "parameters_a_rank": sum(row["shape"][0] + math.prod(row["shape"][1:]) for row in rows),
         }
         targets.append(target)
@@ -228,27 +226,18 @@ def _ranks(weights: list[dict[str, Any]], total: float) -> dict[str, Any]:
     """How much of the total change adapters of one rank on every matrix (except embeddings) could represent."""
     matrices = [row for row in weights if row["kind"] != "embedding"]
     squared = sum(row["squared_change"] for row in matrices)
+    return {"share_of_all": squared / total if total else 0.0, **_shares_by_rank(matrices, squared)}
+
+
+def _shares_by_rank(rows: list[dict[str, Any]], squared: float) -> dict[str, Any]:
+    """The shares of these modules' change that adapters of one rank represent, and the smallest rank with ENOUGH."""
+    import numpy as np
+
+    energy = np.zeros(max((len(row["singular_values"]) for row in rows), default=1))
+    for row in rows:
+        energy[: len(row["singular_values"])] += np.square(row["singular_values"])
+    shares = np.minimum(energy.cumsum() / squared, 1.0) if squared else np.ones(len(energy))
     return {
-        "share_of_all": squared / total if total else 0.0,
-        "held": _held_together(matrices, squared),
-        "enough_rank": _least_rank(matrices, squared),
+        "held": {str(rank): float(shares[rank - 1]) for rank in powers_of_two(len(shares))},
+        "enough_rank": int((shares < ENOUGH - 1e-12).sum()) + 1 if squared else 0,
     }
-
-
-def _held_together(rows: list[dict[str, Any]], squared: float) -> dict[str, float]:
-    """Map a rank to the share of these modules' change that adapters of that rank represent together."""
-    longest = max((len(row["singular_values"]) for row in rows), default=1)
-    return {str(rank): _share_at(rows, squared, rank) for rank in powers_of_two(longest)}
-
-
-def _share_at(rows: list[dict[str, Any]], squared: float, rank: int) -> float:
-    kept = sum(sum(value**2 for value in row["singular_values"][:rank]) for row in rows)
-    return min(kept / squared, 1.0) if squared else 1.0
-
-
-def _least_rank(rows: list[dict[str, Any]], squared: float) -> int:
-    """The smallest rank that represents ENOUGH of these modules' change; 0 if nothing changed."""
-    if not squared:
-        return 0
-    ranks = range(1, max(len(row["singular_values"]) for row in rows))
-    return 1 + bisect.bisect_left(ranks, True, key=lambda rank: _share_at(rows, squared, rank) >= ENOUGH - 1e-12)

@@ -66,14 +66,14 @@ def show_combination(result: dict[str, Any], output: Path) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("test set of", "metric", "base", "own adapter", "combined"):
         table.add_column(name, justify="left" if name in ("test set of", "metric") else "right")
-    for name, found in result["test_sets"].items():
-        if found["metric"] is None:
+    for name, scores in result["test_sets"].items():
+        if scores["metric"] is None:
             table.add_row(name, "-", "-", "-", "-")
             continue
-        values = [(found[form] or {}).get(found["metric"]) for form in ("base", "own", "combined")]
-        table.add_row(name, found["metric"], *("-" if value is None else f"{value:.4f}" for value in values))
+        values = [(scores[form] or {}).get(scores["metric"]) for form in ("base", "own", "combined")]
+        table.add_row(name, scores["metric"], *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
-    for name, found in result["test_sets"].items():
-        if found.get("note"):
-            console.print(f"  {escape(name)}: {found['note']}")
+    for name, scores in result["test_sets"].items():
+        if scores.get("note"):
+            console.print(f"  {escape(name)}: {scores['note']}")
     console.print(f"  {escape(str(output))}", soft_wrap=True)

@@ -24,9 +24,9 @@ def show_recipes(recipes: list[Recipe]) -> None:
     console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]")
 
 
-def _trial(found: dict[str, Any]) -> str:
-    whole = formats.seconds(found["estimated_seconds"]) if found["estimated_seconds"] else "?"
-    return f"{whole} ({formats.seconds(found['seconds_per_step'])} a step)"
+def _trial(trial: dict[str, Any]) -> str:
+    total = formats.seconds(trial["estimated_seconds"]) if trial["estimated_seconds"] else "?"
+    return f"{total} ({formats.seconds(trial['seconds_per_step'])} a step)"
 
 
 def _sent(memory: dict[str, Any]) -> str:
