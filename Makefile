@@ -39,10 +39,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 # A thread each: small models gain nothing from more, and two processes with two threads each slow each other down.
-# A file's tests in one process: what it makes once (a comparison of real runs) is made once. Three, since some wait: for
+# A file's tests in one process: what it makes once (a comparison of real runs) is made once. Four, since some wait: for
 # the pauses between asking a Hub again, for processes that end.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache
