@@ -30,18 +30,6 @@ class Segments:
     rows: list[list[Part]]
     length: int
 
-    @classmethod
-    def after_prefix(cls, prefix: int, rows: list[list[int]], length: int) -> Segments:
-        """Build it for sequences of examples of these lengths, packed behind a common prefix of `prefix` positions."""
-        parts_of_rows = []
-        for lengths in rows:
-            parts, start = [Part(0, prefix)] if prefix else [], prefix
-            for size in lengths:
-                parts.append(Part(start, start + size, ((0, prefix),) if prefix else ()))
-                start += size
-            parts_of_rows.append(parts)
-        return cls(parts_of_rows, length)
-
     def has_hidden_pairs(self) -> bool:
         """Whether some position can't attend to an earlier one, so that there is work to save."""
         return any(part.start > sum(stop - start for start, stop in part.sees) for row in self.rows for part in row)
