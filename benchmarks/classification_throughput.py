@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import disable_speedups, in_fresh_process, result_parser, write_result
+from harness import count_waiting, disable_speedups, in_fresh_process, result_parser, write_result
 
 RECIPES = ["distilbert-imdb", "gpt2-sms-spam"]
 WAYS = ["plain-trainer", "peft-recipes"]
@@ -96,10 +96,12 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
                 model=model, args=arguments, train_dataset=prepared.splits["train"], callbacks=[meter],
                 data_collator=transformers.DataCollatorWithPadding(prepared.processor),
             )  # fmt: skip
+            count_waiting(trainer, meter)
             trainer.train()
             first = 0.0
         else:
             trainer = task.trainer(model, prepared, arguments, [meter])
+            count_waiting(trainer, meter)
             trainer.train()
             first = (getattr(trainer, "pass_figures", None) or {"seconds": 0.0})["seconds"]
     return {

@@ -25,6 +25,7 @@ from harness import (
     add_arguments,
     check_steps,
     compare_arms,
+    count_waiting,
     disable_speedups,
     norms_callback,
     result_parser,
@@ -100,6 +101,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
             trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, norms_callback(norms)])
             seconds_before = trainer.seconds_before
         trainer.data_collator = _counting(trainer.data_collator, tokens)
+        count_waiting(trainer, meter)
         trainer.train()
     tokens = tokens[: given.steps]  # the loader is a batch ahead
     before = seconds_before * sum(tokens[WARMUP:]) / sum(tokens)

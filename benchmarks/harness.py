@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,22 @@ def trl_options(given: argparse.Namespace, recipe: Any, hardware: Any, folder: s
         "seed": 0,
         "data_seed": 0,
     }
+
+
+def count_waiting(trainer: Any, meter: Any) -> None:
+    """Count the time that each step of any Trainer waits for its batches in the meter's steps."""
+    if hasattr(trainer, "on_data"):
+        trainer.on_data = meter.add_data_seconds
+        return
+    get_batch_samples = trainer.get_batch_samples
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        batches = get_batch_samples(*args, **kwargs)
+        meter.add_data_seconds(time.perf_counter() - start)
+        return batches
+
+    trainer.get_batch_samples = timed
 
 
 def norms_callback(into: list[float]) -> Any:

@@ -25,6 +25,7 @@ from harness import (
     add_arguments,
     check_steps,
     compare_arms,
+    count_waiting,
     disable_speedups,
     norms_callback,
     result_parser,
@@ -114,6 +115,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
         else:
             trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, norms_callback(norms)])
         trainer.data_collator = _counting(trainer.data_collator, tokens, labelled)
+        count_waiting(trainer, meter)
         trainer.train()
     tokens, labelled = tokens[: given.steps], labelled[: given.steps]  # the loader is a batch ahead
     timed, made = slice(WARMUP, None), step_figures(meter, norms, tokens)

@@ -36,8 +36,6 @@ KEPT = "logits_to_keep"  # the columns whose next token is labelled: the LM head
 _BREAK_EVEN = 3
 _SHORT = 1_024  # below this length attention does not matter, however small the hidden size
 
-_PADDING, _PREFIX = -2, -1  # groups of positions that belong to no example
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -53,13 +51,13 @@ class Piece(NamedTuple):
     """Consecutive tokens of a packed sequence.
 
     labels: of these tokens; one more than `ids` where the last token was left out. position: the first position id.
-    group, branch: a token sees the prefix, and of its own group branch 0 and its own branch. example: of the labels.
+    branch: 0 of an example's only piece or a pair's prompt, 1 and 2 of the answers to the prompt before them, which see
+    it but not each other. example: of the labels.
     """
 
     ids: list[int]
     labels: list[int]
     position: int
-    group: int
     branch: int = 0
     example: int = -1
 
@@ -71,10 +69,10 @@ class SharedPrefixCollator:
     additive_mask: eager attention adds the mask, sdpa takes booleans. break_even: length at which attention costs as
     much as everything else. head_share: the LM head's cost per position, relative to the rest. max_row_tokens: the
     longest sequence, which bounds the mask's memory; a longer example gets its own. by_segments: attention runs example
-    by example (segment_attention.py), so that a sequence's length costs nothing by itself.
+    by example (segment_attention.py), so that a sequence's length costs nothing by itself, and no mask is made.
 
-    Returns input_ids, position_ids, labels, example_ids [sequences, length], attention_mask [sequences, 1, length,
-    length], logits_to_keep [columns that predict a label] and the batch's Counts.
+    Returns input_ids, position_ids, labels, example_ids [sequences, length], logits_to_keep [columns that predict a
+    label], the batch's Counts, and attention_mask [sequences, 1, length, length], or by_segments the Segments instead.
     """
 
     pad_token_id: int
@@ -85,12 +83,14 @@ class SharedPrefixCollator:
     by_segments: bool = False
 
     @classmethod
-    def for_model(cls, model: PreTrainedModel, pad_token_id: int, max_row_tokens: int) -> SharedPrefixCollator:
-        """A collator with the mask and the costs of this model."""
+    def for_model(
+        cls, model: PreTrainedModel, pad_token_id: int, max_row_tokens: int, by_segments: bool = True
+    ) -> SharedPrefixCollator:
+        """A collator with the mask and the costs of this model. by_segments: False makes the mask in any case."""
         config = model.config.get_text_config()
         head = config.vocab_size * config.hidden_size
         body = max(model.num_parameters(exclude_embeddings=True), 1)
-        by_segments = config._attn_implementation == "sdpa" and model.device.type in ("cpu", "meta")
+        by_segments = by_segments and config._attn_implementation == "sdpa" and model.device.type in ("cpu", "meta")
         return cls(
             pad_token_id,
             additive_mask=config._attn_implementation == "eager",
@@ -112,7 +112,7 @@ class SharedPrefixCollator:
                 # An example's last token predicts nothing and no later token sees it. It is left out where another
                 # example follows, whose first position then holds its label: that has none of its own.
                 last = len(ids[i]) - (lengths[i] > 1 and after is not None and lengths[after] > 0)
-                pieces.append(Piece(ids[i][shared:last], labels[i][shared:], shared, group=i, example=i))
+                pieces.append(Piece(ids[i][shared:last], labels[i][shared:], shared, example=i))
             sequences.append(pieces)
         return self._pack(ids[0][:shared], sequences, sum(map(len, ids)), len(examples))
 
@@ -126,37 +126,31 @@ class SharedPrefixCollator:
             "labels": torch.full(shape, IGNORED),
             EXAMPLES: torch.full(shape, -1),
         }
-        groups, branches = torch.full(shape, _PADDING), torch.zeros(shape, dtype=torch.long)
         for row, pieces in enumerate(sequences):
             start = 0
-            for piece in (Piece(prefix, [], 0, _PREFIX), *pieces):
+            for piece in (Piece(prefix, [], 0), *pieces):
                 stop = start + len(piece.ids)
                 batch["input_ids"][row, start:stop] = torch.tensor(piece.ids, dtype=torch.long)
                 batch["position_ids"][row, start:stop] = torch.arange(piece.position, piece.position + len(piece.ids))
-                groups[row, start:stop], branches[row, start:stop] = piece.group, piece.branch
                 labelled = slice(start + 1, start + len(piece.labels))  # no token of the piece predicts its first
                 batch["labels"][row, labelled] = torch.tensor(piece.labels[1:], dtype=torch.long)
                 batch[EXAMPLES][row, labelled] = piece.example
                 start = stop
-        batch["attention_mask"] = self._mask(groups, branches)
+        segments = Segments([_parts(len(prefix), pieces) for pieces in sequences], length)
         if self.by_segments:
-            batch[SEGMENTS] = Segments([_parts(len(prefix), pieces) for pieces in sequences], length)
+            batch[SEGMENTS] = segments
+        else:
+            batch["attention_mask"] = self._as_model_takes_it(segments.mask())
         batch[KEPT] = predicting_columns(batch["labels"])
-        batch[COUNTS] = Counts(tokens, groups.numel(), int((groups == _PADDING).sum()), examples)
+        filled = sum(len(prefix) + sum(len(piece.ids) for piece in pieces) for pieces in sequences)
+        batch[COUNTS] = Counts(tokens, length * len(sequences), length * len(sequences) - filled, examples)
         return batch
 
-    def _mask(self, groups: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
-        """[sequences, 1, length, length]: True (or 0) where a position sees another, else False (or the minimum)."""
-        query, key = groups[:, :, None], groups[:, None, :]
-        allowed = query == key
-        if branches.any():
-            allowed &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-        allowed |= (key == _PREFIX) & (query >= 0)
-        allowed = allowed.tril_()[:, None]
-        allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)  # padding sees itself, or softmax gives NaN
+    def _as_model_takes_it(self, mask: torch.Tensor) -> torch.Tensor:
+        """A boolean mask as the numbers that eager attention adds."""
         if not self.additive_mask:
-            return allowed
-        return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+            return mask
+        return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
     def _assign(self, lengths: list[int], shared: int, labelled: list[int]) -> list[list[int]]:
         """The examples of each sequence: as many sequences as cost least, none beyond max_row_tokens."""

@@ -41,9 +41,9 @@ class SharedPromptCollator(SharedPrefixCollator):
         shared = common_prefix(prompts) if len(prompts) > 1 else 0
         pairs = [
             [
-                Piece(prompt[shared:], [], shared, group=i),
-                _answer(pair, CHOSEN, group=i, branch=1, example=i),
-                _answer(pair, REJECTED, group=i, branch=2, example=len(examples) + i),
+                Piece(prompt[shared:], [], shared),
+                _answer(pair, CHOSEN, branch=1, example=i),
+                _answer(pair, REJECTED, branch=2, example=len(examples) + i),
             ]
             for i, (pair, prompt) in enumerate(zip(examples, prompts, strict=True))
         ]

@@ -30,30 +30,54 @@ class Segments:
     rows: list[list[Part]]
     length: int
 
-    def has_hidden_pairs(self) -> bool:
-        """Whether some position can't attend to an earlier one, so that there is work to save."""
-        return any(part.start > sum(stop - start for start, stop in part.sees) for row in self.rows for part in row)
+    def complete(self, row: list[Part]) -> list[Part]:
+        """A row's parts with its padding, which attends to itself alone: without anything softmax would give NaN."""
+        end = max((part.stop for part in row), default=0)
+        return [*row, Part(end, self.length)] if end < self.length else row
+
+    def mask(self) -> torch.Tensor:
+        """[rows, 1, length, length]: True where a position attends to another. Its memory grows with length squared."""
+        mask = torch.zeros(len(self.rows), 1, self.length, self.length, dtype=torch.bool)
+        for allowed, row in zip(mask[:, 0], self.rows, strict=True):
+            for part in self.complete(row):
+                allowed[part.start : part.stop, part.start : part.stop].fill_(True).tril_()
+                for start, stop in part.sees:
+                    allowed[part.start : part.stop, start:stop] = True
+        return mask
+
+    def placeholder(self) -> torch.Tensor:
+        """A tensor of the mask's shape and of no size, for a model that runs under `by_segments`.
+
+        It lets no position attend to any other, so a model that does not use it as transformers' sdpa attention does
+        gives outputs that no comparison of losses can take for right.
+        """
+        return torch.zeros(1, dtype=torch.bool).expand(len(self.rows), 1, self.length, self.length)
 
 
 @contextlib.contextmanager
-def by_segments(segments: Segments | None, mask: torch.Tensor | None) -> Iterator[None]:
-    """Run transformers' sdpa attention over this batch part by part; other calls are unchanged.
+def by_segments(segments: Segments | None) -> Iterator[None]:
+    """Run transformers' sdpa attention over this batch part by part; other calls are unchanged. None changes nothing.
 
-    Only on the CPU: on a GPU one large call is faster than many small ones. Not for gradient checkpointing, whose
-    backward pass would recompute the attention outside of this context.
+    The model's attention_mask is then the segments' placeholder: the mask itself is only made for layers with options
+    that the parts don't support. Only on the CPU: on a GPU one large call is faster than many small ones. Not for
+    gradient checkpointing, whose backward pass would recompute the attention outside of this context.
     """
-    if segments is None or mask is None or mask.device.type != "cpu" or not segments.has_hidden_pairs():
+    if segments is None:
         yield
         return
-    splits = [_Splits.of(segments, row, mask[i : i + 1]) for i, row in enumerate(segments.rows)]
+    splits = [_Splits.of(segments.complete(row), segments.length) for row in segments.rows]
+    dense: list[torch.Tensor] = []
 
     def attention(
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
     ) -> tuple[torch.Tensor, None]:
         is_batch = query.shape[0] == len(splits) and query.shape[2] == key.shape[2] == segments.length
-        unsupported = any(options.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-        if not is_batch or unsupported or attention_mask is None:
+        if not is_batch or attention_mask is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        if any(options.get(name) is not None for name in ("position_bias", "softcap", "cache")):
+            if not dense:
+                dense.append(segments.mask())
+            return sdpa_attention_forward(module, query, key, value, dense[0], **options)
         rows = []
         for i, split in enumerate(splits):
             q, k, v = (tensor[i : i + 1] for tensor in (query, key, value))
@@ -81,15 +105,16 @@ class _Splits:
     masks: list[torch.Tensor]
 
     @classmethod
-    def of(cls, segments: Segments, row: list[Part], mask: torch.Tensor) -> _Splits:
-        end = max((part.stop for part in row), default=0)
-        parts = [*row, Part(end, segments.length)] if end < segments.length else row  # the padding is a part as well
+    def of(cls, parts: list[Part], length: int) -> _Splits:
         attended = [[*part.sees, (part.start, part.stop)] for part in parts]
-        borders = sorted({0, segments.length, *(border for seen in attended for pair in seen for border in pair)})
+        borders = sorted({0, length, *(border for seen in attended for pair in seen for border in pair)})
         ranges = list(itertools.pairwise(borders))
         masks = []
-        for part, seen in zip(parts, attended, strict=True):
-            masks.append(torch.cat([mask[:, :, part.start : part.stop, a:b] for a, b in seen], dim=-1))
+        for part in parts:
+            own = part.stop - part.start
+            visible = torch.ones(1, 1, own, sum(stop - start for start, stop in part.sees) + own, dtype=torch.bool)
+            visible[..., -own:].tril_()
+            masks.append(visible)
         return cls(
             queries=[part.stop - part.start for part in parts],
             keys=[b - a for a, b in ranges],

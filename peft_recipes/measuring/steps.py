@@ -44,6 +44,7 @@ class Stopwatch:
 class StepMeter(TrainerCallback):
     """Time every optimiser step, the device synchronised at both ends; record peak memory and losses.
 
+    A step's time includes waiting for its batches (`add_data_seconds`), which are collated before it begins.
     Evaluations between steps count in neither. on_step: called after every step with (step, of, loss). finite_loss:
     raise FloatingPointError for a loss that is not finite.
     """
@@ -53,9 +54,10 @@ class StepMeter(TrainerCallback):
     ):
         self.device, self.memory, self.finite_loss = device, PeakMemory(device), finite_loss
         self.steps: list[float] = []
+        self.data_seconds = 0.0  # the part of the steps that is waiting for batches
         self.losses: list[list[float]] = []
         self.validation: list[dict[str, float]] = []
-        self._on_step, self._start = on_step, 0.0
+        self._on_step, self._start, self._waited = on_step, 0.0, 0.0
         self._release_memory = True  # after loading, and after each evaluation
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -68,10 +70,15 @@ class StepMeter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         synchronise(self.device)
-        self.steps.append(time.perf_counter() - self._start)
+        self.steps.append(time.perf_counter() - self._start + self._waited)
+        self.data_seconds, self._waited = self.data_seconds + self._waited, 0.0
         self.memory.read()
         if self._on_step is not None:
             self._on_step(state.global_step, state.max_steps, self.losses[-1][1] if self.losses else None)
+
+    def add_data_seconds(self, seconds: float) -> None:
+        """Count the time that the next step waited for its batches."""
+        self._waited += seconds
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._release_memory = True
@@ -88,11 +95,13 @@ class StepMeter(TrainerCallback):
 
     def state(self) -> dict[str, Any]:
         """The measurements so far, for the run state of a checkpoint."""
-        return {"steps": self.steps, "losses": self.losses, "validation": self.validation, "peak": self.memory.peak}
+        measured = {"steps": self.steps, "losses": self.losses, "validation": self.validation}
+        return {**measured, "data_seconds": self.data_seconds, "peak": self.memory.peak}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from the measurements of a checkpoint."""
         self.steps, self.losses, self.validation = state["steps"], state["losses"], state["validation"]
+        self.data_seconds = state["data_seconds"]
         self.memory.peak = state["peak"] if processes.is_rank_zero() else 0  # rank 0's peak
 
     def figures(
@@ -131,6 +140,7 @@ class StepMeter(TrainerCallback):
             "seconds": seconds,
             "warmup_steps": skip,
             "warmup_seconds": sum(self.steps[:skip]),
+            "data_seconds": self.data_seconds,
             "median_step_seconds": statistics.median(self.steps) if self.steps else None,
             "tokens": sum(tokens) or None,
             "computed_tokens": sum(computed) or None,

@@ -37,6 +37,7 @@ def timed(task: Task, prepared: Prepared, name: str, steps: int | None) -> dict[
         arguments = task.arguments(arm, 0, hardware, Path(folder), True)
         arguments.max_steps, arguments.eval_strategy = _STEPS, "no"
         trainer = task.trainer(model, prepared, arguments, [meter])
+        trainer.on_data = meter.add_data_seconds
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     timed_steps = meter.steps[1:]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
     import torch
     import torch.nn as nn
-    from transformers import Trainer, TrainingArguments
+    from transformers import PretrainedConfig, Trainer, TrainingArguments
 
 
 class Task(ABC):
@@ -78,6 +78,12 @@ class Task(ABC):
     def for_trial(self, prepared: Prepared, steps: int) -> Prepared:
         """The part of the data that a trial of a few steps needs, where preparing the rest is slow."""
         return prepared
+
+    def example_order(self, config: PretrainedConfig) -> str | None:
+        """The order in which all arms see the examples (TrainingArguments' train_sampling_strategy), if the recipe
+        does not set it; None for Trainer's own. It depends on the recipe and its base alone, never on an arm.
+        """
+        return None
 
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
         """Options for the base's configuration (the labels). prepared: None when only a plan is made."""

@@ -16,6 +16,7 @@ from peft_recipes.data.packing import COUNTS, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
+from peft_recipes.models.meta import meta_model
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
@@ -33,6 +34,7 @@ from peft_recipes.tasks.causal_trainer import (
 if TYPE_CHECKING:
     import datasets
     import torch.nn as nn
+    from transformers import PretrainedConfig
 
 _SAMPLED_BATCHES = 32  # the largest of so many random batches is the one of a memory estimate
 _TIMED_TOKENS = 32  # generated to measure the speed
@@ -119,9 +121,27 @@ class Causal(Task):
             prepared.notes.append(f"Batches are padded, without prefix sharing: {batches.partition(': ')[2]}.")
         return trainer
 
-    def batching(self, prepared: Prepared, count: int) -> tuple[str, int, int, list[dict[str, Any]]]:
+    def example_order(self, config: PretrainedConfig) -> str:
+        """By length where every arm's batches are padded, which saves padding; random where they can be packed.
+
+        An arm that must be padded on a base that can be packed (virtual tokens, aLoRA, a quantised base whose losses
+        differ) keeps the random order of the others.
+        """
+        why = self.recipe_pads() or why_padded(meta_model(self.recipe, config), self.recipe.max_length)
+        return "group_by_length" if why else "random"
+
+    def recipe_pads(self) -> str | None:
+        """Why the recipe itself asks for padded batches, if it does."""
+        if self.recipe.batches != "shared-prefix":
+            return "as the recipe sets it"
+        if self.recipe.training.get("neftune_noise_alpha"):
+            return "NEFTune's noise depends on the length of a sequence"
+        return None
+
+    def batching(self, prepared: Prepared, count: int) -> tuple[str | None, int, int, list[dict[str, Any]]]:
         """The recipe's part of the arguments of `collator_for`, with the longest `count` examples."""
-        return self.recipe.batches, self.recipe.max_length, self.recipe.max_row_tokens, self.longest(prepared, count)
+        recipe = self.recipe
+        return self.recipe_pads(), recipe.max_length, recipe.max_row_tokens, self.longest(prepared, count)
 
     def longest(self, prepared: Prepared, count: int) -> list[dict[str, Any]]:
         """The longest `count` training examples."""
@@ -147,7 +167,7 @@ class Causal(Task):
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
         trainer, recipe, base = self.trainer_class, self.recipe, base_model_of(model)
         pad = (prepared.processor.pad_token_id if prepared else 0) or 0
-        pads = recipe.batches != "shared-prefix" or why_padded(base, recipe.max_length, is_prompt_learning(model))
+        pads = self.recipe_pads() or why_padded(base, recipe.max_length, is_prompt_learning(model))
         collate = trainer.padded_collator(pad)
         if not pads:
             collate = trainer.shared_collator.for_model(base, pad, recipe.max_row_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     import torch.nn as nn
 
-    from peft_recipes.kernels.segment_attention import Segments
-
 # Logits beyond this many bytes are left to trl's fused LM head, which computes them in chunks, and twice: that saves
 # memory which a few hundred labelled positions don't need, and costs a third of a small model's step.
 LOGITS_BYTES = 512 * 2**20
@@ -53,14 +52,14 @@ class PrefixSharingMixin(TrainerMixin):
             super().__init__(model, *args, **kwargs)
 
     def choose_batches(
-        self, batches: str, max_length: int, max_row_tokens: int, examples: Sequence[dict[str, Any]]
+        self, padded_because: str | None, max_length: int, max_row_tokens: int, examples: Sequence[dict[str, Any]]
     ) -> str:
-        """Set the data collator as `collator_for` chooses it; return its kind, and the reason if it pads."""
+        """Set the data collator as `collator_for` chooses it; return its kind, and the reason if it pads.
+
+        Only how a step's examples are laid out: which they are is the same for all arms (`Task.example_order`).
+        """
         pad = self.processing_class.pad_token_id
-        collator, why = self.collator_for(self.model, pad, batches, max_length, max_row_tokens, examples)
-        if why and not is_prompt_learning(self.model) and self.args.train_sampling_strategy == "random":
-            # Less padding. Not where the reason is this arm's own: all arms see the examples in one order.
-            self.args.train_sampling_strategy = "group_by_length"
+        collator, why = self.collator_for(self.model, pad, padded_because, max_length, max_row_tokens, examples)
         self.data_collator = collator
         self.batches = f"padded: {why}" if why else "shared-prefix"
         return self.batches
@@ -70,35 +69,38 @@ class PrefixSharingMixin(TrainerMixin):
         cls,
         model: nn.Module,
         pad_token_id: int,
-        batches: str,
+        padded_because: str | None,
         max_length: int,
         max_row_tokens: int,
         examples: Sequence[dict[str, Any]],
     ) -> tuple[SharedPrefixCollator | PaddedCollator, str | None]:
-        """Choose the collator: prefix-shared where the recipe's `batches` allows it and it is exact, else padded.
+        """Choose the collator: prefix-shared where it is exact, else padded.
 
-        examples: one batch, whose losses are computed both ways (without gradients) and compared before prefix-shared
-        packing is trusted. The longest ones: a model that attends by position would get those wrong first. Returns the
-        collator, and the reason if it pads.
+        padded_because: the recipe's own reason to pad. examples: one batch, whose losses are computed both ways (no
+        gradients) and compared before prefix-shared packing is trusted. The longest ones: a model that attends by
+        position would get those wrong first. Returns the collator, and the reason if it pads.
         """
         base, virtual = base_model_of(model), is_prompt_learning(model)
         keeps_logits = "logits_to_keep" in inspect.signature(type(base).forward).parameters and not virtual
         padded = cls.padded_collator(pad_token_id, keeps_logits=keeps_logits)
-        why = None if batches == "shared-prefix" else "as the recipe sets it"
+        why = padded_because
         if any(getattr(config, "alora_invocation_tokens", None) for config in _peft_configs(model)):
             # The comparison of losses does not show it: an untrained adapter changes nothing.
             why = why or "its adapter looks for its invocation tokens once per sequence"
         why = why or why_padded(base, max_length, virtual)
         if why is not None:
             return padded, why
-        shared = cls.shared_collator.for_model(base, pad_token_id, max_row_tokens)
         while len(examples) > 2 and logits_bytes(base.config, padded(examples)) > LOGITS_BYTES:
             examples = examples[: len(examples) // 2]
-        # Rank 0 alone is sure to hold the weights by now, and all ranks must choose the same.
-        gap = processes.from_rank_zero(lambda: largest_gap(model, shared(examples), padded(examples)))
-        if not gap <= _SAME_LOSS:
-            return padded, f"the losses of a first batch differ by {gap:.1e} between packing and padding on this model"
-        return shared, None
+        for without_mask in (True, False):  # a model with an attention of its own needs the mask
+            shared = cls.shared_collator.for_model(base, pad_token_id, max_row_tokens, without_mask)
+            # Rank 0 alone is sure to hold the weights by now, and all ranks must choose the same.
+            gap = processes.from_rank_zero(partial(largest_gap, model, shared(examples), padded(examples)))
+            if gap <= _SAME_LOSS:
+                return shared, None
+            if not shared.by_segments:
+                break
+        return padded, f"the losses of a first batch differ by {gap:.1e} between packing and padding on this model"
 
 
 @contextlib.contextmanager
@@ -145,7 +147,10 @@ class CausalTrainer(PrefixSharingMixin, SFTTrainer):
 
     def _plain(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs that trl's own code takes."""
-        return {k: v for k, v in inputs.items() if k not in (COUNTS, EXAMPLES, KEPT, SEGMENTS)}
+        plain = {k: v for k, v in inputs.items() if k not in (COUNTS, EXAMPLES, KEPT, SEGMENTS)}
+        if SEGMENTS in inputs:
+            plain["attention_mask"] = inputs[SEGMENTS].mask().to(inputs["input_ids"].device)
+        return plain
 
     def _logits_fit(self, inputs: dict[str, Any]) -> bool:
         """Whether the logits at labelled positions fit into LOGITS_BYTES."""
@@ -160,20 +165,32 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     """
     kept = inputs[KEPT]
     forward = {k: v for k, v in inputs.items() if k not in _NOT_FOR_FORWARD}
-    with by_segments(segments_of(model, inputs), forward.get("attention_mask")), activations.recomputed():
-        logits = model(**forward, use_cache=False).logits.float()
+    with packed_attention(model, inputs) as mask, activations.recomputed():
+        logits = model(**forward, **mask, use_cache=False).logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
     losses = token_losses(logits.flatten(0, 1), targets.flatten(), IGNORED)
     return losses.view_as(targets), logits, targets
 
 
-def segments_of(model: nn.Module, inputs: dict[str, Any]) -> Segments | None:
-    """The batch's segments, if attention may run segment by segment."""
+@contextlib.contextmanager
+def packed_attention(model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """Let the model attend as a packed batch without a mask needs it; yields the mask to give to its forward."""
+    segments = inputs.get(SEGMENTS)
+    if segments is None:
+        yield {}
+    elif _may_run_by_segments(model, inputs):
+        with by_segments(segments):
+            yield {"attention_mask": segments.placeholder()}
+    else:
+        yield {"attention_mask": segments.mask().to(inputs["input_ids"].device)}
+
+
+def _may_run_by_segments(model: nn.Module, inputs: dict[str, Any]) -> bool:
     # Under gradient checkpointing the backward pass recomputes attention, outside of by_segments; a compiled model
     # would be recompiled for the segments of each step.
     checkpoints = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     compiled = is_compiled_module(model) or has_compiled_regions(model)
-    return None if checkpoints or compiled else inputs.get(SEGMENTS)
+    return inputs["input_ids"].device.type == "cpu" and not (checkpoints or compiled)
 
 
 def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:

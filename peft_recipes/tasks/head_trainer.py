@@ -56,6 +56,8 @@ class HeadTrainer(ClassificationTrainer):
 
     def _pooling(self, backbone: Backbone) -> Pooling | None:
         strategies = ("random", "sequential", "group_by_length")  # that a dataset of features supports
+        if self.args.neftune_noise_alpha:  # noise on the embeddings: a text's features are others in every step
+            return None
         if self.args.n_gpu > 1 or self.args.train_sampling_strategy not in strategies:
             return None
         self.model.eval()
@@ -73,9 +75,8 @@ class HeadTrainer(ClassificationTrainer):
         args = copy.copy(self.args)
         args.remove_unused_columns = False
         args.label_names = ["labels"]
-        # Both names of gradient checkpointing, and NEFTune: they concern the backbone, which is not trained.
+        # Both names of gradient checkpointing: it concerns the backbone, which is not trained.
         args.gradient_checkpointing = args.activation_checkpointing = False
-        args.neftune_noise_alpha = None
         trainer = ClassificationTrainer(
             model=FeatureClassifier(self.model, backbone),
             args=args,
@@ -86,6 +87,6 @@ class HeadTrainer(ClassificationTrainer):
             callbacks=self._callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.recipe_batch_size = self.recipe_batch_size
+        trainer.recipe_batch_size, trainer.on_data = self.recipe_batch_size, self.on_data
         trainer.may_checkpoint = False
         return trainer

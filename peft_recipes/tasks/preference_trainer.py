@@ -12,13 +12,12 @@ from trl import DPOTrainer
 
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, REFERENCES
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
-from peft_recipes.kernels.segment_attention import by_segments
 from peft_recipes.tasks.causal_trainer import (
     LOGITS_BYTES,
     PrefixSharingMixin,
     labelled_losses,
     logits_bytes,
-    segments_of,
+    packed_attention,
 )
 
 if TYPE_CHECKING:
@@ -99,8 +98,8 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
         if self._logits_fit(inputs):
             return SimpleNamespace(log_probs=token_log_probs(model, inputs))
         plain = {k: v for k, v in inputs.items() if k in ("input_ids", "position_ids", "attention_mask", "labels")}
-        with by_segments(segments_of(model, inputs), plain["attention_mask"]):
-            output = model(**plain, use_cache=False, fused_lm_head=True)
+        with packed_attention(model, inputs) as mask:
+            output = model(**plain, **mask, use_cache=False, fused_lm_head=True)
         width = inputs["labels"].shape[1] - 1  # without virtual tokens
         values = {key: getattr(output, key)[:, -width:] for key in _PER_TOKEN if getattr(output, key, None) is not None}
         return SimpleNamespace(**{key: _unpacked(value, inputs, None) for key, value in values.items()})

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -31,16 +32,24 @@ class TrainerMixin(MethodMixin, CheckpointMixin):
     batches: how the batches are made ("padded", "shared-prefix", "features"), and why where it is a fallback; written
     to run.json. pass_figures: seconds and peak_memory_bytes of a pass over the data before the first step (a frozen
     backbone's features, a reference's log-probabilities); None without one. recipe_batch_size: the recipe's
-    per_device_train_batch_size, which a run on several ranks splits between them.
+    per_device_train_batch_size, which a run on several ranks splits between them. on_data: called with the seconds that
+    each step waited for its batches, collated in this process.
     """
 
     batches = "padded"
     pass_figures: dict[str, Any] | None = None
     recipe_batch_size = 8
+    on_data: Callable[[float], None] = staticmethod(lambda seconds: None)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._counts: list[list[Counts]] = [[]]  # of each optimizer step, its micro-batches
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self.on_data(time.perf_counter() - start)
+        return batches
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self._counts[-1].append(inputs.pop(COUNTS) if COUNTS in inputs else _count(inputs))

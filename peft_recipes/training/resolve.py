@@ -67,6 +67,7 @@ def resolve(
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, target_notes = fit_targets(recipe, config)
     task.recipe, schedule_notes = fit_schedules(recipe, steps(recipe, prepared.rows))
+    task.recipe = _with_order(task, config)
     prepared.notes += [note for note in (*target_notes, *schedule_notes) if any(f"'{arm}'" in note for arm in arms)]
     return Resolved(task, prepared, config, hardware)
 
@@ -116,6 +117,13 @@ def fit_memory(resolved: Resolved, name: str) -> Recipe:
         )
         return recipe.with_changes({"training": {"gradient_checkpointing": True}})
     return recipe
+
+
+def _with_order(task: Task, config: PretrainedConfig) -> Recipe:
+    """Return the task's recipe with the order of its examples settled, once for all arms."""
+    if "train_sampling_strategy" in task.recipe.training or (order := task.example_order(config)) is None:
+        return task.recipe
+    return task.recipe.with_changes({"training": {"train_sampling_strategy": order}})
 
 
 def with_precision(recipe: Recipe, folder: Path | None) -> Recipe:

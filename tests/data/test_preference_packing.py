@@ -98,7 +98,7 @@ def ours(kind, attention, arm, rows, folder, **options):
         model = get_peft_model(model, lora(kind))
     made = PreferenceTrainer(model=model, args=config(folder, precompute_ref_log_probs=True, **options),
                              train_dataset=data, processing_class=tokenizer())  # fmt: skip
-    assert made.choose_batches("shared-prefix", 64, 4096, list(data)[:3]) == "shared-prefix"
+    assert made.choose_batches(None, 64, 4096, list(data)[:3]) == "shared-prefix"
     return made
 
 
@@ -217,7 +217,7 @@ def test_virtual_tokens_are_padded_and_use_the_base_as_reference(tmp_path):
     model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     made = PreferenceTrainer(model=model, args=config(tmp_path, precompute_ref_log_probs=True), train_dataset=data,
                              processing_class=tokenizer())  # fmt: skip
-    assert "virtual tokens" in made.choose_batches("shared-prefix", 64, 4096, rows)
+    assert "virtual tokens" in made.choose_batches(None, 64, 4096, rows)
     loss, gradients = loss_and_gradients(made, len(rows))
     assert gradients and loss > 0
     _, predicted, _ = made.prediction_step(model, made.data_collator(list(data)), False)
