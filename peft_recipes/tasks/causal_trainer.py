@@ -21,6 +21,7 @@ from peft_recipes.data.packing import (
     SEGMENTS,
     PaddedCollator,
     SharedPrefixCollator,
+    predicting_columns,
     why_padded,
 )
 from peft_recipes.distributed import processes
@@ -42,8 +43,13 @@ _SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays 
 
 
 class PrefixSharingMixin(TrainerMixin):
-    """Let one of trl's trainers choose between prefix-shared packing and padding (data/packing.py)."""
+    """Let one of trl's trainers choose between prefix-shared packing and padding (data/packing.py).
 
+    fused_head_is_exact: whether trl's fused LM head gives the log-probabilities of the model's own logits. It does not
+    where the model computes more than one projection after its backbone (ModernBERT's decoder).
+    """
+
+    fused_head_is_exact = True
     shared_collator: type[SharedPrefixCollator] = SharedPrefixCollator
     padded_collator: type[PaddedCollator] = PaddedCollator
 
@@ -60,9 +66,15 @@ class PrefixSharingMixin(TrainerMixin):
         """
         pad = self.processing_class.pad_token_id
         collator, why = self.collator_for(self.model, pad, padded_because, max_length, max_row_tokens, examples)
+        self.fused_head_is_exact = processes.from_rank_zero(partial(_fused_head_is_exact, self.model, examples[0]))
         self.data_collator = collator
         self.batches = f"padded: {why}" if why else "shared-prefix"
         return self.batches
+
+    def _logits_fit(self, inputs: dict[str, Any]) -> bool:
+        """Whether the model's own logits are used: those at labelled positions fit, or the fused head is not exact."""
+        config = self.accelerator.unwrap_model(self.model).config
+        return not self.fused_head_is_exact or (KEPT in inputs and logits_bytes(config, inputs) <= LOGITS_BYTES)
 
     @classmethod
     def collator_for(
@@ -152,24 +164,27 @@ class CausalTrainer(PrefixSharingMixin, SFTTrainer):
             plain["attention_mask"] = inputs[SEGMENTS].mask().to(inputs["input_ids"].device)
         return plain
 
-    def _logits_fit(self, inputs: dict[str, Any]) -> bool:
-        """Whether the logits at labelled positions fit into LOGITS_BYTES."""
-        config = self.accelerator.unwrap_model(self.model).config
-        return KEPT in inputs and logits_bytes(config, inputs) <= LOGITS_BYTES
-
 
 def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute cross-entropy where a label is predicted: losses [rows, kept] (0 without a label), logits and targets.
 
     A backward pass through the losses overwrites the logits (token_losses.py).
     """
-    kept = inputs[KEPT]
+    kept = kept_columns(inputs)
     forward = {k: v for k, v in inputs.items() if k not in _NOT_FOR_FORWARD}
     with packed_attention(model, inputs) as mask, activations.recomputed():
-        logits = model(**forward, **mask, use_cache=False).logits.float()
+        logits = model(**forward, **mask, use_cache=False).logits
+    if KEPT not in inputs:
+        logits = logits[:, -inputs["labels"].shape[1] :].index_select(1, kept)  # without virtual tokens
+    logits = logits.float()
     targets = inputs["labels"].index_select(1, kept + 1)
     losses = token_losses(logits.flatten(0, 1), targets.flatten(), IGNORED)
     return losses.view_as(targets), logits, targets
+
+
+def kept_columns(inputs: dict[str, Any]) -> torch.Tensor:
+    """[kept] the columns that predict a label; also for a model that computes its logits for all columns."""
+    return inputs[KEPT] if KEPT in inputs else predicting_columns(inputs["labels"])
 
 
 @contextlib.contextmanager
@@ -196,7 +211,7 @@ def _may_run_by_segments(model: nn.Module, inputs: dict[str, Any]) -> bool:
 def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:
     """[examples, 3]: each example's summed loss, labelled tokens and correctly predicted tokens."""
     losses, logits, targets = labelled_losses(model, inputs)
-    example_ids = inputs[EXAMPLES].index_select(1, inputs[KEPT] + 1)
+    example_ids = inputs[EXAMPLES].index_select(1, kept_columns(inputs) + 1)
     return _sum_by_example(example_ids, targets != IGNORED, losses, logits.argmax(-1) == targets, examples)
 
 
@@ -238,6 +253,24 @@ def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any])
     finally:
         model.train(was_training)
     return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
+
+
+@torch.no_grad()
+def _fused_head_is_exact(model: nn.Module, example: dict[str, Any]) -> bool:
+    """Compare trl's fused LM head with the model's own logits on the first tokens of an example."""
+    ids = torch.tensor([next(v for k, v in example.items() if k.endswith("_ids") and v)[:64]])
+    ids = ids.to(next(model.parameters()).device)
+    inputs, was_training = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model.training
+    model.eval()
+    try:
+        logits = model(**inputs, use_cache=False).logits[:, -ids.shape[1] : -1].float()
+        own = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+        fused = model(**inputs, labels=ids, use_cache=False, fused_lm_head=True).log_probs[:, -own.shape[1] :]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    finally:
+        model.train(was_training)
+    return bool(torch.allclose(own, fused.float(), rtol=1e-3, atol=1e-3))
 
 
 def logits_bytes(config: Any, batch: dict[str, Any]) -> int:

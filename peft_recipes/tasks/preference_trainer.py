@@ -13,10 +13,9 @@ from trl import DPOTrainer
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, REFERENCES
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
 from peft_recipes.tasks.causal_trainer import (
-    LOGITS_BYTES,
     PrefixSharingMixin,
+    kept_columns,
     labelled_losses,
-    logits_bytes,
     packed_attention,
 )
 
@@ -106,20 +105,15 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
 
     def _logits_fit(self, inputs: dict[str, Any]) -> bool:
         """Whether the loss needs log-probabilities alone, and their logits fit into LOGITS_BYTES."""
-        config = self.accelerator.unwrap_model(self.model).config
-        fit = KEPT in inputs and logits_bytes(config, inputs) <= LOGITS_BYTES
-        return fit and not self.use_weighting and not self.aux_loss_enabled
+        if self.use_weighting or self.aux_loss_enabled:
+            return False
+        return super()._logits_fit(inputs)
 
 
 def token_log_probs(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """Log-probabilities of the answers' tokens, 0 elsewhere, in trl's layout: [2 pairs, longest sequence - 1]."""
-    if KEPT not in inputs:  # a model without logits_to_keep, or with virtual tokens
-        forward = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        logits = model(**forward, use_cache=False).logits[:, :-1].float()
-        log_probs = logits.gather(-1, inputs["input_ids"][:, 1:, None])[:, :, 0] - logits.logsumexp(-1)
-        return _unpacked(log_probs, inputs, None)
     losses, _, _ = labelled_losses(model, inputs)
-    return _unpacked(-losses, inputs, inputs[KEPT] + 1)
+    return _unpacked(-losses, inputs, kept_columns(inputs) + 1)
 
 
 def answer_log_probs(log_probs: torch.Tensor, completions: torch.Tensor, ld_alpha: float | None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, REFERENCES, SEGMENTS
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
 from peft_recipes.hardware.device import choose
-from peft_recipes.tasks import preference_trainer
+from peft_recipes.tasks import causal_trainer
 from peft_recipes.tasks.preference_trainer import PreferenceTrainer, token_log_probs
 from peft_recipes.tasks.reference import Reference
 
@@ -191,7 +191,7 @@ def test_logits_beyond_the_limit_use_trls_head(tmp_path, monkeypatch):
     mine, other = both("llama", "sdpa", "lora", rows, tmp_path)
     for trainer in (mine, other):
         perturb(trainer.model)
-    monkeypatch.setattr(preference_trainer, "LOGITS_BYTES", 0)
+    monkeypatch.setattr(causal_trainer, "LOGITS_BYTES", 0)
     assert not mine._logits_fit(mine.data_collator(list(mine.train_dataset)))
     assert_same(mine, other, len(rows))
     mine.data_collator = PaddedPairsCollator(0)

@@ -1,0 +1,64 @@
+"""Tiny random models of many of transformers' architectures, for tests of a promise on any of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from small import tokenizer
+
+_DECODERS = (
+    "apertus arcee biogpt bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 falcon gemma gemma2 gemma3_text "
+    "glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite helium hunyuan_v1_dense jetmoe llama "
+    "mamba minimax ministral mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe "
+    "openai-gpt opt persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next seed_oss smollm3 stablelm "
+    "starcoder2 xglm"
+)
+_ENCODERS = (
+    "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert "
+    "fnet ibert megatron-bert mobilebert modernbert mpnet nomic_bert nystromformer rembert roberta "
+    "roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl"
+)
+DECODERS, ENCODERS = _DECODERS.split(), _ENCODERS.split()
+
+# transformers' usual names of a size, and those that some configurations use instead.
+_SIZES: dict[str, Any] = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
+    max_position_embeddings=96, pad_token_id=0, bos_token_id=1, eos_token_id=1, initializer_range=0.2,
+)  # fmt: skip
+_IF_PRESENT: dict[str, Any] = dict(
+    n_embd=32, n_layer=2, n_head=4, n_positions=96, n_inner=64, d_model=32, ffn_dim=64, dim=32, n_layers=2, n_heads=4,
+    hidden_dim=64, rotary_dim=4, embedding_size=32, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
+    moe_intermediate_size=16, shared_expert_intermediate_size=16, sliding_window=64,
+    block_size=8,
+)  # fmt: skip
+_OWN: dict[str, dict[str, Any]] = {
+    "falcon": {"head_dim": ...},  # a property there
+    "exaone4": {"sliding_window_pattern": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 256},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2,
+                   "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}  # fmt: skip
+
+
+def tiny_architecture(model_type: str) -> transformers.PretrainedConfig:
+    """The configuration of a model with a few ten thousand weights, without dropout."""
+    defaults = transformers.AutoConfig.for_model(model_type)
+    given = defaults.to_dict()
+    sizes = {**_SIZES, **{key: value for key, value in _IF_PRESENT.items() if key in given}}
+    sizes |= {
+        key: 0.0 for key, value in given.items() if ("drop" in key or "pdrop" in key) and isinstance(value, float)
+    }
+    sizes |= _OWN.get(model_type, {})
+    sizes = {key: value for key, value in sizes.items() if value is not ...}
+    return transformers.AutoConfig.for_model(model_type, vocab_size=len(tokenizer()), **sizes)
+
+
+def save_tiny_base(model_type: str, folder: Path) -> Path:
+    """Write a random base of this architecture, with a tokenizer; return the folder."""
+    transformers.set_seed(0)
+    auto = transformers.AutoModelForCausalLM if model_type in DECODERS else transformers.AutoModel
+    auto.from_config(tiny_architecture(model_type)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
