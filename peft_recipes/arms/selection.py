@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.arms.methods import LORA_LR, METHODS, NOT_IN_TABLE, Method
 from peft_recipes.errors import RecipeError, nearest
 from peft_recipes.models.architectures import architecture_of, targets
+from peft_recipes.models.module_matching import matched_modules
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.options import LANGUAGE_TASKS
 from peft_recipes.recipe.recipe import Recipe
@@ -197,7 +198,9 @@ def _ia3(base: Base) -> dict[str, Any]:
     from peft.utils import constants
 
     model_type = base.config.model_type
-    if targets := constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model_type):
+    targets = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model_type, ())
+    # PEFT's table is older than some models of transformers 5, whose experts are no layers any more (Mixtral).
+    if targets and all(matched_modules(base.model, [name]) for name in targets):
         feedforward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[model_type]
         return {"target_modules": list(targets), "feedforward_modules": list(feedforward)}
     if model_type == "distilbert":
@@ -216,10 +219,13 @@ def _embeddings(base: Base) -> dict[str, Any]:
 
 
 def _prompts(base: Base) -> dict[str, Any]:
-    """Pass the base's sizes explicitly: PEFT does not know DistilBERT's names for them."""
+    """Pass the base's sizes explicitly: PEFT does not know DistilBERT's names for them.
+
+    A virtual token is as wide as an embedding, which in some models (ELECTRA, RemBERT) is not the hidden size.
+    """
     text = base.config.get_text_config()
     return {
-        "token_dim": text.hidden_size,
+        "token_dim": base.model.get_input_embeddings().weight.shape[1],
         "num_layers": text.num_hidden_layers,
         "num_attention_heads": text.num_attention_heads,
     }

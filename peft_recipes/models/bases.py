@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from http.client import responses
 from pathlib import Path
@@ -170,6 +171,9 @@ def _explain(what: str, name: str, error: Exception) -> str:
         return f"{subject}: the Hub answered with an error: {text}"
     if isinstance(error, OSError) and "safetensors" in text:
         return f"{subject} has no weights in safetensors; pickled weights are never loaded. ({text})"
+    if unsupported := re.match(r"Unrecognized configuration class .*\.(\w+)Config'> .*: (\w+)\.", text):
+        architecture, auto_class = unsupported.groups()
+        return f"{subject}: transformers has no {auto_class} of {architecture}. Choose another base, or another task."
     if isinstance(error, (OSError, ValueError)) and not isinstance(error, (PermissionError, MemoryError)):
         return f"{subject} can't be loaded: {text}"
     return ""

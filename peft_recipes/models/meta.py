@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.kernels import activations
+from peft_recipes.models import bases
 from peft_recipes.models.architecture_table import head_modules
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
@@ -26,11 +27,14 @@ def label_options(labels: list[str] | None) -> dict[str, Any]:
 
 
 def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
-    """Build the recipe's base with its task's head on the meta device."""
+    """Build the recipe's base with its task's head on the meta device.
+
+    Raises RecipeError where transformers has no model of this architecture for the task.
+    """
     import torch
     import transformers
 
-    with torch.device("meta"):
+    with bases.hub_errors("model", recipe.model), torch.device("meta"):
         model = getattr(transformers, TASKS[recipe.task].auto_class).from_config(
             config,
             trust_remote_code=recipe.trust_remote_code,

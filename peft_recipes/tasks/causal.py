@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ class Causal(Task):
         An arm that must be padded on a base that can be packed (virtual tokens, aLoRA, a quantised base whose losses
         differ) keeps the random order of the others.
         """
-        why = self.recipe_pads() or why_padded(meta_model(self.recipe, config), self.recipe.max_length)
+        why = self.recipe_pads() or why_padded(meta_model(self.recipe, copy.deepcopy(config)), self.recipe.max_length)
         return "group_by_length" if why else "random"
 
     def recipe_pads(self) -> str | None:

@@ -29,7 +29,7 @@ _SIZES: dict[str, Any] = dict(
 )  # fmt: skip
 _IF_PRESENT: dict[str, Any] = dict(
     n_embd=32, n_layer=2, n_head=4, n_positions=96, n_inner=64, d_model=32, ffn_dim=64, dim=32, n_layers=2, n_heads=4,
-    hidden_dim=64, rotary_dim=4, embedding_size=32, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
+    hidden_dim=64, rotary_dim=4, embedding_size=24, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
     moe_intermediate_size=16, shared_expert_intermediate_size=16, sliding_window=64,
     block_size=8,
 )  # fmt: skip
