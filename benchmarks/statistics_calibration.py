@@ -17,8 +17,17 @@ Loss: a skewed difficulty, a normal run effect in percent of the mean loss, skew
 two arms with one seed correlate at 0.5. `opposed`: at -0.5. The last two break the assumption of independent runs.
 `own`: the interval of one arm's own metric, and how often it misses the true value.
 
-Simulated comparisons use 1,000 resamples, not 10,000, to save time; the procedure is the same. Prints the table and the
-result as JSON; --keep writes benchmarks/statistics_calibration.json.
+The second table has the false verdicts of one comparison by accuracy (margin 1 point) or loss at 8 to 1,000 examples.
+`equal` is the case above with a run effect of 1 (none with one seed), `together` and `opposed` likewise; a false
+verdict is `better` or `worse`. `rare`: equal arms that disagree on 1 % of the examples. `edge` and `beyond`: full is
+always right and the arm wrong on 1 % (the margin) or 2 % of the examples, so that `equivalent` and `better` are false.
+`lasting`: an arm is wrong on the same examples with every seed, which is the hardest case; else on others.
+
+The third has several arms compared with one full, and the share of comparisons with at least one false verdict: by each
+arm's own interval, and by the intervals that hold together.
+
+Simulated comparisons use 500 resamples (1,000 for several arms), not 10,000, to save time; the procedure is the same.
+Prints the tables and the result as JSON; --keep writes benchmarks/statistics_calibration.json.
 """
 
 from __future__ import annotations
@@ -29,15 +38,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 from harness import result_parser, write_result
 from scipy import stats
 
-from peft_recipes.statistics.bootstrap import metric_interval, paired_difference
+from peft_recipes.statistics.bootstrap import Verdict, metric_interval, paired_difference, simultaneous, verdict
 
-RESAMPLES = 1_000
+RESAMPLES = 500
+EXAMPLES, SEEDS, ARMS = (8, 20, 40, 60, 100, 300, 1_000), (1, 2, 3, 5), (2, 3, 5, 8, 12)
+MARGIN = 0.01
 TRUE_MEAN = {"accuracy": 0.74575, "loss": 1.0}  # the first by simulation, within 0.0001
 
 
@@ -149,19 +161,112 @@ def cases() -> Iterator[Case]:
                     yield Case(metric, kind, seeds, 300, run_sd)
         for seeds in (1, 2, 3, 5):
             for examples in (500, 1200):
-                for run_sd in (0.0, 0.5, 1.0, 2.0):
+                for run_sd in (0.0, 1.0):
                     yield Case(metric, "plain", seeds, examples, run_sd, gap=3.0 if metric == "accuracy" else 1.5)
 
 
-def one_row_a_line(head: dict, rows: list[dict]) -> str:
-    """JSON of `head` and `rows` with one row per line, readable in a diff."""
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    return json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
+def mistakes(share: float, seeds: int, count: int, lasting: bool, rng: np.random.Generator) -> np.ndarray:
+    """[seeds, count] true with this share: at the same examples in every run, or at others in each."""
+    drawn = rng.random((1 if lasting else seeds, count)) < share
+    return np.repeat(drawn, seeds, axis=0) if lasting else drawn
+
+
+def disagreements(kind: str, case: Case, arms: int, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores of several arms and of full: `rare`, `edge` or `beyond`, `lasting` or not."""
+    share = {"rare": 0.005, "edge": 0.01, "beyond": 0.02}[kind.split()[0]]
+    shape = case.seeds, case.examples, "lasting" in kind, rng
+    full = 1.0 - mistakes(share if "rare" in kind else 0, *shape)
+    return [1.0 - mistakes(share, *shape) for _ in range(arms)], full
+
+
+def of_kind(kind: str, case: Case, arms: int, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, Any]:
+    """Scores of several arms, of full, and the weights of the examples."""
+    if kind.split()[0] in ("rare", "edge", "beyond"):
+        return *disagreements(kind, case, arms, rng), None
+    if arms == 1:
+        arm, full, weights = SCORES[case.metric](case, rng)
+        return [arm], full, weights
+    by_arm, moves = chances(case, case.examples, rng)
+    effects = case.run_sd / 100 * rng.standard_normal((arms + 1, case.seeds, 1))
+    right = rng.random((arms + 1, case.seeds, case.examples)) < by_arm[1] + effects * moves
+    return list(right[:-1]), right[-1], None
+
+
+def is_false(kind: str, claim: Verdict) -> bool:
+    """Whether a verdict is false in this kind of case."""
+    return claim in (("equivalent", "better") if kind.startswith(("edge", "beyond")) else ("better", "worse"))
+
+
+KINDS = ("equal", "together", "opposed", "rare", "rare lasting", "edge", "edge lasting", "beyond", "beyond lasting")
+
+
+def verdict_rows(comparisons: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Share of false verdicts on one arm."""
+    for metric, kind in [*(("accuracy", kind) for kind in KINDS), *(("loss", kind) for kind in KINDS[:3])]:
+        for seeds in SEEDS:
+            for examples in EXAMPLES:
+                case = Case(metric, kind, seeds, examples, 1.0 if seeds > 1 else 0.0)
+                rng, false = np.random.default_rng([seed, KINDS.index(kind), seeds, examples]), 0
+                for number in range(comparisons):
+                    (arm,), full, weights = of_kind(kind, case, 1, rng)
+                    made = paired_difference(arm, full, weights=weights, resamples=RESAMPLES, seed=number)
+                    false += is_false(kind, verdict(made, MARGIN, higher_is_better=metric == "accuracy"))
+                shown = {"metric": metric, "kind": kind, "seeds": seeds, "examples": examples}
+                yield {**shown, "false": round(false / comparisons, 4)}
+
+
+def family_rows(comparisons: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Share of comparisons of several arms with full that have a false verdict, by accuracy."""
+    for kind in ("equal", "edge lasting"):
+        for seeds in SEEDS:
+            for examples in EXAMPLES:
+                case = Case("accuracy", kind, seeds, examples, 1.0 if seeds > 1 else 0.0)
+                rng = np.random.default_rng([seed, KINDS.index(kind), seeds, examples])
+                alone, together = dict.fromkeys(ARMS, 0), dict.fromkeys(ARMS, 0)
+                for number in range(comparisons):
+                    arms, full, _ = of_kind(kind, case, max(ARMS), rng)
+                    claims = [_claim(arm, full, number, 0.95) for arm in arms]
+                    for count in ARMS:
+                        alone[count] += any(is_false(kind, claim) for claim in claims[:count])
+                        together[count] += any(
+                            is_false(kind, _claim(arm, full, number, simultaneous(count)))
+                            for arm, claim in zip(arms[:count], claims, strict=False)
+                            if claim != "not shown"  # a wider interval shows no more
+                        )
+                for count in ARMS:
+                    yield {"kind": kind, "arms": count, "seeds": seeds, "examples": examples,
+                           "alone": round(alone[count] / comparisons, 4),
+                           "together": round(together[count] / comparisons, 4)}  # fmt: skip
+
+
+def _claim(arm: np.ndarray, full: np.ndarray, number: int, confidence: float) -> Verdict:
+    made = paired_difference(arm, full, resamples=2 * RESAMPLES, seed=number, confidence=confidence)
+    return verdict(made, MARGIN, higher_is_better=True)
+
+
+def printed(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print rows as they are made, under a heading."""
+    made = []
+    for row in rows:
+        if not made:
+            print("".join(f"{key:>15}" for key in row))
+        print("".join(f"{value:>15}" for value in row.values()), flush=True)
+        made.append(row)
+    return made
+
+
+def one_row_a_line(head: dict, tables: dict[str, list[dict]]) -> str:
+    """JSON of `head` and `tables` with one row per line, readable in a diff."""
+    text = json.dumps(head, indent=1)[:-2]
+    for name, rows in tables.items():
+        lines = ",\n".join("  " + json.dumps(row) for row in rows)
+        text += f',\n "{name}": [\n{lines}\n ]'
+    return text + "\n}\n"
 
 
 def main() -> None:
     parser = result_parser(__doc__)
-    parser.add_argument("--comparisons", type=int, default=2_000, help="simulated comparisons per row")
+    parser.add_argument("--comparisons", type=int, default=1_000, help="simulated comparisons per row")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulation")
     options = parser.parse_args()
     print(f"{'metric':9}{'kind':10}{'seeds':>6}{'examples':>9}{'run sd':>7}{'gap':>5}{'excluded':>10}  theory z, t")
@@ -178,15 +283,22 @@ def main() -> None:
             line += "  outside 3 to 7 %"
         print(line, flush=True)
         rows.append(row)
+    several = max(1, options.comparisons // 3)
+    tables = {
+        "rows": rows,
+        "verdicts": printed(verdict_rows(options.comparisons, options.seed)),
+        "families": printed(family_rows(several, options.seed)),
+    }
     head = {
         "comparisons": options.comparisons,
+        "comparisons_of_several_arms": several,
         "resamples": RESAMPLES,
         "seed": options.seed,
         "seconds": round(time.perf_counter() - start, 1),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
     }
     kept = Path(__file__).with_suffix(".json")
-    write_result(options, kept, {**head, "rows": rows}, text=one_row_a_line(head, rows))
+    write_result(options, kept, head | tables, text=one_row_a_line(head, tables))
 
 
 if __name__ == "__main__":

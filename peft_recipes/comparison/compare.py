@@ -74,6 +74,8 @@ def compare(
     folder = output / recipe.name
     resolved = resolve(recipe, names, earlier=None if overwrite else folder)
     recipe, prepared = resolved.recipe, resolved.prepared
+    if problems := prepared.interval_problems():
+        raise RecipeError(*problems)
     estimates = memory_estimates(resolved, names, lambda arm: spread_of(arm, resolved.hardware, configuration, jobs))
     make_folder(folder)
     todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]

@@ -28,3 +28,13 @@ class Prepared:
     def rows(self) -> dict[str, int]:
         """The number of examples in each split."""
         return {split: len(ids) for split, ids in self.ids.items() if split != "pretrain"}
+
+    def interval_problems(self) -> list[str]:
+        """Return one line for each evaluation set with too few examples for the interval of a difference."""
+        return [
+            f"The split '{split}' has {count} example: the interval of a difference needs at least two. "
+            + ("Raise dataset.test" if split == "test" else f"Raise evaluate_also.{split}.test")
+            + ", or name a larger set; `peft-recipes train` works with one."
+            for split, count in self.rows.items()
+            if split not in ("train", "validation") and count < 2
+        ]

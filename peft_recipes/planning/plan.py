@@ -66,6 +66,7 @@ def plan(
         for name in names:
             planned[name]["trial"] = timed(task, prepared, name, run_steps)
     note = None if config.model_type in ARCHITECTURES else architecture_of(config).note
+    notes += prepared.interval_problems() if prepared else []
     return {
         "recipe": recipe.name,
         "model": recipe.model,

@@ -100,7 +100,7 @@ def _bootstrap_interval(table: pandas.DataFrame | None, metric: str, task: str) 
         low, high = metric_interval(scores[0][None], weights=scores[1], resamples=_RESAMPLES)
     else:
         return None
-    if high - low < 1e-12 and is_share(metric):  # all examples right, or all wrong: resampling shows no variation
+    if high - low < 1e-12 and is_share(metric):  # macro F1 of all right or all wrong: no variation
         low, high = max(0.0, low - _RULE_OF_THREE / len(table)), min(1.0, high + _RULE_OF_THREE / len(table))
     return low, high
 

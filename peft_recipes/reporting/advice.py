@@ -103,7 +103,10 @@ def _more_targets(comparison: Comparison, name: str) -> list[str]:
         return []
     for other_name, other in facts.measured(comparison).items():
         other_targets = set(other.get("target_modules") or [])
-        if facts.is_peft(other_name, other) and targets < other_targets and other.get("rank") == arm.get("rank"):
+        same = [facts.display_method(name, arm), arm.get("rank"), arm.get("quantise")]
+        if facts.is_peft(other_name, other) and targets < other_targets and same == [
+            facts.display_method(other_name, other), other.get("rank"), other.get("quantise")
+        ]:  # fmt: skip
             change = f"from {fmt.quality(facts.mean(arm), metric)} to {fmt.quality(facts.mean(other), metric)}"
             added = clean(", ".join(sorted(map(str, other_targets - targets))))
             if _better(comparison, facts.mean(other) - facts.mean(arm)) > _margin(comparison):

@@ -143,7 +143,14 @@ def gain(comparison: Comparison, name: str, split: str = "test") -> float | None
 
 
 def rank_groups(comparison: Comparison) -> list[list[str]]:
-    """Group measured arms that differ only in rank (same method and targets), by rank; groups of two or more."""
+    """Group measured arms that differ only in rank, by rank; groups of two or more.
+
+    An older comparison.json has no groups: there, arms of one method and the same targets.
+    """
+    if (stored := comparison.get("rank_groups")) is not None:
+        known = measured(comparison)
+        finished = ([name for name in group if name in known] for group in stored)
+        return [group for group in finished if len(group) > 1]
     groups: dict[tuple, dict[int, str]] = {}
     for name, arm in measured(comparison).items():
         if arm.get("rank") and is_peft(name, arm):

@@ -59,6 +59,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "table": rows.table(comparison),
         "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
+        "several": sentences.several(comparison),
         "ranks": rank_sentences.rank_lines(comparison),
         "forgetting": sentences.forgetting(comparison),
         "heat": _heat(comparison),

@@ -17,7 +17,13 @@ def groups(comparison: Comparison) -> list[dict[str, Any]]:
 
 def rank_lines(comparison: Comparison) -> list[str]:
     """Return a verdict per group: "r=8 is enough: ..."."""
-    return [_verdict(comparison, group) for group in groups(comparison)]
+    return [_verdict(comparison, group) + _learning_rates(comparison, group) for group in groups(comparison)]
+
+
+def _learning_rates(comparison: Comparison, group: dict[str, Any]) -> str:
+    """Return a sentence if the ranks of a group have different learning rates."""
+    rates = {facts.arms(comparison)[name].get("learning_rate") for name in group["ranks"]}
+    return " Each rank has its own learning rate." if len(rates - {None}) > 1 else ""
 
 
 def _verdict(comparison: Comparison, group: dict[str, Any]) -> str:

@@ -100,7 +100,8 @@ MEANINGS = {
     "is stronger than the untrained base's; ties count half, so the base has 50 % by definition; mean over seeds",
     "likelihood": "share of test pairs where the model gives the chosen answer the higher log-probability per token, "
     "without comparison to the base",
-    "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and seeds",
+    "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and "
+    "seeds, of this arm by itself",
     "ranks": "the rank minus the best rank on the validation split, paired in the same way; enough: the smallest rank "
     "whose interval excludes that it is worse by more than the margin",
     "trainable_parameters": "trained parameters, including a new head; second figure: share of the base's parameters",
@@ -273,13 +274,16 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     for name, arm in facts.arms(comparison).items():
         difference, latency = facts.difference(comparison, name) or {}, arm.get("latency_ms") or {}
         low, high = difference.get("ci95") or (None, None)
+        lowest, highest = difference.get("ci95_simultaneous") or (None, None)
         rows.append({
             "arm": name, "label": facts.label(comparison, name), "status": arm.get("status", "ok"),
             metric: facts.mean(arm),
             **{f"{split}_{metric}": facts.split_value(arm, split, metric) for split in splits},
             "sd": facts.spread(arm), "seeds": facts.seeds_done(arm), "against": difference.get("against"),
             "difference": difference.get("estimate"), "ci95_low": low, "ci95_high": high,
-            "verdict": difference.get("verdict"), "method": arm.get("method"), "rank": arm.get("rank"),
+            "verdict": difference.get("verdict"), "ci95_simultaneous_low": lowest, "ci95_simultaneous_high": highest,
+            "verdict_simultaneous": difference.get("verdict_simultaneous"), "method": arm.get("method"),
+            "rank": arm.get("rank"),
             **{key: facts.number(arm.get(key)) for key in _FIGURES},
             "latency_ms": facts.number(latency.get("adapter")),
             "latency_merged_ms": facts.number(latency.get("merged")),

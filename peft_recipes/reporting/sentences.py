@@ -189,6 +189,26 @@ def caveats(comparison: Comparison, name: str) -> list[str]:
     return lines
 
 
+def several(comparison: Comparison) -> list[str]:
+    """Return what several comparisons with full mean for the verdicts; nothing for a single one."""
+    entries = {name: facts.difference(comparison, name) for name in facts.arms(comparison)}
+    entries = {name: entry for name, entry in entries.items() if (entry or {}).get("ci95_simultaneous")}
+    if len(entries) < 2:
+        return []
+    count, chance = len(entries), 1 - 0.95 ** len(entries)
+    changed = [
+        f"{_mentioned(comparison, name)} is {entry['verdict_simultaneous']} instead of {entry['verdict']}"
+        for name, entry in entries.items()
+        if entry["verdict_simultaneous"] != entry["verdict"]
+    ]
+    result = fmt.listed(changed) if changed else "every verdict is the same"
+    return [
+        f"{count} arms are compared with {FULL_NAME}, and the table shows the 95 % interval of each "
+        f"comparison by itself: were all arms equal to it, the chance of at least one false verdict would be up to "
+        f"{100 * chance:.0f} %. With intervals that hold for all {count} together (Bonferroni), {result}."
+    ]
+
+
 def stand_in(comparison: Comparison) -> str:
     """Return the sentence that names the embedded stand-ins."""
     stand_ins = facts.stand_ins(comparison)

@@ -30,7 +30,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     columns = _fitting(table, console.width)
     console.print()
     console.print(_table(table, columns))
-    keys, lines = {column.key for column in columns}, list(rank_sentences.rank_lines(comparison))
+    keys = {column.key for column in columns}
+    lines = [*sentences.several(comparison), *rank_sentences.rank_lines(comparison)]
     shown_below = ("split:", "latency_ms")
     missing = [c.short or c.title for c in table.columns if c not in columns and not c.key.startswith(shown_below)]
     if missing:

@@ -271,7 +271,7 @@ def _lora_runs(full: FullRun, rank: int) -> list[Run]:
 
 
 def _difference(recipe: Recipe, extracted: Run, trained: Run, margin: float) -> dict[str, Any] | None:
-    """Extracted minus trained, paired by test example; None if the test examples differ."""
+    """Extracted minus trained, paired by test example; None if the test examples differ or are too few."""
     import numpy as np
 
     from peft_recipes.statistics.bootstrap import paired_difference, verdict
@@ -279,7 +279,7 @@ def _difference(recipe: Recipe, extracted: Run, trained: Run, margin: float) -> 
 
     ids, values, weights = scores(extracted, recipe)
     trained_ids, trained_values, _ = scores(trained, recipe)
-    if not np.array_equal(ids, trained_ids):
+    if len(ids) < 2 or not np.array_equal(ids, trained_ids):
         return None
     difference = paired_difference(values[None], trained_values[None], weights=weights)
     return {**difference.to_dict(), "verdict": verdict(difference, margin, recipe.higher_is_better)}

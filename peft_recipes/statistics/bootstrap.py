@@ -17,8 +17,19 @@ bootstrap). A percentile interval of few values is too narrow (Hesterberg 2015, 
 bootstrap", The American Statistician 69:371). So the spread of n values is multiplied by sqrt(n / (n - 1)), and the
 interval by the ratio of Student's quantile to the normal one, at Satterthwaite's (1946) degrees of freedom.
 
-Measured with benchmarks/statistics_calibration.py: where both arms vary with the seed, 3.5 to 7 % of the intervals of
-equal arms exclude zero with three seeds or more, and 3 to 8 % with two. The power is between that of the t test on run
+Right and wrong answers can't exclude what was not drawn: n examples without a disagreement are likely enough with a
+rate of 3/n (Hanley & Lippman-Hand 1983, "If nothing goes wrong, is everything all right?"). Resampling them gives an
+interval without width. So each direction gets one unseen disagreement, as the upper limit of Clopper & Pearson (1934)
+counts one event more than were seen: the rate of x events has the quantiles of Gamma(x + 1), and the one more is an
+exponential variable. Without a disagreement the interval is then [-3/n, 3/n]; with many, the addition is
+small. It is smaller, too, where a disagreement in one seed is seen not to be one in the others.
+
+Of several arms, each has its own interval; `simultaneous` is the confidence at which all hold together (Bonferroni;
+Dunn 1961, "Multiple comparisons among means"). The t statistics of arms compared with one reference correlate at about
+0.5, for which Dunnett's (1955) exact limits are at most 3 % closer; Bonferroni's also hold for arms with other seeds.
+
+Measured with benchmarks/statistics_calibration.py: where both arms vary with the seed, 3 to 7 % of the intervals of
+equal arms exclude zero with three seeds or more, and 3 to 9 % with two. The power is between that of the t test on run
 means, which must estimate the variance between runs, and the z test, which knows it. See docs/concepts/statistics.md.
 """
 
@@ -38,7 +49,7 @@ ONE_SEED = (
     "One run can't separate the two; use three seeds or more."
 )
 TWO_SEEDS = (
-    "Two seeds: the variation between runs is poorly known. Up to one in twelve equal arms may seem to differ instead "
+    "Two seeds: the variation between runs is poorly known. Up to one in eleven equal arms may seem to differ instead "
     "of one in twenty, and one in eight where only one of the two arms varies with the seed. Use three seeds or more."
 )
 
@@ -98,10 +109,7 @@ def paired_difference(
     share = _shares(weights, arm.shape[1])
     averaged = (arm - full).sum(axis=0) / len(arm)  # sum before dividing: equal 0/1 patterns give exactly equal floats
     estimate = float((share * averaged).mean())
-    if np.ptp(arm - full) == 0:  # a constant difference: nothing varies
-        interval = (estimate, estimate)
-    else:
-        interval = _interval(averaged, (arm, full), share, resamples=resamples, seed=seed, confidence=confidence)
+    interval = _interval(averaged, (arm, full), share, resamples=resamples, seed=seed, confidence=confidence)
     return Difference(estimate, interval, *arm.shape, note={1: ONE_SEED, 2: TWO_SEEDS}.get(len(arm)))
 
 
@@ -122,6 +130,11 @@ def metric_interval(
     share = _shares(weights, values.shape[1])
     averaged = values.sum(axis=0) / len(values)
     return _interval(averaged, (values,), share, resamples=resamples, seed=seed, confidence=confidence)
+
+
+def simultaneous(comparisons: int, confidence: float = 0.95) -> float:
+    """Return the confidence of each of several intervals that all hold together with `confidence` (Bonferroni)."""
+    return 1 - (1 - confidence) / comparisons
 
 
 def verdict(difference: Difference, margin: float, higher_is_better: bool) -> Verdict:
@@ -169,24 +182,58 @@ def _interval(
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"Need resamples >= 1 and 0 < confidence < 1, not {resamples} and {confidence}.")
     estimate = float((share * averaged).mean())
-    example_scale, run_sd, df = _spread(estimate, averaged, arms, share)
-    rng = np.random.default_rng(seed)
-    deviations = example_scale * (_resampled_means(averaged, share, resamples, rng) - estimate)
-    effects = run_sd * rng.standard_normal(resamples)
-    # Antithetic: each effect with both signs halves the sampling noise, and swapped arms mirror the interval exactly.
-    deviations = np.concatenate([deviations + effects, deviations - effects])
     tail = (1 - confidence) / 2
-    stretch = stats.t.ppf(1 - tail, df) / stats.norm.ppf(1 - tail)
-    low, high = estimate + stretch * np.quantile(deviations, [tail, 1 - tail])
-    scores, *others = arms  # no metric or difference is outside the range of the scores
-    least, most = scores.min() - sum(s.max() for s in others), scores.max() - sum(s.min() for s in others)
+    rng = np.random.default_rng(seed)
+    spread = np.ptp(arms[0] - (arms[1] if len(arms) > 1 else 0))
+    if spread <= 1e-12 * np.abs(arms).max():  # the same for every example in every run
+        deviations = np.zeros(resamples)
+    else:
+        example_scale, run_sd, df = _spread(estimate, averaged, arms, share, far=confidence > 0.95)
+        means = example_scale * (_resampled_means(averaged, share, resamples, rng) - estimate)
+        effects = run_sd * rng.standard_normal(resamples)
+        stretch = stats.t.ppf(1 - tail, df) / stats.norm.ppf(1 - tail)
+        # Antithetic: each effect with both signs halves the sampling noise, and swapped arms mirror the interval.
+        deviations = stretch * np.concatenate([means + effects, means - effects])
+    least, most = _range(arms)
+    if math.isfinite(most):
+        unseen = _unseen_size(averaged, share) / averaged.size * _laplace(resamples, rng)
+        unseen = np.tile(unseen, len(deviations) // resamples)  # the same beside either sign of an effect
+        deviations = np.concatenate([deviations + unseen, deviations - unseen])
+    low, high = estimate - np.quantile(-deviations, 1 - tail), estimate + np.quantile(deviations, 1 - tail)
     return float(max(low, least)), float(min(high, most))
 
 
+def _range(arms: tuple[np.ndarray, ...]) -> tuple[float, float]:
+    """Return the limits of the metric or difference: those of right (1), tied (0.5) and wrong (0), else of a loss."""
+    limits = (0.0, 1.0) if all(np.isin(scores, (0.0, 0.5, 1.0)).all() for scores in arms) else (-math.inf, math.inf)
+    if len(arms) > 1:
+        return -limits[1], limits[1]
+    return (0.0 if arms[0].min() >= 0 else limits[0]), limits[1]
+
+
+def _unseen_size(averaged: np.ndarray, share: np.ndarray) -> float:
+    """Return how much one unseen disagreement counts: 1 as long as none is seen, 1 / seeds if each is in one seed only.
+
+    It is the mean square of the disagreements divided by their mean, with one of size 1 added to what was seen.
+    """
+    rest = round(float(averaged.mean())) if averaged.min() >= 0 else 0  # of one arm's scores: wrong of mostly right
+    sizes = np.abs(averaged - rest)
+    return float((np.square(share * sizes).sum() + np.square(share).mean()) / ((share * sizes).sum() + 1))
+
+
+def _laplace(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a stratified sample of the difference of two exponential variables, in random order."""
+    return stats.laplace.ppf((rng.permutation(count) + 0.5) / count)
+
+
 def _spread(
-    estimate: float, averaged: np.ndarray, arms: tuple[np.ndarray, ...], share: np.ndarray
+    estimate: float, averaged: np.ndarray, arms: tuple[np.ndarray, ...], share: np.ndarray, far: bool
 ) -> tuple[float, float, float]:
-    """Return (factor for resampled example means, standard deviation of run effects, degrees of freedom)."""
+    """Return (factor for resampled example means, standard deviation of run effects, degrees of freedom).
+
+    far: for the tails beyond 95 %, where a run variance that was estimated too small by chance weighs more. There the
+    compromises below don't hold, and all of the uncertainty about the run variance counts.
+    """
     seeds, count = arms[0].shape
     correction = math.sqrt(count / (count - 1))
     examples = float(np.square(share * (averaged - estimate)).sum()) / (count * (count - 1))
@@ -195,15 +242,15 @@ def _spread(
     between = [_between_runs(scores, share) for scores in arms]
     runs, noise = (sum(parts) for parts in zip(*between, strict=True))
     freedom = len(arms) * (seeds - 1)
-    slack = _SLACK if freedom > 2 else 0.0  # two degrees of freedom leave no slack
+    slack = _SLACK if freedom > 2 and not far else 0.0  # two degrees of freedom leave no slack
     excess = max(runs - noise, -slack * examples)
     total = examples + excess
     if total == 0:
         return correction, 0.0, count - 1.0
     uncertainty = examples**2 / (count - 1)  # Satterthwaite: sum of variance^2 / df over the parts of the total
-    if excess > 0:
+    if far or excess > 0:
         estimated = sum(part[0] ** 2 for part in between) / (seeds - 1)
-        uncertainty += estimated * (excess / runs) ** min(2.0, _ONSET * freedom)
+        uncertainty += estimated * (1.0 if far else (excess / runs) ** min(2.0, _ONSET * freedom))
     df = max(total**2 / uncertainty, _LEAST_DF[len(arms)])
     shrink = math.sqrt(1 + min(excess, 0.0) / examples) if examples else 1.0
     return correction * shrink, math.sqrt(max(excess, 0.0)), df

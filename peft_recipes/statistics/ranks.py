@@ -1,32 +1,87 @@
 """Find the smallest rank that is enough.
 
-Arms that differ only in rank (and alpha) form a group. The rank that is best on the validation split is the reference:
-the others are compared with it on the test split, paired by example and seed. A rank is enough if the interval
-excludes that it is worse by more than the margin.
+A rank group is one method at several ranks: the arms differ in the rank and in what follows from it alone. The rank
+that is best on the validation split is the reference: the others are compared with it on the test split, paired by
+example and seed. A rank is enough if the interval excludes that it is worse by more than the margin.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.arm import Arm, rank_of
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import peft_to_dict
 
-_RANK_OPTIONS = ("r", "lora_alpha", "alpha")  # may differ between the arms of a group
+# OFT's r is the number of blocks and RandLoRA's the width of its random bases: more of it trains fewer parameters.
+_NOT_A_CAPACITY = ("OFT", "RANDLORA")
+_RANKS = ("init_r", "rank_pattern")  # may be the same at every rank, or proportional to it
+_ALPHAS = ("lora_alpha", "alpha", "alpha_pattern")  # or proportional to its square root, the scaling of rsLoRA
+_POWERS = (1.0, 0.0, 0.5)
 
 
 def rank_groups(arms: dict[str, Arm]) -> list[list[str]]:
-    """Group the names of arms that differ only in rank, lowest rank first; groups of two ranks or more."""
-    groups: dict[str, dict[int, str]] = {}
+    """Group the names of arms that differ in the rank alone, lowest rank first; groups of two ranks or more.
+
+    Alpha and the patterns of ranks and alphas may follow the rank: by one rule for the whole group, constant or
+    proportional. The learning rate may differ, because it is the arm's own and is tuned for each. Everything else is
+    the same: the PEFT config, the quantisation, the optimizer, LoRA+'s ratio. Of two arms of one rank in a group, the
+    first counts.
+    """
+    families: dict[str, list[str]] = {}
     for name, arm in arms.items():
-        rank = getattr(arm.peft, "r", None)
-        if isinstance(rank, int) and rank > 0:
-            shared = {key: value for key, value in peft_to_dict(arm.peft).items() if key not in _RANK_OPTIONS}
-            groups.setdefault(json.dumps(shared, sort_keys=True, default=str), {}).setdefault(rank, name)
-    return [[group[rank] for rank in sorted(group)] for group in groups.values() if len(group) > 1]
+        rank = rank_of(arm)
+        if isinstance(rank, int) and rank > 0 and arm.method_name not in _NOT_A_CAPACITY:
+            families.setdefault(_same_at_every_rank(arm), []).append(name)
+    order = list(arms)
+    groups = [group for family in families.values() for group in _by_rule(arms, family)]
+    return sorted(groups, key=lambda group: min(order.index(name) for name in group))
+
+
+def _same_at_every_rank(arm: Arm) -> str:
+    """Return the part of an arm that all ranks of a group share, as text."""
+    own = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm)}
+    own["method"] = {k: v for k, v in peft_to_dict(arm.peft).items() if k not in ("r", "target_r", *_RANKS, *_ALPHAS)}
+    del own["learning_rate"]
+    return json.dumps(own, sort_keys=True, default=str)
+
+
+def _by_rule(arms: dict[str, Arm], family: list[str]) -> list[list[str]]:
+    """Split a family into groups whose alphas and patterns follow the rank by one rule, the largest group first."""
+    groups = []
+    while family:
+        candidates: dict[tuple, dict[int, str]] = {}
+        for powers in itertools.product(_POWERS, _POWERS[:2]):
+            for name in family:
+                candidates.setdefault((powers, _follows(arms[name], *powers)), {}).setdefault(rank_of(arms[name]), name)
+        largest = max(candidates.values(), key=len)
+        if len(largest) < 2:
+            break
+        groups.append([largest[rank] for rank in sorted(largest)])
+        taken = {name for name in family if rank_of(arms[name]) in largest and name in largest.values()}
+        family = [name for name in family if name not in taken]
+    return groups
+
+
+def _follows(arm: Arm, alpha_power: float, rank_power: float) -> str:
+    """Return an arm's alphas and patterns divided by its rank to these powers: equal where they follow that rule."""
+    divisors = dict.fromkeys(_ALPHAS, rank_of(arm) ** alpha_power) | dict.fromkeys(_RANKS, rank_of(arm) ** rank_power)
+    values = {name: getattr(arm.peft, name, None) for name in divisors}
+    return json.dumps({name: _divided(value, divisors[name]) for name, value in values.items()}, sort_keys=True)
+
+
+def _divided(value: Any, divisor: float) -> Any:
+    """Return a number, or the numbers of a mapping, divided and rounded so that equal ratios are equal."""
+    if isinstance(value, dict):
+        return {str(key): _divided(one, divisor) for key, one in value.items()}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return str(value)
+    return float(f"{value / divisor:.9g}")
 
 
 def rank_verdicts(
@@ -45,11 +100,11 @@ def rank_verdicts(
     sign = 1 if recipe.higher_is_better else -1
     verdicts = []
     for group in rank_groups(measured):
-        best = max(group, key=lambda name: (sign * validation[name], measured[name].peft.r))  # of equals the largest
+        best = max(group, key=lambda name: (sign * validation[name], rank_of(measured[name])))  # of equals the largest
         differences = {name: entry for name in group if name != best and (entry := difference(name, best))}
         enough = [name for name in group if name == best or _not_worse(recipe, differences.get(name), margin)]
         verdicts.append({
-            "ranks": {name: measured[name].peft.r for name in group},
+            "ranks": {name: rank_of(measured[name]) for name in group},
             "against": best,
             "differences": differences,
             "margin": margin,

@@ -13,8 +13,8 @@ from peft_recipes.recipe.arm import rank_of
 from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
-from peft_recipes.statistics.bootstrap import Difference, margin_for, paired_difference, verdict
-from peft_recipes.statistics.ranks import rank_verdicts
+from peft_recipes.statistics.bootstrap import Difference, margin_for, paired_difference, simultaneous, verdict
+from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
 
 FULL = "full"
 _CURVE_POINTS = 200  # the most per curve in comparison.json
@@ -31,8 +31,8 @@ def comparison_data(
     first = finished[0].data if finished else {"rows": {}, "samples": None, "environment": {}}
     full = table.get(FULL)
     margin = recipe.margin or margin_for(recipe.metric, full["metric"]["mean"] if full and full["metric"] else 1.0)
-    others = [arm for arm in arms if arm != FULL] if full and full["status"] == "ok" else []
-    differences = {arm: _difference(recipe, runs, arm, seeds, margin) for arm in others}
+    others = [arm for arm in arms if arm != FULL and _shared(runs, arm, FULL, seeds)] if full else []
+    differences = {arm: _difference(recipe, runs, arm, seeds, margin, together=len(others)) for arm in others}
     return {
         "schema": 1,
         "recipe": recipe.name,
@@ -48,8 +48,9 @@ def comparison_data(
         "seeds": list(seeds),
         "base": _base(base),
         "arms": table,
-        "differences": {arm: difference for arm, difference in differences.items() if difference},
+        "differences": differences,
         "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
+        "rank_groups": rank_groups({arm: recipe.arms[arm] for arm in arms}),
         "forgetting": _forgetting(recipe, runs, base, arms, seeds),
         "samples": first["samples"],
         "environment": first["environment"],
@@ -196,26 +197,42 @@ def _difference(
     seeds: Sequence[int],
     margin: float,
     against: str = FULL,
+    together: int = 1,
 ) -> dict[str, Any] | None:
-    """Compare an arm with another, paired by test example and seed, over the seeds that both finished."""
-    shared = [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
+    """Compare an arm with another, paired by test example and seed, over the seeds that both finished.
+
+    together: with two differences or more, each has a second interval and verdict, which all hold together.
+    """
+    shared = _shared(runs, arm, against, seeds)
     if not shared:
         return None
     ours, theirs = ([scores(runs[name, seed], recipe) for seed in shared] for name in (arm, against))
-    difference = _paired(ours, theirs, f"'{arm}' and '{against}'")
-    return {
+    names = f"'{arm}' and '{against}'"
+    difference = _paired(ours, theirs, names)
+    entry = {
         "against": against,
         **difference.to_dict(),
         "margin": margin,
         "verdict": verdict(difference, margin, recipe.higher_is_better),
     }
+    if together > 1:
+        wider = _paired(ours, theirs, names, simultaneous(together))
+        entry["ci95_simultaneous"] = list(wider.ci95)
+        entry["verdict_simultaneous"] = verdict(wider, margin, recipe.higher_is_better)
+    return entry
 
 
-def _paired(ours: list[Scores], theirs: list[Scores], names: str) -> Difference:
+def _shared(runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Sequence[int]) -> list[int]:
+    """Return the seeds that two arms finished."""
+    return [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
+
+
+def _paired(ours: list[Scores], theirs: list[Scores], names: str, confidence: float = 0.95) -> Difference:
     ids = ours[0][0]
     if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
         raise RuntimeError(f"The runs of {names} were not tested on the same examples.")
-    return paired_difference(np.stack([s for _, s, _ in ours]), np.stack([s for _, s, _ in theirs]), weights=ours[0][2])
+    stacked = (np.stack([s for _, s, _ in runs]) for runs in (ours, theirs))
+    return paired_difference(*stacked, weights=ours[0][2], confidence=confidence)
 
 
 def _ranks(

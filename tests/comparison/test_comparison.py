@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pandas
 import psutil
 import pytest
+from small import compared_here
 
-from peft_recipes import Arm, RecipeError, compare, read_comparison
+from peft_recipes import Arm, RecipeError, compare, plan, read_comparison, train
+from peft_recipes.comparison.compare import collect
 from peft_recipes.statistics.bootstrap import paired_difference
 
 
@@ -53,6 +56,33 @@ def test_the_difference_is_paired_by_test_example(comparison):
     assert difference["estimate"] == pytest.approx(expected.estimate)
     assert difference["ci95"] == pytest.approx(list(expected.ci95))
     assert difference["verdict"] in ("equivalent", "better", "worse", "not shown") and difference["margin"] == 0.01
+
+
+def test_one_example_to_evaluate_on_is_refused_before_anything_runs(classify, instruct, tmp_path):
+    few = replace(classify().dataset, test=1)
+    with pytest.raises(RecipeError, match=r"'test' has 1 example.*at least two.*dataset\.test"):
+        compare(classify(dataset=few), ["full"], output=tmp_path)
+    also = instruct(evaluate_also={"other": {"test": 1, "seed": 3}})
+    with pytest.raises(RecipeError, match=r"'other' has 1 example.*evaluate_also\.other\.test"):
+        compare(also, ["lora"], output=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert any("'test' has 1 example" in note for note in plan(classify(dataset=few), ["full"])["notes"])
+    assert train(classify(dataset=few), "head", output=tmp_path).ok
+
+
+def test_several_arms_have_intervals_that_hold_together(classify, tmp_path):
+    """Also where the arms finished different seeds."""
+    recipe = classify(training={**classify().training, "max_steps": 2})
+    made = compared_here(recipe, ["full", "head", "lora"], [0, 1], tmp_path)
+    shutil.rmtree(made.folder / "lora" / "seed-1")
+    for data in (made.data, collect(recipe, ["full", "head", "lora"], [0, 1], tmp_path).data):
+        for entry in data["differences"].values():
+            (low, high), (lowest, highest) = entry["ci95"], entry["ci95_simultaneous"]
+            assert lowest <= low and high <= highest and highest - lowest > high - low
+            assert entry["verdict_simultaneous"] in ("equivalent", "better", "worse", "not shown")
+    assert data["differences"]["lora"]["seeds"] == 1 and data["differences"]["head"]["seeds"] == 2
+    alone = collect(recipe, ["full", "head"], [0, 1], tmp_path)
+    assert "ci95_simultaneous" not in alone.data["differences"]["head"]
 
 
 def test_results_as_a_sentence_a_table_a_dataframe_and_html(comparison):

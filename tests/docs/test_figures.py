@@ -84,6 +84,24 @@ def test_the_calibration_table_is_that_of_the_simulation():
     assert f"{min(one):.0%}".replace("%", " %") in text and f"up to {max(one):.0%}".replace("%", " %") in text
 
 
+def test_the_tables_of_false_verdicts_are_those_of_the_simulation():
+    text = (ROOT / "docs" / "concepts" / "statistics.md").read_text(encoding="utf-8")
+    made = _benchmark("statistics_calibration")
+    of_kind: dict[tuple, dict[int, float]] = {}
+    for row in made["verdicts"]:
+        of_count = of_kind.setdefault((row["metric"], row["kind"].removesuffix(" lasting")), {})
+        of_count[row["examples"]] = max(row["false"], of_count.get(row["examples"], 0))
+    for row in made["families"]:
+        for column in ("alone", "together"):
+            of_count = of_kind.setdefault((row["kind"], column), {})
+            of_count[row["arms"]] = max(row[column], of_count.get(row["arms"], 0))
+    assert len(of_kind) == 9 + 4
+    for case, of_count in of_kind.items():
+        assert f"| {' | '.join(f'{100 * of_count[count]:.1f} %' for count in sorted(of_count))} |" in text, case
+    assert max(of_kind["accuracy", "beyond"].values()) < 0.01 and max(of_kind["accuracy", "edge"].values()) < 0.06
+    assert all(max(of_kind[kind, "together"].values()) < 0.07 for kind in ("equal", "edge lasting"))
+
+
 def _benchmark(name: str):
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 

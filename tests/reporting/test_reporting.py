@@ -294,6 +294,26 @@ def test_columns_without_any_value_are_left_out():
     assert not {"difference", "verdict"} & {column.key for column in rows.table(comparison).columns}
 
 
+def test_several_arms_come_with_the_chance_of_a_false_verdict_and_the_intervals_that_hold_together():
+    comparison = image_comparison()
+    assert sentences.several(comparison) == []
+    for entry in comparison["differences"].values():
+        low, high = entry["ci95"]
+        entry |= {"ci95_simultaneous": [low - 0.01, high + 0.01], "verdict_simultaneous": entry["verdict"]}
+    (line,) = sentences.several(comparison)
+    assert line.startswith("5 arms are compared with full fine-tuning") and "up to 23 %" in line
+    assert "by itself" in line and line.endswith("together (Bonferroni), every verdict is the same.")
+    comparison["differences"]["lora-conv"]["verdict_simultaneous"] = "not shown"
+    (line,) = sentences.several(comparison)
+    assert line.endswith("LoRA r=8 (lora-conv) is not shown instead of worse.")
+    assert "LoRA r=8 (lora-conv) is not shown instead of worse." in render_markdown(comparison)
+    assert "not shown instead of worse" in render_html(comparison).replace("\u00a0", " ")
+    meaning = next(c.meaning for c in rows.table(comparison).columns if c.key == "difference")
+    assert meaning.endswith("of this arm by itself")
+    record = next(row for row in rows.records(comparison) if row["arm"] == "lora-conv")
+    assert record["verdict_simultaneous"] == "not shown" and record["ci95_simultaneous_low"] == -0.041 - 0.01
+
+
 def test_records_are_raw_numbers_for_pandas():
     import pandas
 
