@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers
 from small import tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 _DECODERS = (
     "apertus arcee biogpt bloom codegen cohere cohere2 diffllama ernie4_5 exaone4 falcon gemma gemma2 gemma3_text "
@@ -21,6 +22,7 @@ _ENCODERS = (
     "roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl"
 )
 DECODERS, ENCODERS = _DECODERS.split(), _ENCODERS.split()
+CLASSIFIERS = [kind for kind in (*DECODERS, *ENCODERS) if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES]
 
 # transformers' usual names of a size, and those that some configurations use instead.
 _SIZES: dict[str, Any] = dict(

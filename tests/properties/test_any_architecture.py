@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architectures import DECODERS, ENCODERS, save_tiny_base
+from architectures import CLASSIFIERS, DECODERS, ENCODERS, save_tiny_base
 from small import FILLER, sentences
 
-from peft_recipes import Dataset, Recipe, RecipeError
+from peft_recipes import Dataset, Recipe
 from peft_recipes.arms.apply import apply_arm
 from peft_recipes.arms.merge import merged
 from peft_recipes.arms.selection import choose_arms
@@ -30,16 +30,18 @@ OTHER_HEAD = "modernbert-decoder"
 METHODS = ("full", "lora", "dora", "ia3", "prompt-tuning", "adalora")
 TASKS = ("sft", "dpo", "text-classification")
 STEPS, BATCH = 3, 4
+REFUSED = {  # by PEFT, before training: DoRA on experts that are stacked parameters
+    *(("gpt_oss", task, "dora") for task in TASKS),
+}
 
 
 def cases() -> list[tuple[str, str, str]]:
-    chosen = []
-    for number, kind in enumerate((*DECODERS, *ENCODERS)):
-        for row, task in enumerate(TASKS if kind in DECODERS else TASKS[2:]):
-            one = METHODS[(number + 2 * row) % len(METHODS)]
-            methods = METHODS if os.environ.get("PEFT_RECIPES_EVERY") else [one]
-            chosen += [(kind, task, method) for method in methods]
-    return chosen
+    pairs = [(kind, task) for kind in DECODERS for task in TASKS[:2]] + [(kind, TASKS[2]) for kind in CLASSIFIERS]
+    if os.environ.get("PEFT_RECIPES_EVERY"):
+        return [(*pair, method) for pair in pairs for method in METHODS if (*pair, method) not in REFUSED]
+    numbers = {kind: number for number, kind in enumerate((*DECODERS, *ENCODERS))}
+    chosen = [(kind, task, METHODS[(numbers[kind] + 2 * TASKS.index(task)) % len(METHODS)]) for kind, task in pairs]
+    return [case for case in chosen if case not in REFUSED]
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +136,9 @@ def losses(trainer) -> list[float]:
 def test_losses_are_the_plain_trainers_and_what_is_saved_comes_back(kind, task, method, bases, data, tmp_path):
     found = {}
     for batches in ("shared-prefix", "padded") if kind in DECODERS and task != TASKS[2] else ("padded",):
-        try:
-            recipe = recipe_of(bases(kind), task, data[task], method, train_sampling_strategy="sequential")
-            recipe = recipe.with_changes({"batches": batches})
-            resolved = resolve(recipe, [method])
-            model, new = untrained(resolved, method)
-        except RecipeError as refused:
-            pytest.skip(f"refused: {refused}")
+        recipe = recipe_of(bases(kind), task, data[task], method, train_sampling_strategy="sequential")
+        resolved = resolve(recipe.with_changes({"batches": batches}), [method])
+        model, new = untrained(resolved, method)
         # trl's reference is the base with the initial prompt; it leaves out AdaLoRA's penalty, and refuses it in dpo.
         no_peer = (task, method) == ("dpo", "prompt-tuning") or (method == "adalora" and task in TASKS[:2])
         no_peer = no_peer or (kind == OTHER_HEAD and task in TASKS[:2])
