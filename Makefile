@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install compare test lint docs kept readme clean
+.PHONY: install compare test lint docs kept readme clean test-floors
 
 install: $(STAMP)
 
@@ -44,5 +44,9 @@ lint: $(STAMP)
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# A short part of the tests with the lowest versions of pyproject.toml, in an environment of their own.
+test-floors: $(STAMP)
+	@$(BIN)/python tests/run_floors.py
+
 clean:
-	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-floors site build dist *.egg-info .pytest_cache .ruff_cache

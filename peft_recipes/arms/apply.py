@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.architecture_table import ARCHITECTURES, GROUPS, Architecture, head_modules
 from peft_recipes.models.architectures import architecture_of, parameters_by_component, targets
+from peft_recipes.models.batch_norms import hold_statistics
+from peft_recipes.models.meta import meta_model
+from peft_recipes.models.module_matching import unmatched
 from peft_recipes.models.quantisation import is_quantised
 from peft_recipes.models.virtual_tokens import read_last_token
 from peft_recipes.recipe.arm import Arm
@@ -71,6 +74,8 @@ def apply_arm(
     else:
         config = _complete_config(arm.method, model, task, new_weights, head)
         model = _add_adapter(model, config, name, check_targets="targets" not in skip_checks)
+    if arm.method != "full":
+        hold_statistics(model)
 
     trainable = {path: p.numel() for path, p in model.named_parameters() if p.requires_grad}
     # The weights of an adapter on the head have the head's name in their path, but count as adapter.
@@ -87,12 +92,12 @@ def fit_targets(recipe: Recipe, config: PretrainedConfig) -> tuple[Recipe, list[
     """Translate target groups of another architecture to this base's; return the recipe and notes on the changes.
 
     A recipe's `targets("gpt2", "all-linear")` on a Llama (`--set model=...`) becomes all of the Llama's linear layers.
-    Targets that already fit, or that are no group of the architecture table, stay as they are.
+    Targets that each match a module of this base, or that are no group of the architecture table, stay as they are.
     """
     notes, arms = [], dict(recipe.arms)
     for name, arm in recipe.arms.items():
         group = _foreign_group(getattr(arm.peft, "target_modules", None), config.model_type)
-        if group is None:
+        if group is None or _all_match(recipe, config, arm.peft):
             continue
         method = copy.deepcopy(arm.peft)
         names = targets(config, group)
@@ -104,6 +109,22 @@ def fit_targets(recipe: Recipe, config: PretrainedConfig) -> tuple[Recipe, list[
             f"arm '{name}': its targets are another architecture's {group}; here {config.model_type}'s are used."
         )
     return (dataclasses.replace(recipe, arms=arms), notes) if notes else (recipe, [])
+
+
+def _all_match(recipe: Recipe, config: PretrainedConfig, method: PeftConfig) -> bool:
+    """Whether every target matches a module of the base: then the user may well mean exactly these."""
+    import torch
+    from transformers import AutoModel
+
+    try:
+        try:
+            model = meta_model(recipe, copy.deepcopy(config))
+        except ValueError:  # no class for this task
+            with torch.device("meta"):
+                model = AutoModel.from_config(copy.deepcopy(config))
+    except (*REFUSALS, RuntimeError):
+        return False  # `targets` says why the model can't be built
+    return not unmatched(model, method)
 
 
 def _foreign_group(names: Any, model_type: str) -> str | None:

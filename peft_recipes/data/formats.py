@@ -207,28 +207,55 @@ def plain_prompt(text: str) -> str:
 
 def without_test_examples(
     splits: dict[str, datasets.Dataset], columns: list[str]
-) -> tuple[dict[str, datasets.Dataset], int]:
-    """Remove the train and validation rows whose `columns` also occur in a later split; also returns their number.
+) -> tuple[dict[str, datasets.Dataset], list[str]]:
+    """Remove the examples that stand in two splits, by the content of `columns`; return the splits and notes.
 
-    IMDB has 123 texts in both train and test, SMS spam 403 exact repeats.
+    An example of the test split is removed from validation, train and pretrain; one of validation from train and
+    pretrain. A further evaluation set loses the examples that are left in train, validation and pretrain: what is
+    trained on stays the same, whichever sets are evaluated. Images are compared by their decoded pixels, before any
+    transform. IMDB has 123 texts in both train and test, SMS spam 403 exact repeats.
+    Raises RecipeError if nothing is left of a split.
     """
+    keys = {name: _content_keys(rows, columns) for name, rows in splits.items()}
+    kept = dict(splits)
 
-    def keys(rows: datasets.Dataset) -> list[str]:
-        return [json.dumps(values, sort_keys=True) for values in zip(*(rows[c] for c in columns), strict=True)]
+    def remove(name: str, others: tuple[str, ...]) -> int:
+        present = set().union(*(keys[other] for other in others if other in keys))
+        remaining = [i for i, key in enumerate(keys[name]) if key not in present]
+        removed = len(keys[name]) - len(remaining)
+        if removed and not remaining:
+            names = ", ".join(other for other in others if other in keys)
+            raise RecipeError(
+                f"Every example of '{name}' is also in another split ({names}); nothing is left. Name other rows, or "
+                "set skip_checks: [duplicates]."
+            )
+        if removed:
+            kept[name], keys[name] = kept[name].select(remaining), [keys[name][i] for i in remaining]
+        return removed
 
-    kept, removed, later = dict(splits), 0, set()
-    for split in ("test", "validation", "train"):
-        if split not in splits:
-            continue
-        of_split = keys(splits[split])
-        if split != "test":
-            remaining = [i for i, key in enumerate(of_split) if key not in later]
-            removed += len(of_split) - len(remaining)
-            if not remaining:
-                raise RecipeError(f"Every {split} example is in a later split too; nothing is left.")
-            kept[split] = splits[split].select(remaining)
-        later.update(of_split)
-    return kept, removed
+    own = {"validation": ("test",), "train": ("test", "validation"), "pretrain": ("test", "validation")}
+    notes = []
+    if dropped := sum(remove(name, later) for name, later in own.items() if name in splits):
+        notes.append(f"{dropped} examples that also occur in a later split were left out.")
+    for name in splits:
+        if name not in own and name != "test" and (dropped := remove(name, tuple(own))):
+            notes.append(f"{dropped} examples of evaluate_also.{name} are also trained on and were left out of it.")
+    return kept, notes
+
+
+def _content_keys(rows: datasets.Dataset, columns: list[str]) -> list[str]:
+    """A key per row that is equal where the columns are; a missing column (a set of plain text) counts as None."""
+    present = [column for column in columns if column in rows.column_names]
+    values = zip(*(rows[c] if c in present else [None] * len(rows) for c in columns), strict=True)
+    return [json.dumps([_content(value) for value in row], sort_keys=True) for row in values]
+
+
+def _content(value: Any) -> Any:
+    """The value, or for an image its size, mode and a hash of its pixels: images of other sizes can share bytes."""
+    if not hasattr(value, "tobytes"):
+        return value
+    image = value.convert("RGB") if value.mode == "P" else value  # a palette's order is no content
+    return [image.mode, *image.size, _hashable(image)]
 
 
 def fingerprint(splits: dict[str, datasets.Dataset]) -> str:

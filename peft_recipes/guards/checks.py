@@ -151,7 +151,9 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
 
 
 def frozen_sums(model: nn.Module) -> dict[str, int]:
-    """Return a checksum of each frozen weight, the sum of its bits as integers (0.2 s per GB).
+    """Return a checksum of each frozen weight and buffer, the sum of its bits as integers (0.2 s per GB).
+
+    Buffers (BatchNorm's running statistics) are frozen in a model that has frozen weights, except in `modules_to_save`.
 
     The checksum of a weight that FSDP2 shards is the sum of its shards' checksums.
     """
@@ -161,10 +163,15 @@ def frozen_sums(model: nn.Module) -> dict[str, int]:
 
     gather.reshard(model)
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    frozen = {path: p for path, p in model.named_parameters() if not p.requires_grad}
+    if frozen:
+        saved = model.state_dict(keep_vars=True)  # without the buffers that are computed from the configuration
+        trained = "modules_to_save."
+        frozen |= {path: b for path, b in model.named_buffers() if path in saved and trained not in path}
     sums = {
         path: int(gather.local_shard(p).contiguous().view(integers[p.element_size()]).sum(dtype=torch.int64))
-        for path, p in model.named_parameters()
-        if not p.requires_grad and p.device.type != "meta"
+        for path, p in frozen.items()
+        if p.device.type != "meta" and not p.is_complex()
     }
     return gather.sum_over_ranks(sums, model)
 

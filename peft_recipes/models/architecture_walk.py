@@ -17,6 +17,12 @@ _ATTENTION = re.compile(r"attn|attention|^self$|^(q|k|v|o|query|key|value|qkv)(_
 _MLP = re.compile(
     r"mlp|ffn|feed_?forward|^(ff|intermediate|output|moe|experts?)$|dense|^(fc|lin|w|wi|wo)_?\d?$", re.IGNORECASE
 )
+# A mixture's router, or the gate of its shared expert: it chooses experts, it is no layer of the MLP
+_ROUTER = re.compile(r"(^|_)(router|gate)$", re.IGNORECASE)
+# The encoders of a multimodal model beside its text decoder
+_TOWER = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECASE)
+# Blocks of several classes in one list, such as Jamba's attention and Mamba layers
+_BLOCK = re.compile(r"(Layer|Block)$")
 
 
 def walk_config(config: PreTrainedConfig) -> Architecture:
@@ -35,20 +41,22 @@ def walk_config(config: PreTrainedConfig) -> Architecture:
 def walk(model: nn.Module) -> Architecture:
     """Return the row that a model's repeated blocks suggest.
 
-    Blocks are the members of the outermost ModuleLists that hold one class of module with linear layers in it. A layer
-    in a block is attention or MLP by the names of the modules around it; one that is neither is only in "all-linear".
-    Raises RecipeError if the model has no such blocks.
+    Blocks are the members of the outermost ModuleLists that hold one class of module, or several classes of layer,
+    with linear layers in it; of a multimodal model only the text decoder's. A layer in a block is attention or MLP by
+    the names of the modules around it; one that is neither is only in "all-linear". The routers of a mixture are in
+    no group. A model without such blocks has a row without linear layers.
     """
     model_type = model.config.model_type
     blocks = _repeated_blocks(model)
     prefixes = tuple(f"{name}." for name in blocks)
     modules = dict(model.named_modules())
-    layers = {n: m for n, m in modules.items() if isinstance(m, (nn.Linear, Conv1D)) and n.startswith(prefixes)}
+    layers = {
+        n: m
+        for n, m in modules.items()
+        if isinstance(m, (nn.Linear, Conv1D)) and n.startswith(prefixes) and not _is_router(n, m)
+    }
     if not layers:
-        raise RecipeError(
-            f"The table has no row for model type '{model_type}', and no repeated blocks with linear layers were "
-            "found in it. Name the layers in target_modules."
-        )
+        return _without_blocks(model, modules)
     in_block = {name: _path_in_block(name, prefixes) for name in layers}
     components = {name: _component(path) for name, path in in_block.items()}
     targets: dict[str, list[str] | str] = {"all-linear": _targets(list(layers), in_block, blocks, modules)}
@@ -76,11 +84,48 @@ def _repeated_blocks(model: nn.Module) -> dict[str, nn.ModuleList]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or name.startswith(tuple(f"{outer}." for outer in blocks)):
             continue
-        if len({type(block) for block in module}) == 1 and any(
-            child is not module[0] and isinstance(child, (nn.Linear, Conv1D)) for child in module[0].modules()
+        classes = {type(block) for block in module}
+        alike = len(classes) == 1 or all(_BLOCK.search(block.__name__) for block in classes)
+        if alike and any(
+            child is not block and isinstance(child, (nn.Linear, Conv1D))
+            for block in module
+            for child in block.modules()
         ):
             blocks[name] = module
+    if model.config.get_text_config() is not model.config:
+        blocks = {name: module for name, module in blocks.items() if not _TOWER.search(name)} or blocks
     return blocks
+
+
+def _is_router(name: str, layer: nn.Module) -> bool:
+    """Whether a layer is a router by its name, with fewer outputs than inputs (an MLP's `gate` has more)."""
+    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+    return bool(_ROUTER.search(name.rpartition(".")[2])) and weight.shape[0] < weight.shape[1]
+
+
+def _without_blocks(model: nn.Module, modules: dict[str, nn.Module]) -> Architecture:
+    """The row of a model without linear layers in blocks, such as a ResNet: only its convolutions can be targeted."""
+    heads = tuple(head_modules(model))
+    # LoRA needs a rank that the groups of a convolution divide: a depthwise one has too many.
+    names = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
+        and not name.startswith(tuple(f"{head}." for head in heads)) and name not in heads
+    ]  # fmt: skip
+    base = f"{model.base_model_prefix}." if model.base_model is not model else ""
+    paths = dict.fromkeys(re.escape(name.removeprefix(base)) for name in names)
+    return Architecture(
+        model_type=model.config.model_type,
+        blocks="",
+        attention=(),
+        mlp=(),
+        embeddings=(),
+        heads=heads,
+        patterns={"convolutions": rf"(.*\.)?({'|'.join(paths)})"} if paths else {},
+        note=f"The table has no row for model type '{model.config.model_type}', and no repeated blocks with linear "
+        "layers were found in it: only its convolutions can be targeted, as 'convolutions' or by name.",
+    )
 
 
 def _path_in_block(name: str, prefixes: tuple[str, ...]) -> str:
@@ -111,7 +156,10 @@ def _targets(
             return endings
     lists = "|".join(dict.fromkeys(re.escape(block.rpartition(".")[2]) for block in blocks))
     paths = "|".join(dict.fromkeys(_replace_numbers(re.escape(in_block[name]), r"\d+") for name in layers))
-    return rf"(.*\.)?({lists})\.\d+\.({paths})"
+    pattern = rf"(.*\.)?({lists})\.\d+\.({paths})"
+    if all(name in in_block for name in modules if re.fullmatch(pattern, name)):
+        return pattern
+    return rf"(?!.*({_TOWER.pattern})){pattern}"  # the encoder of a multimodal model has the same names
 
 
 def _replace_numbers(path: str, number: str) -> str:

@@ -32,7 +32,8 @@ def targets(model_type: str | PreTrainedConfig, which: str) -> list[str] | str:
     if which in groups:
         return architecture.group(which)
     if which in GROUPS:
-        raise RecipeError(f"'{architecture.model_type}' has no {which} layers to target. Valid: {', '.join(groups)}.")
+        valid = ", ".join(groups) or "none, name the layers in target_modules"
+        raise RecipeError(f"'{architecture.model_type}' has no {which} layers to target. Valid: {valid}.")
     hint = nearest(which.replace("_", "-"), groups)
     raise RecipeError(
         f"Unknown target group '{which}' of '{architecture.model_type}'.{hint} Valid: {', '.join(groups)}."

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 OWN_METHODS = ("full", "head", "bitfit")  # the methods that are not a PeftConfig
 QUANTISED = ("nf4", "int8")
+# What `init_lora_weights` needs beside the model. PEFT alone would train an ordinary LoRA, or stop after loading.
+_INIT_NEEDS = {
+    "eva": "activations of training data (peft.initialize_lora_eva_weights)",
+    "corda": "covariances of training data (peft.tuners.lora.corda.preprocess_corda)",
+    "lora_ga": "gradients of training data (peft.tuners.lora.loraga.preprocess_loraga)",
+    "loftq": "a base whose weights it replaces by quantised ones, which an adapter's checkpoint does not hold",
+}
 ARM_OPTIONS = ("quantise", "lora_plus_ratio", "optim")
 
 
@@ -80,6 +87,7 @@ class Arm:
             # OFT's r=0 means "use oft_block_size"; every other method with an r needs it above 0.
             if rank is not None and self.method_name != "OFT" and (not isinstance(rank, int) or rank < 1):
                 problems.append(f"{where}.peft.r: the rank must be a whole number of 1 or more, got {rank!r}.")
+            problems += _init_problems(self.method, f"{where}.peft")
         return problems + self._option_problems(where)
 
     def _option_problems(self, where: str) -> list[str]:
@@ -97,6 +105,26 @@ class Arm:
         if self.optim is not None and not isinstance(self.optim, str):
             problems.append(f"{where}.optim: expected an optimizer's name, got {self.optim!r}.")
         return problems
+
+
+def _init_problems(method: PeftConfig, where: str) -> list[str]:
+    """Return why the method's initialisation can't be done here: it needs data, gradients or another base."""
+    init = getattr(method, "init_lora_weights", None)
+    if not isinstance(init, str):
+        return []
+    needs = next((needs for name, needs in _INIT_NEEDS.items() if init.lower().startswith(name)), None)
+    if needs is not None:
+        instead = " For a quantised base set quantise: nf4." if init.lower() == "loftq" else ""
+        return [
+            f"{where}.init_lora_weights: '{init}' needs {needs}, which a run does not prepare. Use true, 'gaussian', "
+            f"'orthogonal', 'pissa' or 'olora'.{instead}"
+        ]
+    if init.startswith("pissa_niter_"):
+        return [
+            f"{where}.init_lora_weights: '{init}' decomposes the base at random, so that a reload gives another base. "
+            "Use 'pissa'."
+        ]
+    return []
 
 
 def rank_of(arm: Arm) -> int | None:

@@ -162,12 +162,8 @@ class Task(ABC):
     def without_duplicates(
         self, splits: dict[str, datasets.Dataset], keys: list[str]
     ) -> tuple[dict[str, datasets.Dataset], list[str]]:
-        """Drop examples that also occur in a later split, by the columns `keys`; return the splits and a note."""
-        if not self.guards("duplicates"):
-            return splits, []
-        splits, dropped = formats.without_test_examples(splits, keys)
-        note = f"{dropped} examples that also occur in a later split were left out."
-        return splits, [note] if dropped else []
+        """Drop examples that also occur in another split, by the columns `keys`; return the splits and notes."""
+        return formats.without_test_examples(splits, keys) if self.guards("duplicates") else (splits, [])
 
     def raw_splits(self) -> dict[str, datasets.Dataset]:
         """Load the recipe's raw splits and its further evaluation sets."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import datasets
 
 _KEPT_BYTES = 2**30  # pixels of a split are kept in memory after their first use up to this much
+_USUAL_SIDE = 224  # of ImageNet's models, whose configuration (a ResNet's) may not name it
 
 
 class PixelDataset(torch.utils.data.Dataset):
@@ -60,12 +61,13 @@ class ImageClassification(Classification):
         raw = self.raw_splits()
         labels = formats.class_labels(raw, source)
         splits = {name: formats.classification_rows(rows, source, "image", labels) for name, rows in raw.items()}
+        splits, duplicates = self.without_duplicates(splits, ["image"])
         if self.guards("classes"):
             checks.more_than_one_class(splits["train"], labels, source.path)
         config, processor = bases.load_config(self.recipe), self._processor()
         pixels = {name: PixelDataset(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
-        notes = [*checks.missing_classes(splits, labels), *self.notes]
+        notes = [*duplicates, *checks.missing_classes(splits, labels), *self.notes]
         samples = self._samples(splits.get("test"), labels)
         return Prepared(pixels, ids, formats.fingerprint(splits), processor, labels, notes, samples)
 
@@ -104,9 +106,13 @@ class ImageClassification(Classification):
         return collate
 
     def largest_batch(self, model: Any, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
-        side = model.config.image_size
-        height, width = side if isinstance(side, (list, tuple)) else (side, side)
-        pixels = torch.zeros(size, model.config.num_channels, height, width)
+        if prepared is not None:
+            shape = prepared.splits["train"][0]["pixel_values"].shape
+        else:
+            side = getattr(model.config, "image_size", None) or _USUAL_SIDE
+            height, width = side if isinstance(side, (list, tuple)) else (side, side)
+            shape = (getattr(model.config, "num_channels", 3), height, width)
+        pixels = torch.zeros(size, *shape)
         return {"pixel_values": pixels, "labels": torch.zeros(size, dtype=torch.long)}
 
     def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -160,8 +160,35 @@ def test_train_rows_of_later_splits_are_removed():
         "validation": rows_of(text=["b"]),
         "test": rows_of(text=["c"]),
     }
-    kept, dropped = formats.without_test_examples(splits, ["text"])
-    assert (list(kept["train"]["text"]), dropped) == (["a", "d"], 2)
+    kept, notes = formats.without_test_examples(splits, ["text"])
+    assert list(kept["train"]["text"]) == ["a", "d"]
+    assert notes == ["2 examples that also occur in a later split were left out."]
+
+
+def test_a_further_set_loses_what_is_trained_on_and_may_share_the_test_rows():
+    splits = {"train": rows_of(text=["a", "b", "c"]), "test": rows_of(text=["c", "d"]),
+              "again": rows_of(text=["b", "c", "d"]), "plain": rows_of(body=["x"])}  # fmt: skip
+    kept, notes = formats.without_test_examples(splits, ["text"])
+    assert [list(kept[name]["text"]) for name in ("train", "again")] == [["a", "b"], ["c", "d"]]
+    assert notes[1:] == ["1 examples of evaluate_also.again are also trained on and were left out of it."]
+    with pytest.raises(RecipeError, match="Every example of 'again' is also in another split"):
+        formats.without_test_examples({**splits, "again": rows_of(text=["a", "b"])}, ["text"])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16", "F"])
+def test_images_are_compared_by_their_pixels(mode, tmp_path):
+    from datasets import Dataset as Rows
+    from PIL import Image as images
+
+    def image(shade: int, size: tuple[int, int] = (4, 2)):
+        return images.new("L", size, shade).convert(mode) if mode != "I;16" else images.new(mode, size, shade)
+
+    def rows(*pictures):
+        return Rows.from_dict({"id": [str(i) for i in range(len(pictures))], "image": list(pictures)})
+
+    splits = {"train": rows(image(255), image(0), image(0, (2, 4))), "test": rows(image(0))}
+    kept, notes = formats.without_test_examples(splits, ["image"])
+    assert list(kept["train"]["id"]) == ["0", "2"] and notes[0].startswith("1 examples")
 
 
 def test_the_fingerprint_follows_the_examples_and_nothing_else(hundred, tmp_path):

@@ -350,8 +350,10 @@ def test_experts_that_no_target_module_reaches_are_named_in_the_note():
 
 
 def test_a_model_without_linear_layers_in_blocks_is_an_error_with_a_way_out():
-    with pytest.raises(RecipeError, match=r"no repeated blocks.*Name the layers in target_modules"):
-        targets(AutoConfig.for_model("resnet"), "all-linear")
+    config = AutoConfig.for_model("resnet")
+    with pytest.raises(RecipeError, match=r"'resnet' has no all-linear layers to target\. Valid: convolutions"):
+        targets(config, "all-linear")
+    assert "no repeated blocks with linear layers" in architecture_of(config).note
 
 
 def test_a_row_of_the_table_has_no_note():
