@@ -88,7 +88,9 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     else:
         disable_speedups()
     # For trl the base is loaded without our reference log-probabilities, which trl computes itself.
-    model, _ = task.load_base(prepared) if ours else super(type(task), task).load_base(prepared)
+    model, _ = task.load_base(prepared)
+    if ours:
+        task.use_base(model, prepared)
     recipe, _ = fit_targets(recipe, model.config)
     with tempfile.TemporaryDirectory() as folder:
         if ours:

@@ -220,7 +220,7 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
         return "its adapter puts virtual tokens before the input"
     if attention not in ("sdpa", "eager"):
         return f"attention '{attention}' takes no mask of its own (sdpa and eager do)"
-    if getattr(config, "output_router_logits", False):
+    if hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", 0.0):
         return "its load-balancing loss counts tokens by a mask of two dimensions"
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return "some of its layers look back by position in the sequence"

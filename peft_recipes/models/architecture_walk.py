@@ -21,6 +21,8 @@ _MLP = re.compile(
 _ROUTER = re.compile(r"(^|_)(router|gate)$", re.IGNORECASE)
 # The encoders of a multimodal model beside its text decoder
 _TOWER = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECASE)
+# Architectures whose kernels read a Mamba layer's output projection themselves, past an adapter; PEFT rejects it
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 # Blocks of several classes in one list, such as Jamba's attention and Mamba layers
 _BLOCK = re.compile(r"(Layer|Block)$")
 
@@ -53,7 +55,10 @@ def walk(model: nn.Module) -> Architecture:
     layers = {
         n: m
         for n, m in modules.items()
-        if isinstance(m, (nn.Linear, Conv1D)) and n.startswith(prefixes) and not _is_router(n, m)
+        if isinstance(m, (nn.Linear, Conv1D))
+        and n.startswith(prefixes)
+        and not _is_router(n, m)
+        and not (model_type in _MAMBA and n.endswith("out_proj"))
     }
     if not layers:
         return _without_blocks(model, modules)

@@ -31,6 +31,7 @@ def timed(task: Task, prepared: Prepared, name: str, steps: int | None) -> dict[
     transformers.set_seed(0)
     prepared = task.for_trial(prepared, _STEPS)
     base, new_weights = task.load_base(prepared, arm.quantise)
+    task.use_base(base, prepared, arm.quantise)
     model, _ = apply_arm(base, arm, recipe.task, new_weights, name)
     meter = StepMeter(hardware.device)
     with tempfile.TemporaryDirectory(prefix="trial-") as folder:

@@ -91,6 +91,7 @@ def short_run(
     with _freed_memory(), tempfile.TemporaryDirectory(prefix="scan-") as folder:
         set_seed(seed)
         base, new = task.load_base(prepared, arm.quantise) if arm.quantise else task.load_base(prepared)
+        task.use_base(base, prepared, arm.quantise)
         model, _ = apply_arm(base, arm, task.recipe.task, new, name, skip_checks=task.recipe.skip_checks)
         arguments = task.arguments(arm, seed, hardware, Path(folder), True)
         arguments.max_steps, arguments.eval_strategy = steps, "no"

@@ -93,6 +93,7 @@ def read_full_run(folder: str | Path) -> FullRun:
         notes.append("The base was pretrained again, by another version of this code than the run's.")
     transformers.set_seed(run.data["seed"])  # the same initial head as in the run
     base, new = task.load_base(prepared)
+    task.use_base(base, prepared)
     trained = restore(base, new, recipe.arms[run.data["arm"]], recipe, folder)  # returns another model
     activations.fuse(trained)
     return FullRun(run, recipe, task, prepared, base.eval(), trained.eval(), new, notes)

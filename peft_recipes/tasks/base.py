@@ -107,6 +107,12 @@ class Task(ABC):
             bases.set_pad_token(model, prepared.processor)
         return model, new_weights
 
+    def use_base(self, base: nn.Module, prepared: Prepared, quantise: str | None = None) -> None:  # noqa: B027
+        """Compute what the task needs of the untrained base, before an arm is applied; every rank calls it.
+
+        quantise: how the base was loaded.
+        """
+
     def base_folder(self, prepared: Prepared) -> Path | None:
         """The folder of a base that is pretrained here; None for one that the recipe's `model` names."""
         return None

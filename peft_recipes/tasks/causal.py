@@ -128,7 +128,10 @@ class Causal(Task):
         An arm that must be padded on a base that can be packed (virtual tokens, aLoRA, a quantised base whose losses
         differ) keeps the random order of the others.
         """
-        why = self.recipe_pads() or why_padded(meta_model(self.recipe, copy.deepcopy(config)), self.recipe.max_length)
+        config, coefficient = copy.deepcopy(config), self.recipe.training.get("router_aux_loss_coef")
+        if coefficient is not None and hasattr(config, "output_router_logits"):
+            config.router_aux_loss_coef = coefficient  # as trl sets it
+        why = self.recipe_pads() or why_padded(meta_model(self.recipe, config), self.recipe.max_length)
         return "group_by_length" if why else "random"
 
     def recipe_pads(self) -> str | None:

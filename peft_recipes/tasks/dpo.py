@@ -129,22 +129,25 @@ class Preferences(SupervisedFineTuning):
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return list(prepared.splits[split]["length"])
 
-    def load_base(self, prepared: Prepared, quantise: str | None = None) -> tuple[nn.Module, list[str]]:
-        """Load the base, and compute its log-probabilities of each answer where the data does not have them yet."""
-        model, new_weights = super().load_base(prepared, quantise)
-        if prepared.splits and REFERENCES[0] not in prepared.splits["train"].column_names:
-            recipe, hardware = self.recipe, choose(self.recipe.training, self.recipe.threads)
-            # The collator of training: prefix-shared where that is exact on this model, tried on the longest pairs.
-            pad = prepared.processor.pad_token_id
-            collator, _ = PreferenceTrainer.collator_for(model, pad, *self.batching(prepared, 4))
-            ld_alpha = recipe.training.get("ld_alpha")
-            batch_size = recipe.training.get("per_device_eval_batch_size", 8)
-            self.reference = Reference(collator, hardware, batch_size, ld_alpha)
-            key = {"model": recipe.model, "precision": hardware.precision, "ld_alpha": ld_alpha, "rows": prepared.rows}
-            if next(model.parameters()).device.type != hardware.device:
-                model = model.to(hardware.device)
-            prepared.splits = self.reference.add(model, prepared.splits, prepared.folder, key)
-        return model, new_weights
+    def use_base(self, base: nn.Module, prepared: Prepared, quantise: str | None = None) -> None:
+        """Compute the base's log-probabilities of each answer, where the data does not have them yet.
+
+        The reference of an arm on a quantised base is that base, quantised, as in trl, where it is the model without
+        its adapter.
+        """
+        if not prepared.splits or REFERENCES[0] in prepared.splits["train"].column_names:
+            return
+        recipe, hardware = self.recipe, choose(self.recipe.training, self.recipe.threads)
+        # The collator of training: prefix-shared where that is exact on this model, tried on the longest pairs.
+        pad = prepared.processor.pad_token_id
+        collator, _ = PreferenceTrainer.collator_for(base, pad, *self.batching(prepared, 4))
+        ld_alpha = recipe.training.get("ld_alpha")
+        self.reference = Reference(collator, hardware, recipe.training.get("per_device_eval_batch_size", 8), ld_alpha)
+        if base.device.type != "meta" and base.device.type != hardware.device:
+            base.to(hardware.device)
+        key = {"model": recipe.model, "quantise": quantise, "precision": hardware.precision, "ld_alpha": ld_alpha,
+               "rows": prepared.rows}  # fmt: skip
+        prepared.splits = self.reference.add(base, prepared.splits, prepared.folder, key)
 
     def for_trial(self, prepared: Prepared, steps: int) -> Prepared:
         training = self.recipe.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,7 @@ class MethodMixin(Trainer):
         super().__init__(*args, **kwargs)
         if _is_adalora(self.model):
             self.add_callback(AdaLoraCallback())
+            self.compute_loss = self._with_penalty(self.compute_loss)  # around every loss, also trl's own
             self.may_checkpoint = False  # PEFT saves nothing of the rank budget, so the run starts again instead
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -66,14 +68,32 @@ class MethodMixin(Trainer):
     def step_mean(self, total: torch.Tensor, count: Any, num_items_in_batch: Any, model: nn.Module) -> torch.Tensor:
         """A summed loss as the mean over the items (labelled tokens or examples) of the optimizer step.
 
-        count: the items of this micro-batch, for where Trainer passes no num_items_in_batch. For AdaLoRA its
-        orthogonality penalty is added, as PEFT does to a loss that the model computes itself.
+        count: the items of this micro-batch, for where Trainer passes no num_items_in_batch.
         """
         items = count if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(items).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the items of all ranks
-        return loss + _orthogonality_penalty(model) if model.training and _is_adalora(model) else loss
+        return loss
+
+    def _with_penalty(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+        """Add AdaLoRA's orthogonality penalty to a loss, once per optimizer step, however it is computed.
+
+        PEFT adds it to a loss that the model computes itself, which no trainer here uses.
+        """
+
+        def penalised(model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+            loss = compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            if not model.training:
+                return loss
+            # Trainer divides a loss by the step's micro-batches unless it is already a mean over the step.
+            scaled = getattr(self, "loss_is_scaled_for_ga", None)
+            if scaled is None:
+                scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func
+            penalty = _orthogonality_penalty(model) / (self.current_gradient_accumulation_steps if scaled else 1)
+            return (loss[0] + penalty, *loss[1:]) if return_outputs else loss + penalty
+
+        return penalised
 
 
 def _orthogonality_penalty(model: nn.Module) -> torch.Tensor | float:

@@ -35,6 +35,7 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
     which trl logs as well, are left out where they would cost another pass over the logits.
     """
 
+    loss_is_scaled_for_ga = True  # compute_loss gives a mean over the optimizer step
     shared_collator = SharedPromptCollator
     padded_collator = PaddedPairsCollator
 
@@ -52,13 +53,22 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = [*dict.fromkeys([*self._signature_columns, "length"])]  # for group_by_length
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        """The pairs of an optimizer step, over all its batches and ranks."""
+        if not batch_samples:
+            return None
+        pairs = torch.tensor(sum(batch[COUNTS].examples for batch in batch_samples), device=device)
+        return self.accelerator.gather(pairs).sum() if self.args.average_tokens_across_devices else pairs
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
-        """The mean over the pairs of a batch, as in trl."""
+        """The mean over the pairs of the optimizer step: trl's mean over a batch, weighted by the pairs in it."""
         if self._logits_fit(inputs) or "position_ids" in inputs:
             loss = self._loss_of(self._per_token(model, inputs), inputs)
         else:
             plain = {k: v for k, v in inputs.items() if k not in ("labels", COUNTS, EXAMPLES, KEPT)}
             loss = super()._compute_loss(model, plain, False)
+        pairs = inputs[COUNTS].examples if COUNTS in inputs else self.examples_in_batch
+        loss = self.step_mean(loss * pairs, pairs, num_items_in_batch, model)
         return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None):

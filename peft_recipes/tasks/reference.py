@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from peft_recipes.data.packing import COMPLETIONS, KEPT, REFERENCES
+from peft_recipes.distributed import processes
 from peft_recipes.hardware.device import Hardware, synchronise
 from peft_recipes.measuring.memory import PeakMemory
 from peft_recipes.runs.files import write_json
@@ -25,8 +26,6 @@ from peft_recipes.tasks.preference_trainer import answer_log_probs, token_log_pr
 if TYPE_CHECKING:
     import datasets
     import torch.nn as nn
-
-_FILE = "reference.json"
 
 
 class Reference:
@@ -46,13 +45,20 @@ class Reference:
         """Return the splits with the columns ref_chosen_logps and ref_rejected_logps.
 
         folder: where the first run of a comparison keeps them for the others. key: what they depend on besides the
-        examples; stored ones of another key are computed again.
+        examples; stored ones of another key are computed again. Rank 0, which alone is sure to hold the base's weights,
+        computes them for all ranks.
         """
-        stored = _read(folder, key)
-        if stored is None:
-            stored = {"what": key, "splits": {name: self._of_split(model, rows) for name, rows in splits.items()}}
-            if folder is not None:
-                write_json(folder / _FILE, stored)
+
+        def read_or_compute() -> dict[str, Any]:
+            file = folder and folder / f"reference-{key.get('quantise') or 'fp32'}.json"
+            if file is not None and (stored := _read(file, key)) is not None:
+                return stored
+            made = {"what": key, "splits": {name: self._of_split(model, rows) for name, rows in splits.items()}}
+            if file is not None:
+                write_json(file, made)
+            return made
+
+        stored = processes.from_rank_zero(read_or_compute)
         self.figures = {name: stored["splits"]["train"][name] for name in ("seconds", "peak_memory_bytes")}
         with_columns = dict(splits)
         for name in splits:
@@ -93,8 +99,8 @@ class Reference:
         return torch.stack(sums.chunk(2), dim=1).cpu().numpy()
 
 
-def _read(folder: Path | None, key: dict[str, Any]) -> dict[str, Any] | None:
-    if folder is None or not (folder / _FILE).is_file():
+def _read(file: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    if not file.is_file():
         return None
-    stored = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    stored = json.loads(file.read_text(encoding="utf-8"))
     return stored if stored["what"] == key else None

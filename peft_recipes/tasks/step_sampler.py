@@ -111,8 +111,9 @@ class _MaskingDataset(torch.utils.data.Dataset):
             get_many = getattr(self.dataset, "__getitems__", None)
             return get_many(indices) if get_many else [self.dataset[i] for i in indices]
         example = _Masked(self.dataset[-1 - indices[0]])
-        labels = example["labels"]
-        example["labels"] = [IGNORED] * len(labels) if isinstance(labels, Sequence) else IGNORED
+        if "labels" in example:  # a preference pair has none: it counts by the pairs of its batch, which are 0
+            labels = example["labels"]
+            example["labels"] = [IGNORED] * len(labels) if isinstance(labels, Sequence) else IGNORED
         return [example]
 
 

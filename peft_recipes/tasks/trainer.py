@@ -44,6 +44,7 @@ class TrainerMixin(MethodMixin, CheckpointMixin):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._counts: list[list[Counts]] = [[]]  # of each optimizer step, its micro-batches
+        self.examples_in_batch = 0  # of the batch in training_step; 0 where a rank computes a masked example
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -52,7 +53,9 @@ class TrainerMixin(MethodMixin, CheckpointMixin):
         return batches
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._counts[-1].append(inputs.pop(COUNTS) if COUNTS in inputs else _count(inputs))
+        counts = inputs.pop(COUNTS) if COUNTS in inputs else _count(inputs)
+        self._counts[-1].append(counts)
+        self.examples_in_batch = counts.examples
         if self.accelerator.sync_gradients:
             self._counts.append([])
         return super().training_step(model, inputs, *args, **kwargs)

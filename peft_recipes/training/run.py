@@ -97,6 +97,7 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     transformers.set_seed(arguments.seed)  # for the head, the adapter and dropout; `data_seed` orders the examples
     with watch("load"):
         base, new_weights = stages.load_base(setup)
+        stages.use_base(setup, base)
     setup.attention = getattr(base.config, "_attn_implementation", None)
     # Where rank 0 alone reads the base, the other ranks can't know its new weights.
     model, parameters = stages.apply(setup, base, processes.from_rank_zero(lambda: new_weights))

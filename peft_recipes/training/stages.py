@@ -47,6 +47,11 @@ def load_base(setup: Setup) -> tuple[nn.Module, list[str]]:
     return processes.local_rank_zero_first(lambda: setup.task.load_base(setup.prepared, setup.quantise))
 
 
+def use_base(setup: Setup, base: nn.Module) -> None:
+    """Compute what the task needs of the untrained base (the reference of dpo)."""
+    setup.task.use_base(base, setup.prepared, setup.quantise)
+
+
 def apply(setup: Setup, base: nn.Module, new_weights: list[str]) -> tuple[nn.Module, Parameters]:
     """Apply the arm to the base; return the model and its parameter counts."""
     if setup.arm is None:

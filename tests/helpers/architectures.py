@@ -18,7 +18,7 @@ _DECODERS = (
 )
 _ENCODERS = (
     "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert "
-    "fnet ibert megatron-bert mobilebert modernbert mpnet nomic_bert nystromformer rembert roberta "
+    "fnet megatron-bert mobilebert modernbert mpnet nomic_bert nystromformer rembert roberta "
     "roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl"
 )
 DECODERS, ENCODERS = _DECODERS.split(), _ENCODERS.split()

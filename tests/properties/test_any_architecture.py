@@ -90,6 +90,7 @@ def untrained(resolved: Resolved, method: str) -> tuple[torch.nn.Module, list[st
     """The base with the arm applied, and the names of its new weights."""
     transformers.set_seed(0)
     base, new = resolved.task.load_base(resolved.prepared)
+    resolved.task.use_base(base, resolved.prepared)
     model, _ = apply_arm(base, resolved.recipe.arms[method], resolved.recipe.task, new, method)
     return model, new
 

@@ -37,6 +37,7 @@ def examples_of(monkeypatch, tmp_path):
         resolved = resolved or resolve(recipe, [arm])
         transformers.set_seed(3)
         base, new = resolved.task.load_base(resolved.prepared, resolved.recipe.arms[arm].quantise)
+        resolved.task.use_base(base, resolved.prepared)
         model, _ = apply_arm(base, resolved.recipe.arms[arm], recipe.task, new, arm)
         arguments = resolved.task.arguments(resolved.recipe.arms[arm], 0, resolved.hardware, tmp_path, True)
         resolved.task.trainer(model, resolved.prepared, arguments, []).train()
@@ -73,7 +74,7 @@ def test_on_a_base_that_can_be_packed_arms_that_are_padded_keep_the_random_order
     assert assert_one_order(recipe, examples_of) == "random"
 
 
-@pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "qwen3_next"])
+@pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "mamba", "mixtral", "qwen3_next"])
 def test_on_a_base_that_must_be_padded_all_arms_are_grouped_by_length(instruct, examples_of, tmp_path, kind):
     recipe = with_arms(instruct(model=str(save_tiny_base(kind, tmp_path / kind))), ["lora"])
     assert assert_one_order(recipe, examples_of) == "group_by_length"

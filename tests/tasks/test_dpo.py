@@ -114,6 +114,7 @@ def test_pairs_are_tokenised_as_in_trl(prefer, kind, tmp_path):
     config = DPOConfig(output_dir=str(tmp_path), max_length=40, use_cpu=True, bf16=False, report_to="none",
                        precompute_ref_log_probs=True)  # fmt: skip
     model, _ = task.load_base(ours)
+    task.use_base(model, ours)
     theirs = DPOTrainer(model=model, args=config, train_dataset=Rows.from_list([by_id[i] for i in ours.ids["train"]]),
                         processing_class=ours.processor).train_dataset  # fmt: skip
     for mine, other in zip(ours.splits["train"], theirs, strict=True):
