@@ -28,6 +28,7 @@ kept: $(STAMP)
 readme: $(STAMP)
 	@$(BIN)/python adapters/write_readme.py
 	@$(BIN)/python docs/write_methods.py
+	@$(BIN)/python docs/write_options.py
 	@$(BIN)/python docs/write_lora_without_regret.py
 
 # Into site/, without a network. A broken link, a missing page or a public name without a docstring is an error.

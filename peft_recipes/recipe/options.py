@@ -8,7 +8,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from peft_recipes.errors import nearest
+from peft_recipes.errors import nearest, unknown
+from peft_recipes.recipe import trainer_options
 from peft_recipes.recipe.type_checks import describe, fits
 
 
@@ -20,57 +21,49 @@ class TaskOptions:
     auto_class: transformers' auto class of the base model.
     arguments: the class of the training options, "module.name".
     peft_task_type: PEFT's task type; None for images, which PEFT has none for.
+    reported: every metric of an evaluation, by which the best model can be chosen.
     """
 
     metrics: tuple[str, ...]
     auto_class: str
     arguments: str
     peft_task_type: str | None
+    reported: tuple[str, ...]
 
+
+_CLASS_METRICS = ("loss", "accuracy", "macro_f1")
+_TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")
+_PAIR_METRICS = ("loss", "preference_accuracy", "likelihood_accuracy", "margin")
 
 # Every task by name. A new task is a row here, a row in tasks/registry.py and a file in tasks/.
 TASKS = {
     "text-classification": TaskOptions(
-        ("accuracy", "loss"), "AutoModelForSequenceClassification", "transformers.TrainingArguments", "SEQ_CLS"
+        ("accuracy", "loss"),
+        "AutoModelForSequenceClassification",
+        "transformers.TrainingArguments",
+        "SEQ_CLS",
+        _CLASS_METRICS,
     ),
     "image-classification": TaskOptions(
-        ("accuracy", "loss"), "AutoModelForImageClassification", "transformers.TrainingArguments", None
+        ("accuracy", "loss"),
+        "AutoModelForImageClassification",
+        "transformers.TrainingArguments",
+        None,
+        _CLASS_METRICS,
     ),
-    "sft": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM"),
-    "language-modeling": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM"),
-    "dpo": TaskOptions(("preference_accuracy", "loss"), "AutoModelForCausalLM", "trl.DPOConfig", "CAUSAL_LM"),
+    "sft": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
+    "language-modeling": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
+    "dpo": TaskOptions(
+        ("preference_accuracy", "loss"), "AutoModelForCausalLM", "trl.DPOConfig", "CAUSAL_LM", _PAIR_METRICS
+    ),
 }
 # Tasks trained by SFTTrainer.
 CAUSAL_TASKS = tuple(name for name, task in TASKS.items() if task.arguments == "trl.SFTConfig")
 # Tasks of a causal language model, whose only head is the LM head.
 LANGUAGE_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class == "AutoModelForCausalLM")
 
-# Trainer options that are set elsewhere: name -> where.
-_OWNED = {
-    "learning_rate": "arms.<ARM>.learning_rate, each arm has its own",
-    "seed": "--seed or --seeds",
-    "data_seed": "--seed or --seeds",
-    "output_dir": "--output",
-    "max_length": "max_length of the recipe itself",
-    "remove_unused_columns": "nothing: the task decides it",
-    "push_to_hub": "`peft-recipes push`",
-    "hub_token": "`hf auth login`; a recipe never holds a token",
-    "resume_from_checkpoint": "--resume",
-    "packing": "`batches` of the recipe itself: shared-prefix packing is exact",
-    "padding_free": "`batches` of the recipe itself: shared-prefix packing has no padding",
-    "completion_only_loss": "the data: the loss is on the answers, or on every token of plain text",
-    "assistant_only_loss": "the data: the loss is on the last answer",
-    "dataset_text_field": "dataset.text",
-    "chat_template_path": "the model: its own template is used",
-    "eos_token": "the model: its own is used",
-    "pad_token": "the model: its own is used",
-    "precompute_ref_log_probs": "nothing: the reference is computed once, before training",
-    "precompute_ref_batch_size": "training.per_device_eval_batch_size",
-    "sync_ref_model": "nothing: the reference stays the untrained base",
-    "truncation_mode": "nothing: answers are cut at their end, at max_length",
-    "model_init_kwargs": "the recipe itself (model, attention, trust_remote_code)",
-}
-
+# Owned options that may be set to the value they have anyway.
+_LOGGING = {"logging_strategy": "steps", "logging_steps": 1, "logging_nan_inf_filter": False}
 _AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
@@ -82,22 +75,40 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
     arguments = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(arguments)
     options = {f.name: hints[f.name] for f in dataclasses.fields(arguments)}
+    defaults = {f.name: f.default for f in dataclasses.fields(arguments)}
     problems = []
     for key, value in training.items():
-        if key in _OWNED:
-            problems.append(f"training.{key}: not set here but by {_OWNED[key]}.")
+        row = trainer_options.row(key, name)
+        at_default = key in defaults and value == defaults[key]
+        if row.status == trainer_options.OWNED and not (key in _LOGGING and value == _LOGGING[key]):
+            problems.append(f"training.{key}: not set here but by {row.why}.")
         elif key not in options:  # only the nearest: there are more than a hundred valid ones
             problems.append(
                 f"Unknown key '{key}' in training.{nearest(key, options)} "
                 "Valid: the fields of transformers' TrainingArguments."
             )
+        elif row.status == trainer_options.REFUSED and not at_default:
+            problems.append(f"training.{key}: refused: {row.why}.")
+        elif isinstance(value, str) and (why := trainer_options.REFUSED_VALUES.get((key, value))):
+            problems.append(f"training.{key}: {value} is refused: {why}.")
         elif not fits(list(value) if isinstance(value, tuple) else value, options[key]):
             problems.append(f"training.{key}: expected {describe(options[key])}, got {value!r}.")
         elif key in _AT_LEAST_ONE and value < 1:
             problems.append(f"training.{key}: expected 1 or more, got {value!r}.")
         elif key == "num_train_epochs" and value <= 0:
             problems.append(f"training.{key}: expected a number above 0, got {value!r}.")
-    return problems
+    return problems + _best_metric_problems(training, task)
+
+
+def _best_metric_problems(training: dict[str, Any], task: str) -> list[str]:
+    """Check that metric_for_best_model names a metric of the task."""
+    chosen = training.get("metric_for_best_model")
+    if not isinstance(chosen, str) or task not in TASKS:
+        return []
+    valid = TASKS[task].reported
+    if chosen.removeprefix("eval_") in valid:
+        return []
+    return [unknown("metric", chosen, [f"eval_{metric}" for metric in valid], "training.metric_for_best_model")]
 
 
 # Every guard by name, with what it checks. `skip_checks` of a recipe turns guards off.

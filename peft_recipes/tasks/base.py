@@ -134,6 +134,12 @@ class Task(ABC):
             "seed": seed,
             "data_seed": seed,
         }
+        if options.get("load_best_model_at_end"):
+            best = (options.get("metric_for_best_model") or "loss").removeprefix("eval_")
+            # Trainer would take the highest perplexity as the best.
+            options = {"greater_is_better": best not in ("loss", "perplexity")} | options
+            if "save_strategy" not in self.recipe.training:  # a best model needs a checkpoint at each evaluation
+                options |= {"save_strategy": options["eval_strategy"], "save_steps": options.get("eval_steps") or 500}
         if processes.count() > 1:
             batch_size, accumulation = split_batch(self.recipe.training, processes.count())
             options |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
@@ -158,6 +164,7 @@ class Task(ABC):
             raise
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {' '.join(str(error).split())}") from error
+        _check_hardware_and_trackers(arguments, hardware)
         if (arm is not None and arm.quantise) or any(mark in arguments.optim for mark in quantisation.OPTIMIZERS):
             quantisation.check_available(hardware.device)
 
@@ -210,3 +217,15 @@ class Task(ABC):
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float | None:
         """Tokens per second of greedy generation at batch size 1; None for tasks that don't generate."""
         return None
+
+
+def _check_hardware_and_trackers(arguments: TrainingArguments, hardware: Hardware) -> None:
+    """Raise RecipeError for fp16 on the CPU, where it has no effect, and for a tracker that is not installed."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    if arguments.fp16 and hardware.device == "cpu":
+        raise RecipeError("training.fp16: no effect on the CPU. Leave it out, or set training.bf16.")
+    available = get_available_reporting_integrations()
+    if missing := [name for name in arguments.report_to if name not in available]:
+        raise RecipeError(f"training.report_to: {', '.join(missing)} is not installed or not known. "
+                          f"Installed: {', '.join(available) or 'none'}.")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ class CheckpointMixin(Trainer):
     """
 
     run_state: Callable[[], dict[str, Any]] | None = None
+    _best_weights: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None  # where no checkpoint is written
     may_checkpoint = True  # False where starting again is as good: AdaLoRA, a linear probe on cached features
 
     @property
@@ -45,6 +47,9 @@ class CheckpointMixin(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if not self.may_checkpoint:
+            if self.args.load_best_model_at_end and self.state.best_global_step == self.state.global_step:
+                self._best_weights = _weights_and_ranks(self.accelerator.unwrap_model(self.model))
+                self.state.best_model_checkpoint = "in memory"
             return
         if self.run_state is None:
             super()._save_checkpoint(model, trial)
@@ -65,6 +70,19 @@ class CheckpointMixin(Trainer):
             self.state.best_model_checkpoint = str(best if best.is_dir() else checkpoint)
         if processes.is_rank_zero():
             rotate_checkpoints(str(folder), self.args.save_total_limit or 1, self.state.best_model_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Trainer's; from memory where no checkpoint was written."""
+        if self._best_weights is None:
+            super()._load_best_model()
+            return
+        model, (weights, ranks) = self.accelerator.unwrap_model(self.model), self._best_weights
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        for adapter, pattern in ranks.items():
+            model.peft_config[adapter].rank_pattern = pattern
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self._gathers:
@@ -137,3 +155,11 @@ class CheckpointMixin(Trainer):
             self.create_optimizer()  # FSDP2 takes no model without one
             self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
             self.model_wrapped = self.model
+
+
+def _weights_and_ranks(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Copies of the trainable weights, and of AdaLoRA's rank pattern, by which its weights are saved."""
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    configs = getattr(model, "peft_config", None) or {}
+    ranks = {name: copy.deepcopy(c.rank_pattern) for name, c in configs.items() if c.peft_type.value == "ADALORA"}
+    return weights, ranks

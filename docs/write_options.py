@@ -1,0 +1,40 @@
+"""Write docs/reference/training-options.md from the table of options. `make readme` runs it; a test checks the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+from transformers import TrainingArguments
+from trl import DPOConfig, SFTConfig
+
+from peft_recipes.recipe import trainer_options
+
+PAGE = Path(__file__).parent / "reference" / "training-options.md"
+
+_HEAD = """# Training options
+
+Written by `make readme` from `peft_recipes/recipe/trainer_options.py`: what `training` of a recipe may set.
+Honoured options do what their library documents; owned ones are set elsewhere; refused ones end with an error before
+anything is loaded.
+"""
+
+
+def page() -> str:
+    """The text of docs/reference/training-options.md."""
+    counts, lines = [], ["| option | class | what happens | where, or why |", "|:---|:---|:---|:---|"]
+    for options in (TrainingArguments, SFTConfig, DPOConfig):
+        rows = {f.name: trainer_options.row(f.name, options.__name__) for f in dataclasses.fields(options)}
+        number = Counter(row.status for row in rows.values())
+        shares = ", ".join(f"{number[status]} {status}" for status in ("honoured", "owned", "refused"))
+        counts.append(f"- {options.__name__}: {len(rows)} options, {shares}.")
+        base = {f.name: trainer_options.row(f.name, "TrainingArguments") for f in dataclasses.fields(TrainingArguments)}
+        for name, row in sorted(rows.items()):
+            if options is TrainingArguments or base.get(name) != row:
+                lines.append(f"| `{name}` | {options.__name__} | {row.status} | {row.why} |")
+    return "\n".join([_HEAD, *counts, "", *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
