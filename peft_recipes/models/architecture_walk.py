@@ -21,7 +21,7 @@ _MLP = re.compile(
 _ROUTER = re.compile(r"(^|_)(router|gate)$", re.IGNORECASE)
 # The encoders of a multimodal model beside its text decoder
 _TOWER = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECASE)
-# Architectures whose kernels read a Mamba layer's output projection themselves, past an adapter; PEFT rejects it
+# Architectures whose forward reads the weights of these Mamba layers itself, past an adapter (PEFT rejects the first)
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 # Blocks of several classes in one list, such as Jamba's attention and Mamba layers
 _BLOCK = re.compile(r"(Layer|Block)$")
@@ -58,7 +58,7 @@ def walk(model: nn.Module) -> Architecture:
         if isinstance(m, (nn.Linear, Conv1D))
         and n.startswith(prefixes)
         and not _is_router(n, m)
-        and not (model_type in _MAMBA and n.endswith("out_proj"))
+        and not (model_type in _MAMBA and n.endswith(("out_proj", "dt_proj")))
     }
     if not layers:
         return _without_blocks(model, modules)
