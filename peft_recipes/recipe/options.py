@@ -91,6 +91,8 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
             problems.append(f"training.{key}: refused: {row.why}.")
         elif isinstance(value, str) and (why := trainer_options.REFUSED_VALUES.get((key, value))):
             problems.append(f"training.{key}: {value} is refused: {why}.")
+        elif not at_default and (why := _without_effect(key, training)):
+            problems.append(f"training.{key}: {why}")
         elif not fits(list(value) if isinstance(value, tuple) else value, options[key]):
             problems.append(f"training.{key}: expected {describe(options[key])}, got {value!r}.")
         elif key in _AT_LEAST_ONE and value < 1:
@@ -98,6 +100,15 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
         elif key == "num_train_epochs" and value <= 0:
             problems.append(f"training.{key}: expected a number above 0, got {value!r}.")
     return problems + _best_metric_problems(training, task)
+
+
+def _without_effect(option: str, training: dict[str, Any]) -> str | None:
+    """Return why an option has no effect beside the others, if so."""
+    other, values = trainer_options.NEEDS.get(option, ("", ()))
+    given = training.get(other)
+    if not values or set(values) & set(given if isinstance(given, (list, tuple)) else [given]):
+        return None
+    return f"no effect unless {other} is {' or '.join(values)}. Set training.{other} as well, or leave it out."
 
 
 def _best_metric_problems(training: dict[str, Any], task: str) -> list[str]:

@@ -134,6 +134,13 @@ REFUSED_VALUES = {
     ("train_sampling_strategy", "batch_rebalance"): f"{_SAME_STEPS}; use random, sequential or group_by_length",
 }
 
+# Honoured options without effect unless another option has one of these values (trl's DPOTrainer).
+NEEDS = {
+    "label_smoothing": ("loss_type", ("robust", "exo_pair")),
+    "discopop_tau": ("loss_type", ("discopop",)),
+    "f_alpha_divergence_coef": ("f_divergence_type", ("alpha_divergence",)),
+}
+
 
 def names() -> set[str]:
     """Every option that the table knows."""
