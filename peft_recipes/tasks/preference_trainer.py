@@ -66,7 +66,8 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
             loss = self._loss_of(self._per_token(model, inputs), inputs)
         else:
             plain = {k: v for k, v in inputs.items() if k not in ("labels", COUNTS, EXAMPLES, KEPT)}
-            loss = super()._compute_loss(model, plain, False)
+            with _metrics_of_this_rank(self.accelerator):
+                loss = super()._compute_loss(model, plain, False)
         pairs = inputs[COUNTS].examples if COUNTS in inputs else self.examples_in_batch
         loss = self.step_mean(loss * pairs, pairs, num_items_in_batch, model)
         return (loss, None) if return_outputs else loss
@@ -96,7 +97,8 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
                 setattr(output, key, torch.zeros_like(per_token.log_probs, dtype=dtype))
         plain = {"input_ids": mask, "attention_mask": mask, COMPLETIONS: mask}
         plain |= {key: inputs[key] for key in REFERENCES}
-        loss = super()._compute_loss(lambda **_: output, plain, False)
+        with _metrics_of_this_rank(self.accelerator):
+            loss = super()._compute_loss(lambda **_: output, plain, False)
         unknown = () if getattr(per_token, "entropy", None) is not None else _LOGGED_OF_LOGITS
         for key in (*unknown, "num_tokens"):  # our own token counts survive a resumed run
             self._metrics[mode].pop(key, None)
@@ -163,6 +165,19 @@ def _one_pair(
     references = {key: inputs[key][number : number + 1] for key in REFERENCES}
     pair = SimpleNamespace(**{key: values[both] for key, values in vars(per_token).items()})
     return pair, {COMPLETIONS: inputs[COMPLETIONS][both], **references}
+
+
+@contextlib.contextmanager
+def _metrics_of_this_rank(accelerator: Any) -> Iterator[None]:
+    """Let trl log the metrics of this rank's pairs: gathering them needs the same number of pairs on every rank.
+
+    The last step of an epoch has fewer on some ranks, and the processes would hang or abort.
+    """
+    accelerator.gather = accelerator.gather_for_metrics = lambda values, *_, **__: values
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics  # uncovers the methods
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas
 import psutil
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+import transformers
+from peft import AdaLoraConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -26,7 +28,10 @@ from peft_recipes.distributed.launch import launch_files
 from peft_recipes.runs.checkpoints import FOLDER as CHECKPOINTS
 from peft_recipes.runs.folder import run_folder
 
-RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head")]
+RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
+        ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
+        ("padded-pairs", "full"), ("images", "full"), ("images", "head")]  # fmt: skip
+ONE_COPY = [("classes", "adalora"), ("sft", "adalora"), ("padded-pairs", "adalora")]  # not under FSDP2
 KINDS = {"ddp": "DDP", "fsdp2": "FSDP2"}
 
 
@@ -42,14 +47,50 @@ def without_dropout(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipes(without_dropout, tiny, reviews, questions):
-    """Two recipes with indivisible splits; a step is 8 examples, in classification two batches of 4."""
+def recipes(without_dropout, tiny, reviews, questions, preferences, root):
+    """A recipe for each task, with indivisible splits; a step is 8 examples, in classification two batches of 4."""
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets("distilbert", "all-linear"))
     attention = LoraConfig(r=4, target_modules=targets("llama", "attention"))
     common = {"checkpoint_seconds": 300, "threads": 1}
     from peft_recipes import Recipe
 
+    # No rank is removed before the last steps: the penalty on top of the loss is what differs from LoRA.
+    adalora = {
+        kind: Arm(AdaLoraConfig(init_r=4, target_r=2, total_step=10, tinit=8, tfinal=1, orth_reg_weight=0.5,
+                                target_modules=targets(kind, "attention")), learning_rate=1e-3)
+        for kind in ("distilbert", "llama")
+    }  # fmt: skip
+    sft = Recipe(
+        name="sft", task="sft", model=str(tiny("llama")), max_length=48,
+        dataset=Dataset(str(questions), train=33, validation=5, test=7),  # 4 steps of 8, one of 1
+        # epsilon: with AdamW's default, 1e-8, a gradient of rounding errors alone makes a full step.
+        training={"num_train_epochs": 2, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 2,
+                  "use_cpu": True, "bf16": False, "adam_epsilon": 1e-5},
+        arms={"full": Arm(learning_rate=1e-3), "lora": Arm(attention, learning_rate=1e-2),
+              "adalora": adalora["llama"]}, **common)  # fmt: skip
+    pairs = {"task": "dpo", "dataset": Dataset(str(preferences), train=33, validation=5, test=7), "max_length": 40}
+    for number in range(24):
+        save_picture(root / "pictures" / ("dark" if number % 2 else "light") / f"{number}.png", number)
+    transformers.set_seed(0)
+    transformers.ViTModel(transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=7,
+    )).save_pretrained(root / "vit")  # fmt: skip
+    transformers.ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(root / "vit")
     return {
+        "sft": sft,
+        "text": Recipe(**{**vars(sft), "name": "text", "task": "language-modeling",
+                          "dataset": Dataset(str(reviews), train=19, validation=5, test=7)}),
+        "pairs": Recipe(**{**vars(sft), **pairs, "name": "pairs"}),
+        "padded-pairs": Recipe(**{
+            **vars(sft), **pairs, "name": "padded-pairs", "batches": "padded",
+            "dataset": Dataset(str(preferences), train=35, validation=5, test=7),
+            "training": {**sft.training, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}),
+        "images": Recipe(
+            name="images", task="image-classification", model=str(root / "vit"),
+            dataset=Dataset(str(root / "pictures"), image="image", label="label", train=13, validation=5, test=6),
+            training={"num_train_epochs": 2, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 2,
+                      "use_cpu": True, "bf16": False, "adam_epsilon": 1e-5},
+            arms={"full": Arm(learning_rate=1e-3), "head": Arm("head", learning_rate=1e-2)}, **common),
         "classes": Recipe(
             name="classes", task="text-classification", model=str(without_dropout), max_length=16,
             dataset=Dataset(str(reviews), train=43, validation=17, test=37),
@@ -57,14 +98,7 @@ def recipes(without_dropout, tiny, reviews, questions):
                       "per_device_eval_batch_size": 4, "use_cpu": True, "bf16": False,
                       "train_sampling_strategy": "group_by_length"},
             arms={"full": Arm(learning_rate=5e-3), "head": Arm("head", learning_rate=1e-2),
-                  "lora": Arm(lora, learning_rate=1e-2)}, **common),
-        "sft": Recipe(
-            name="sft", task="sft", model=str(tiny("llama")), max_length=48,
-            dataset=Dataset(str(questions), train=33, validation=5, test=7),  # 4 steps of 8, one of 1
-            # epsilon: with AdamW's default, 1e-8, a gradient of rounding errors alone makes a full step.
-            training={"num_train_epochs": 2, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 2,
-                      "use_cpu": True, "bf16": False, "adam_epsilon": 1e-5},
-            arms={"full": Arm(learning_rate=1e-3), "lora": Arm(attention, learning_rate=1e-2)}, **common),
+                  "lora": Arm(lora, learning_rate=1e-2), "adalora": adalora["distilbert"]}, **common),
     }  # fmt: skip
 
 
@@ -76,10 +110,20 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(recipes, root):
     """The runs trained by one process, and an interrupted one for two ranks to resume."""
-    made = {(name, arm): train(recipes[name], arm, output=root / "one") for name, arm in RUNS}
+    made = {(name, arm): train(recipes[name], arm, output=root / "one") for name, arm in [*RUNS, *ONE_COPY]}
     for kind in KINDS:
         interrupted_here(recipes["sft"], root / f"one-then-{kind}")
     return made
+
+
+def save_picture(path: Path, number: int) -> None:
+    """A picture of noise, dark or light as its folder says."""
+    from PIL import Image
+
+    level = 60 if path.parent.name == "dark" else 180
+    pixels = np.random.default_rng(number).integers(level, level + 60, (28, 28, 3)).astype("uint8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 def interrupted_here(recipe, output, step=3):
@@ -114,7 +158,8 @@ def two(request, recipes, one, root):
     for name, recipe in recipes.items():
         recipe.to_yaml(Path(yaml[name]))
     cut = {"signal": [1, 3, signal.SIGINT]}  # to rank 1
-    jobs = [[yaml[name], arm, str(root / kind), {}] for name, arm in RUNS]
+    runs = [*RUNS, *ONE_COPY] if kind == "ddp" else RUNS
+    jobs = [[yaml[name], arm, str(root / kind), {}] for name, arm in runs]
     jobs += [[yaml["sft"], "base", str(root / kind), {}]]
     jobs += [[yaml["sft"], "lora", str(root / f"{kind}-again"), cut]]
     jobs += [[yaml["sft"], "lora", str(root / f"{kind}-again"), {"resume": True}]]
@@ -153,9 +198,11 @@ def assert_same(first, second):
     pandas.testing.assert_frame_equal(*tables, check_exact=False, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "arm"), RUNS)
+@pytest.mark.parametrize(("name", "arm"), [*RUNS, *ONE_COPY])
 def test_two_ranks_train_what_one_process_does(one, two, recipes, root, name, arm):
     kind, _ = two
+    if kind != "ddp" and (name, arm) in ONE_COPY:
+        return
     run = run_of(root, kind, recipes[name], arm)
     assert run is not None and run.ok
     assert_same(one[name, arm], run)
