@@ -27,8 +27,11 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.guards.checks import folder_is_adapter_only, same_outputs, targets_hit_modules
 from peft_recipes.models.meta import meta_model
 from peft_recipes.models.quantisation import dequantised
+from peft_recipes.runs.folder import read_run
 from peft_recipes.runs.outputs import OUTPUTS, stored_outputs, verification_logits
 from peft_recipes.tasks.base import Task
+
+_OF_THE_WEIGHTS = ("frozen", "reload", "fresh-process", "adapter-only")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,22 @@ def check_adapter(
     findings.append(check_fit(saved, task, base_config(saved, task)))
     if weights and all(finding.ok is not False for finding in findings):
         findings += _check_outputs_and_merge(saved, task, merge)
-    return findings
+    return findings + _recorded_failures(saved.folder, findings)
+
+
+def _recorded_failures(folder: Path, findings: list[Finding]) -> list[Finding]:
+    """The checks that failed when the adapter was trained, unless the same check passes now.
+
+    Those of the weights count as failures; the others (an answer, a latency) are reported only.
+    """
+    run = read_run(folder)
+    passed = {finding.name for finding in findings if finding.ok}
+    passed |= {"fresh-process"} if "reload" in passed else set()
+    return [
+        Finding(f"run: {name}", False if name in _OF_THE_WEIGHTS else None, f"failed after its training: {words}")
+        for name, words in (run.failed_checks if run else {}).items()
+        if name not in passed
+    ]
 
 
 def _check_files(saved: SavedAdapter) -> Finding:

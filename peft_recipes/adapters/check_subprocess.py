@@ -1,8 +1,9 @@
 """Entry point of the subprocess in which a comparison checks the adapters that it has trained.
 
 `python -m peft_recipes.adapters.check_subprocess DIR ...` runs `check_adapter` of check.py, without merging, on each
-folder, and prints a JSON line for each: {"folder": str, "error": str or null}. The process that trained an adapter
-can't notice that a weight exists in its memory only; a new one does.
+folder, and prints a JSON line for each: {"folder": str, "error": str or null, "not_run": str or null}; not_run: the
+check ran out of memory, which says nothing about the adapter. The process that trained an adapter can't notice that a
+weight exists in its memory only; a new one does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from peft_recipes.distributed.quiet import quiet_libraries, skip_bitsandbytes
+from peft_recipes.errors import says_out_of_memory
 
 TRUSTED = "--trust-remote-code"
 
@@ -24,13 +26,16 @@ def main(folders: list[str], trust_remote_code: bool) -> None:
     from peft_recipes.adapters.check import check_adapter
 
     for folder in folders:
+        not_run = None
         try:
             findings = check_adapter(folder, merge=False, trust_remote_code=trust_remote_code)
             failed = [f"{finding.name}: {finding.message}" for finding in findings if finding.ok is False]
             error = "; ".join(failed) or None
         except Exception as problem:  # whatever it is, the next adapter is checked all the same
             error = f"{type(problem).__name__}: {problem}"
-        print(json.dumps({"folder": folder, "error": error}), flush=True)
+            if isinstance(problem, MemoryError) or says_out_of_memory(error):
+                error, not_run = None, error
+        print(json.dumps({"folder": folder, "error": error, "not_run": not_run}), flush=True)
 
 
 def _is_quantised(folder: Path) -> bool:

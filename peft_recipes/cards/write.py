@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.errors import RecipeError
+from peft_recipes.guards.runner import error_words
 from peft_recipes.recipe.recipe import Recipe
-from peft_recipes.runs.files import write_text
-from peft_recipes.runs.folder import BASE, Run, read_comparison_file, read_run, resolved_recipe
+from peft_recipes.runs.files import write_json, write_text
+from peft_recipes.runs.folder import BASE, RUN_FILE, Run, read_comparison_file, read_run, resolved_recipe
 
 CARD = "README.md"
 PLOTS = "plots"
@@ -42,8 +43,12 @@ def write_cards(comparison: dict[str, Any], folder: Path) -> list[Path]:
     for arm, seed in jobs:
         run = read_run(folder / arm / f"seed-{seed}")
         if run is not None and run.ok and (run.folder / "recipe.yaml").is_file():
-            _write(run, resolved_recipe(run.folder / "recipe.yaml"), comparison, plots)
-            written.append(run.folder / CARD)
+            try:
+                _write(run, resolved_recipe(run.folder / "recipe.yaml"), comparison, plots)
+                written.append(run.folder / CARD)
+            except Exception as error:  # the comparison is written, and the other cards do not depend on this one
+                run.data.setdefault("checks", {})["card"] = {"error": error_words(error)}
+                write_json(run.folder / RUN_FILE, run.data)
     return written
 
 

@@ -114,6 +114,10 @@ def train_arm(recipe: Any, arm: str, seed: int, as_json: bool, **options: Any) -
     if not processes.is_rank_zero():
         return
     show(as_json, run.data, lambda: show_run(run))
+    if run.failed_checks:
+        names = ", ".join(run.failed_checks)
+        say(f"The run is kept, but a check failed after training: {names}. run.json has the reason.")
+        raise typer.Exit(1)
 
 
 @command(RECIPES)
@@ -151,6 +155,10 @@ def compare(
     show(as_json, comparison.data, lambda: show_comparison(comparison))
     if comparison.failed:
         say(f"Failed: {', '.join(comparison.failed)}. The table and each run's run.json give the reason.")
+    if comparison.failed_checks:
+        names = ", ".join(comparison.failed_checks)
+        say(f"Kept, but a check failed after training: {names}. The lines below the table give the reason.")
+    if comparison.failed or comparison.failed_checks:
         raise typer.Exit(1)
 
 

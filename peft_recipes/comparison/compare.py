@@ -12,6 +12,8 @@ Which process does what:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, job_environments, read_launch
 from peft_recipes.errors import RecipeError
+from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
@@ -85,6 +88,8 @@ def compare(
         orders = []
         for number, job in enumerate(todo, 1):
             order = Order(output, recipe, job, yaml, number, len(todo), on_progress, data, overwrite, configuration)
+            signed = signature(recipe, *job, prepared.fingerprint)
+            order = replace(order, signature=signed, finished=partial(_can_be_kept, order, prepared.fingerprint))
             if not overwrite and _can_be_kept(order, prepared.fingerprint):
                 order.report("kept")
             else:
@@ -134,8 +139,13 @@ def _check_adapters(output: Path, recipe: Recipe, jobs: list[Job]) -> None:
         return
     adapters = [job for job in jobs if job[0] != BASE and recipe.arms[job[0]].peft is not None]
     runs = [_run_or_failure(output, recipe, job) for job in adapters]
-    unchecked = [run for run in runs if run.ok and "fresh-process" not in run.data["checks"]]
+    unchecked = [run for run in runs if run.ok and not _checked_in_fresh_process(run)]
     check_in_fresh_process(unchecked, recipe.trust_remote_code)
+
+
+def _checked_in_fresh_process(run: Run) -> bool:
+    result = run.data["checks"].get("fresh-process", NOT_RUN)
+    return not (isinstance(result, str) and result.startswith(NOT_RUN))
 
 
 def collect(

@@ -24,6 +24,12 @@ class Comparison:
         base = [BASE] if self.data["base"]["status"] != "ok" else []
         return base + [name for name, arm in self.data["arms"].items() if arm["failures"]]
 
+    @property
+    def failed_checks(self) -> list[str]:
+        """The arms with a run whose figures are kept, but of which a check failed after training."""
+        rows = {BASE: self.data["base"], **self.data["arms"]}
+        return [name for name, row in rows.items() if row.get("failed_checks")]
+
     def verdict(self, arm: str) -> str:
         """The difference between this arm and full fine-tuning in one sentence, with its interval."""
         if arm not in self.data["arms"]:

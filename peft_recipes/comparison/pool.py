@@ -23,8 +23,10 @@ from typing import Any
 from peft_recipes.adapters.check_subprocess import TRUSTED
 from peft_recipes.distributed.launch import Launch
 from peft_recipes.errors import Terminated, says_out_of_memory
+from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.checkpoints import FOLDER as CHECKPOINTS
+from peft_recipes.runs.checkpoints import other_note
 from peft_recipes.runs.files import clear, make_folder, write_json
 from peft_recipes.runs.folder import RUN_FILE, Run, read_run, run_folder
 from peft_recipes.runs.lock import LOCK_FILES, locked
@@ -48,6 +50,7 @@ class Progress:
     stage: str = ""
     silent_seconds: int = 0  # since its last log line, once that is long ago
     error: str = ""
+    note: str = ""  # for the user, whatever the state
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Order:
     """One run to be trained in a process of its own; under a launch, in several.
 
     yaml: the resolved recipe. number: of the `jobs` of the comparison. data: the folder of the comparison's prepared
-    data. overwrite: ignore the checkpoints of an earlier run.
+    data. overwrite: ignore the checkpoints of an earlier run. signature: of the run to be trained, if known. finished:
+    whether the folder holds this run, finished; called again once the folder is locked.
     """
 
     output: Path
@@ -68,6 +72,8 @@ class Order:
     data: Path | None = None
     overwrite: bool = False
     launch: Launch | None = None
+    signature: str = ""
+    finished: Callable[[], bool] | None = None
 
     @property
     def folder(self) -> Path:
@@ -122,10 +128,15 @@ class _Worker:
     def _clear_folder(self) -> None:
         make_folder(self.folder)
         # wait: the worker of a comparison that was killed may still be writing its last checkpoint.
+        order = self.order
         with locked(self.folder, wait=_GRACE_SECONDS):
-            (self.folder / RUN_FILE).unlink(missing_ok=True)
-            if self.order.overwrite:
+            if order.overwrite:
                 clear(self.folder, keep=LOCK_FILES)
+            elif order.finished is not None and order.finished():
+                return  # by that other process; the worker returns it as it is
+            (self.folder / RUN_FILE).unlink(missing_ok=True)
+            if order.signature and (lost := other_note(self.folder / CHECKPOINTS, order.signature)):
+                order.report("running", note=lost)
             if not (self.folder / CHECKPOINTS).is_dir():
                 (self.folder / "log.jsonl").unlink(missing_ok=True)
 
@@ -155,23 +166,39 @@ class _Worker:
         return False
 
     def conclude(self) -> None:
-        """Report how the run ended. A worker that died without a run.json gets one with the reason."""
+        """Report how the run ended. A worker that died without a run.json gets one with the reason.
+
+        One that died after its run was stored leaves the figures, and its missing checks get the reason.
+        """
         self.process.stdin.close()
         self._log.close()
-        run = read_run(self.folder)
+        run, code = read_run(self.folder), self.process.returncode
         if run is None:
-            failure = _failure(self.process.returncode, self.folder / "log.txt")
+            failure = _failure(code, self.folder / "log.txt")
             arm, seed = self.order.job
             run = Run(self.folder, {**failure, "recipe": self.order.recipe.name, "arm": arm, "seed": seed})
             write_json(self.folder / RUN_FILE, run.data)
-        self.order.report(run.data["status"], error=run.data.get("error") or "")
+        elif run.ok and code and _explain_missing_checks(run, _failure(code, self.folder / "log.txt")["error"]):
+            write_json(self.folder / RUN_FILE, run.data)
+        failed = "; ".join(f"check {name}: {words}" for name, words in run.failed_checks.items())
+        self.order.report(run.data["status"], error=run.data.get("error") or failed)
+
+
+def _explain_missing_checks(run: Run, reason: str) -> bool:
+    """Give the reason for the checks that a run's process did not come to; return whether there are any."""
+    checks = run.data.get("checks") or {}
+    missing = [name for name, result in checks.items() if str(result).startswith(NOT_RUN)]
+    checks.update({name: {"error": f"{NOT_RUN}: {reason}"} for name in missing})
+    return bool(missing)
 
 
 def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     """Reload the adapters of these runs in one other process; write the result to each run.json.
 
-    A run whose adapter does not give the same outputs there is marked as failed. The check at the end of training
-    reloads an adapter in the process that trained it, which can't notice what exists in that process alone.
+    An adapter that does not give the same outputs there gets a failed check; its run's figures are kept. The check at
+    the end of training reloads an adapter in the process that trained it, which can't notice what exists in that
+    process alone. Where the checking process is killed or runs out of memory, the check is "not run", and the next call
+    of the comparison makes it.
     """
     if not runs:
         return
@@ -183,13 +210,17 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     with _ending_together() as processes:
         processes.append(process)
         stdout, stderr = process.communicate()
-    errors = {row["folder"]: row["error"] for row in map(json.loads, stdout.decode().splitlines())}
+    rows = {row["folder"]: row for row in map(json.loads, stdout.decode().splitlines())}
     reason = " ".join(stderr.decode(errors="replace").split())[-300:] or f"exit code {process.returncode}"
+    ended = {"error": None, "not_run": f"the checking process ended early: {reason}"}
     for run in runs:
-        error = errors.get(str(run.folder), f"the checking process ended early: {reason}")
-        run.data["checks"]["fresh-process"] = error is None
-        if error is not None:
-            run.data |= {"status": "failed", "error": f"In a fresh process its adapter is not as trained: {error}"}
+        row = rows.get(str(run.folder), ended)
+        result: Any = row["error"] is None
+        if row["not_run"]:
+            result = f"{NOT_RUN}: {row['not_run']}"
+        elif row["error"] is not None:
+            result = {"error": f"In a fresh process its adapter is not as trained: {row['error']}"}
+        run.data["checks"]["fresh-process"] = result
         write_json(run.folder / RUN_FILE, run.data)
 
 

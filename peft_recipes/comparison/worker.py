@@ -31,7 +31,8 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
     if not _needs_bitsandbytes(Path(recipe_file), arm):
         skip_bitsandbytes()
     from peft_recipes.runs.files import make_folder, write_json
-    from peft_recipes.runs.folder import RUN_FILE, resolved_recipe, run_folder
+    from peft_recipes.runs.folder import RUN_FILE, read_run, resolved_recipe, run_folder
+    from peft_recipes.runs.lock import locked
     from peft_recipes.training.run import train
 
     recipe = resolved_recipe(Path(recipe_file))
@@ -43,7 +44,10 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
         folder = run_folder(Path(output), recipe, arm, seed)
         make_folder(folder)
         failure = {"schema": 1, "status": "failed", "error": str(error)}
-        write_json(folder / RUN_FILE, {**failure, "recipe": recipe.name, "arm": arm, "seed": seed})
+        with locked(folder, wait=True):
+            run = read_run(folder)
+            if run is None or not run.ok:  # another process may have finished a run meanwhile
+                write_json(folder / RUN_FILE, {**failure, "recipe": recipe.name, "arm": arm, "seed": seed})
         print(error, file=sys.stderr)
         return 2
     except OtherRankFailed:  # the rank that failed reports the error

@@ -16,6 +16,7 @@ from peft_recipes.data import formats
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import synchronise
 from peft_recipes.inference.variants import Variants
+from peft_recipes.models.positions import position_limit
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,6 @@ def prompt_tokens(adapter: OpenedAdapter, messages: list[dict[str, str]], raw: b
         turns = [formats.plain_prompt(m["content"]) if m["role"] == "user" else f"{m['content']}\n\n" for m in messages]
         ids = tokenizer("".join(turns))["input_ids"]
     return torch.tensor([list(ids)])
-
-
-def position_limit(config: Any) -> int | None:
-    """Return how many positions a model of this configuration has; None if it sets no limit."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 
 def max_answer_tokens(model: nn.Module, tokens: torch.Tensor, max_new_tokens: int, what: str) -> int:

@@ -14,7 +14,7 @@ from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.data import images
 from peft_recipes.errors import RecipeError
 from peft_recipes.inference import inputs
-from peft_recipes.inference.generate import position_limit
+from peft_recipes.models.positions import position_limit
 
 if TYPE_CHECKING:
     import datasets

@@ -93,13 +93,20 @@ def side_by_side(comparison: Comparison) -> list[tuple[dict, list[tuple[str, str
         (
             prompt,
             [
-                (label, facts.plain(answers[index].get("answer") or ""))
+                (label, _answer(answers[index]))
                 for label, answers in answers_by
                 if index < len(answers) and answers[index].get("prompt") == prompt.get("prompt")
             ],
         )
         for index, prompt in enumerate(longest)
     ]
+
+
+def _answer(entry: dict) -> str:
+    """An answer's text, or why there is none."""
+    if entry.get("skipped"):
+        return f"(no answer: {facts.plain(entry['skipped'])})"
+    return facts.plain(entry.get("answer") or "")
 
 
 @dataclass

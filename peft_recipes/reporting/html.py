@@ -60,6 +60,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
         "several": sentences.several(comparison),
+        "failed_checks": sentences.failed_checks(comparison),
         "ranks": rank_sentences.rank_lines(comparison),
         "forgetting": sentences.forgetting(comparison),
         "heat": _heat(comparison),

@@ -36,6 +36,7 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
         parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
     parts.append(table_markdown(comparison))
     parts += [escape(line) for line in sentences.several(comparison)]
+    parts += [escape(line) for line in sentences.failed_checks(comparison)]
     parts += [escape(line) for line in [*rank_sentences.rank_lines(comparison), *sentences.forgetting(comparison)]]
     for title, caption, alt, path in images:
         parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"] + ([escape(caption)] if caption else [])

@@ -72,6 +72,7 @@ def _arm_row(comparison: Comparison, name: str, columns: list[Column]) -> Row:
     arm, label = facts.arms(comparison)[name], facts.label(comparison, name)
     if facts.mean(arm) is None:
         return Row(name, label, "failed", reason=sentences.failure(arm))
+    label += f" {sentences.CHECK_FAILED}" if arm.get("failed_checks") else ""
     return Row(name, label, "arm", {column.key: column.cell(comparison, name) for column in columns})
 
 

@@ -13,6 +13,7 @@ from peft_recipes.reporting.facts import Comparison
 
 VERDICTS = ("equivalent", "better", "worse", "not shown")
 FULL_NAME = "full fine-tuning"
+CHECK_FAILED = "†"  # marks an arm whose figures are kept, but of which a check failed after training
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ def caveats(comparison: Comparison, name: str) -> list[str]:
     if failed and done:
         verb = "is" if failed == 1 else "are"
         lines.append(f"{failed} of {failed + done} seeds failed and {verb} not in the figures.")
+    if names := dict.fromkeys(str(one.get("check")) for one in arm.get("failed_checks") or []):
+        lines.append(f"A check failed after training: {', '.join(map(facts.plain, names))}.")
     if comparison.get("embedded"):
         lines.append(stand_in(comparison))
     return lines
@@ -207,6 +210,21 @@ def several(comparison: Comparison) -> list[str]:
         f"comparison by itself: were all arms equal to it, the chance of at least one false verdict would be up to "
         f"{100 * chance:.0f} %. With intervals that hold for all {count} together (Bonferroni), {result}."
     ]
+
+
+def failed_checks(comparison: Comparison) -> list[str]:
+    """Return a line for each check that failed after training; the row of its arm is marked in the table."""
+    lines = []
+    base = comparison.get("base") or {}
+    named = [("The base", base), *((facts.label(comparison, n), arm) for n, arm in facts.arms(comparison).items())]
+    for label, entry in named:
+        for failed in entry.get("failed_checks") or []:
+            words = facts.shorten(str(failed.get("error")), 400).rstrip(".")
+            lines.append(
+                f"{CHECK_FAILED} {label}, seed {failed.get('seed')}: the check '{facts.plain(failed.get('check'))}' "
+                f"failed after training: {words}. Its figures are those of the trained model."
+            )
+    return lines
 
 
 def stand_in(comparison: Comparison) -> str:

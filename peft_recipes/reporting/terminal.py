@@ -39,6 +39,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     for row in table.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
+    for line in sentences.failed_checks(comparison):
+        console.print(Text(line, style="yellow"))
     if not any(key.startswith("split:") for key in keys):
         lines += sentences.forgetting(comparison)
     if "latency_ms" not in keys and (latency := sentences.latency(comparison)):

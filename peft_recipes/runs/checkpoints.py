@@ -48,6 +48,21 @@ def newest(folder: Path, signature: str) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
+def other_note(folder: Path, signature: str) -> str | None:
+    """What is lost where the newest checkpoint belongs to another signature; None where there is no such checkpoint."""
+    for path in sorted(folder.glob(f"{_PREFIX}*"), key=_step, reverse=True):
+        try:
+            found = _checked_state(path).get("signature")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if found != signature:
+            return (
+                f"The unfinished run in its folder had {_step(path):,} steps of another recipe, data or code version: "
+                "they were not used, and the training started again."
+            )
+    return None
+
+
 def _step(path: Path) -> int:
     number = path.name.removeprefix(_PREFIX)
     return int(number) if number.isdigit() else -1

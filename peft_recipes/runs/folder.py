@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.errors import RecipeError, within
+from peft_recipes.guards.runner import failed_checks
 from peft_recipes.hardware.environment import code_version
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import read_yaml
@@ -28,6 +29,11 @@ class Run:
     @property
     def ok(self) -> bool:
         return self.data.get("status") == "ok"
+
+    @property
+    def failed_checks(self) -> dict[str, str]:
+        """The checks that failed after training, each with its words; the figures are kept."""
+        return failed_checks(self.data.get("checks"))
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -79,7 +79,17 @@ def _base(run: Run) -> dict[str, Any]:
         "total_parameters": run.data["parameters"]["total"],
         "parameters_by_component": run.data["parameters"]["by_component"],
         "answers": run.data["answers"],
+        "failed_checks": _failed_checks([run]),
     }
+
+
+def _failed_checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The checks that failed after training, by seed: the figures are kept, and the reports say so."""
+    return [
+        {"seed": run.data["seed"], "check": name, "error": words}
+        for run in runs
+        for name, words in run.failed_checks.items()
+    ]
 
 
 def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
@@ -96,6 +106,7 @@ def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
         "error": None if finished else failures[0]["error"],
         "seeds": list(finished),
         "failures": failures,
+        "failed_checks": _failed_checks(list(finished.values())),
         "method": arm.method_name,
         "rank": rank_of(arm),
         "quantise": arm.quantise,
@@ -165,6 +176,7 @@ def _means(metrics: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, fl
     return {
         split: {name: statistics.fmean(m[split][name] for m in metrics) for name in metrics[0][split]}
         for split in metrics[0]
+        if all(split in m for m in metrics)  # a further set may have failed to evaluate with one seed
     }
 
 

@@ -18,6 +18,7 @@ from peft_recipes.data.prepared import Prepared
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
 from peft_recipes.models.meta import meta_model
+from peft_recipes.models.positions import position_limit
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _SAMPLED_BATCHES = 32  # the largest of so many random batches is the one of a memory estimate
 _TIMED_TOKENS = 32  # generated to measure the speed
+_ANSWER_TOKENS = 64  # generated at most to answer a prompt
 
 
 def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -218,17 +220,35 @@ class Causal(Task):
         answers = []
         for row in self.recipe.prompts:
             ids = self.prompt_tokens(row["prompt"], prepared.processor).to(model.device)
-            generated = _greedy(model, ids, prepared.processor, max_new_tokens=64)[0, ids.shape[1] :]
-            answers.append({**row, "answer": prepared.processor.decode(generated, skip_special_tokens=True).strip()})
+            room = positions_left(model, ids)
+            if room < 1:
+                why = f"the prompt has {ids.shape[1]:,} tokens, and the model has no position left for an answer"
+                answers.append({**row, "answer": "", "skipped": why})
+                continue
+            generated = _greedy(model, ids, prepared.processor, max_new_tokens=min(_ANSWER_TOKENS, room))
+            text = prepared.processor.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
+            answers.append({**row, "answer": text})
         return answers or None
 
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float:
         prompt = self.recipe.prompts[0]["prompt"] if self.recipe.prompts else "The"
         ids = self.prompt_tokens(prompt, prepared.processor).to(model.device)
-        _greedy(model, ids, prepared.processor, max_new_tokens=4)  # warm-up
+        if (missing := _TIMED_TOKENS - positions_left(model, ids)) > 0:
+            ids = ids[:, min(missing, ids.shape[1] - 1) :]  # the end of a prompt near the context's length
+        count = min(_TIMED_TOKENS, positions_left(model, ids))
+        _greedy(model, ids, prepared.processor, max_new_tokens=min(4, count))  # warm-up
         start = time.perf_counter()
-        tokens = _greedy(model, ids, prepared.processor, max_new_tokens=_TIMED_TOKENS, min_new_tokens=_TIMED_TOKENS)
+        tokens = _greedy(model, ids, prepared.processor, max_new_tokens=count, min_new_tokens=count)
         return (tokens.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
+
+
+def positions_left(model: nn.Module, ids: torch.Tensor) -> int:
+    """How many tokens the model can generate after a prompt; _ANSWER_TOKENS where its positions have no limit."""
+    limit = position_limit(model.config.get_text_config())
+    if limit is None:
+        return _ANSWER_TOKENS
+    prompted = [c for c in getattr(model, "peft_config", {}).values() if c.is_prompt_learning]
+    return limit - ids.shape[1] - sum(config.num_virtual_tokens or 0 for config in prompted)
 
 
 def _greedy(model: nn.Module, ids: torch.Tensor, tokenizer: Any, **options: Any) -> torch.Tensor:

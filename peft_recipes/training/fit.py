@@ -51,7 +51,8 @@ def fit(setup: Setup, trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint
         raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
     trained = trainer.accelerator.unwrap_model(trainer.model)
     guard("learning", checks.weights_moved, before, trained, arm)
-    guard("frozen", checks.frozen_unchanged, frozen or {}, trained, arm)
+    with guard.recorded("frozen"):
+        guard("frozen", checks.frozen_unchanged, frozen or {}, trained, arm)
     figures = meter.figures(trainer.step_counts(), trainer.pass_figures, processes.all_gather(trainer.own_tokens()))
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
     return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed_at, "best_step": best}

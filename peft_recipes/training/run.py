@@ -57,7 +57,7 @@ def train(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
     folder = run_folder(Path(output), recipe, arm, seed)
-    arguments = RunArguments(arm, seed, folder, resume, wait, quiet, Path(data) if data else None)
+    arguments = RunArguments(arm, seed, folder, resume, wait, quiet, Path(data) if data else None, overwrite)
     sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a linear probe computes its features once
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:
@@ -103,6 +103,8 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     model, parameters = stages.apply(setup, base, processes.from_rank_zero(lambda: new_weights))
     with contextlib.ExitStack() as held:
         checkpoint = processes.from_rank_zero(lambda: stages.take_folder(setup, held))
+        if isinstance(checkpoint, Run):  # another process finished it meanwhile
+            return checkpoint
         try:
             data = stages.train_and_store(setup, model, parameters, checkpoint)
         except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
@@ -117,7 +119,12 @@ def _failed(setup: Setup, error: Exception) -> Exception:
     raised = processes.report_failure(error)  # before run.json is written, which holds the first rank's message
     if processes.is_rank_zero():
         with contextlib.suppress(OSError):  # the disk may be full, which is what stopped it
-            write_json(setup.run.folder / RUN_FILE, stages.run_facts(setup) | facts.failure(error))
+            failure = facts.failure(error)
+            if step := stages.completed_step(setup):
+                failure["error"] += (
+                    f" The training is complete: its checkpoint (step {step:,}) is kept, and a rerun uses it."
+                )
+            write_json(setup.run.folder / RUN_FILE, stages.run_facts(setup) | failure)
     if raised is error and isinstance(error, RecipeError):  # a run that failed midway, not a user's mistake
         return RuntimeError(str(error))
     return raised

@@ -23,6 +23,7 @@ class RunArguments:
     wait: bool
     quiet: bool
     data: Path | None
+    overwrite: bool = False
 
 
 @dataclass(kw_only=True)

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from peft_recipes.arms.apply import Parameters, apply_arm
 from peft_recipes.cards.write import write_run_card
 from peft_recipes.distributed import gather, processes
+from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
+from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.measuring.steps import StepMeter
 from peft_recipes.models.architectures import parameters_by_component
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs import checkpoints, facts
 from peft_recipes.runs.checkpoints import Checkpoint
 from peft_recipes.runs.files import clear, make_folder, write_json
-from peft_recipes.runs.folder import RUN_FILE, Run
+from peft_recipes.runs.folder import RUN_FILE, Run, finished, read_run
 from peft_recipes.runs.lock import LOCK_FILES, locked
 from peft_recipes.runs.log import log, log_step, no_log, open_log
 from peft_recipes.runs.predictions import Evaluation, write_predictions
@@ -65,14 +68,27 @@ def apply(setup: Setup, base: nn.Module, new_weights: list[str]) -> tuple[nn.Mod
     return model, parameters
 
 
-def take_folder(setup: Setup, held: contextlib.ExitStack) -> Checkpoint | None:
-    """Make, lock and clear the run's folder until `held` is closed; return the checkpoint to resume from, if any."""
+def take_folder(setup: Setup, held: contextlib.ExitStack) -> Checkpoint | Run | None:
+    """Make, lock and clear the run's folder until `held` is closed; return the checkpoint to resume from, if any.
+
+    Returns the run instead where another process finished it while this one waited or prepared.
+    """
     folder, checkpoint = setup.run.folder, None
     make_folder(folder)
     held.enter_context(locked(folder, wait=setup.run.wait))
+    if setup.run.resume and (done := finished(folder, setup.signature)):
+        return done
+    if not (setup.run.resume or setup.run.overwrite or read_run(folder) is None):
+        raise RecipeError(
+            f"Another process has written a run to {folder} meanwhile. Keep it with --resume, or replace it with "
+            "--overwrite."
+        )
     if setup.run.resume and setup.arm is not None:
         checkpoint, skipped = checkpoints.newest(folder / checkpoints.FOLDER, setup.signature)
         setup.prepared.notes += skipped
+        if checkpoint is None and (lost := checkpoints.other_note(folder / checkpoints.FOLDER, setup.signature)):
+            setup.prepared.notes.append(lost)
+            print(f"Note: {lost}", file=sys.stderr, flush=True)
     kept = (checkpoints.FOLDER, "log.jsonl") if checkpoint else ()
     clear(folder, keep=(*LOCK_FILES, "log.txt", *kept))
     setup.recipe.to_yaml(folder / "recipe.yaml")
@@ -98,12 +114,22 @@ def train_and_store(
 
 
 def finish(setup: Setup, data: dict[str, Any]) -> dict[str, Any]:
-    """Write run.json, the last file of a run, and delete its checkpoints."""
+    """Write the complete run.json and the run's card."""
     write_json(setup.run.folder / RUN_FILE, data)
-    shutil.rmtree(setup.run.folder / checkpoints.FOLDER, ignore_errors=True)  # nothing is left to resume
     if setup.run.data is None:  # a comparison writes the cards of its runs itself, once it has all figures
-        write_run_card(Run(setup.run.folder, data))
+        with setup.guard.recorded("card"):
+            write_run_card(Run(setup.run.folder, data))
+        if "card" in setup.guard.results:
+            write_json(setup.run.folder / RUN_FILE, data)
     return data
+
+
+def completed_step(setup: Setup) -> int | None:
+    """The last step of a training that is complete and stored in a checkpoint, for a run that failed afterwards."""
+    if setup.arm is None:
+        return None
+    checkpoint, _ = checkpoints.newest(setup.run.folder / checkpoints.FOLDER, setup.signature)
+    return checkpoint.step if checkpoint and checkpoint.step >= checkpoint.state["max_steps"] else None
 
 
 def run_facts(setup: Setup, parameters: Parameters | None = None) -> dict[str, Any]:
@@ -139,10 +165,16 @@ def _trainer(setup: Setup, model: nn.Module, lines: TextIO) -> tuple[Trainer, St
 
 def _evaluate(setup: Setup, trainer: Trainer) -> dict[str, Evaluation]:
     further = [name for name in setup.recipe.evaluate_also if name in setup.prepared.ids]
+    task, prepared, evaluations = setup.task, setup.prepared, {}
     with setup.watch("evaluate"):
-        return {
-            split: setup.task.evaluate(trainer, setup.prepared, split) for split in ("validation", "test", *further)
-        }
+        for split in ("validation", "test"):
+            evaluations[split] = task.evaluate(trainer, prepared, split)
+        for split in further:
+            # Ranks evaluate together: one that continued alone would leave the others waiting.
+            alone = processes.count() == 1
+            with setup.guard.recorded(f"evaluate {split}") if alone else contextlib.nullcontext():
+                evaluations[split] = task.evaluate(trainer, prepared, split)
+    return evaluations
 
 
 def _gathered_model(setup: Setup, trainer: Trainer) -> nn.Module | None:
@@ -171,27 +203,54 @@ def _store(
     parameters: Parameters,
     lines: TextIO,
 ) -> dict[str, Any]:
-    """Write all files of the run but run.json, verify the checkpoint, and return the content of run.json."""
+    """Store the run, then let the model answer and verify its checkpoint; return the content of run.json.
+
+    From the moment that weights and figures are stored the run is a finished one: what fails or is interrupted
+    afterwards is recorded in its `checks`.
+    """
     data = run_facts(setup, parameters) | {"training": figures}
     data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
     data["per_class"] = evaluations["test"].per_class
-    write_predictions(setup.run.folder, evaluations)
-    with setup.watch("answers"):
+    data["answers"] = None
+    log(lines, stage="save")
+    setup.interruption.deferred = True  # a signal takes effect once the run is stored
+    with setup.interruption.deferred_signals():
+        write_predictions(setup.run.folder, evaluations)
+        if setup.arm is not None:
+            data |= _save(setup, trained)
+        not_run = dict.fromkeys(_checks_after_saving(setup), f"{NOT_RUN}: the run ended before it")
+        write_json(
+            setup.run.folder / RUN_FILE, data | _accounts(setup) | {"checks": {**setup.guard.results, **not_run}}
+        )
+        shutil.rmtree(setup.run.folder / checkpoints.FOLDER, ignore_errors=True)  # nothing is left to resume
+    log(lines, stage="verify")
+    with setup.watch("answers"), setup.guard.recorded("answers"):
         data["answers"] = setup.task.answer(trained, setup.prepared)
     if setup.arm is not None:
-        log(lines, stage="save")
-        data |= _save_and_verify(setup, trained)
-    data["checks"] = setup.guard.results
-    data["seconds"] = {**setup.watch.seconds, "total": setup.watch.total(), "guards": setup.guard.seconds}
-    return data
+        with setup.watch("verify"), setup.guard.recorded("reload"):
+            data |= verify(setup, trained)
+    return data | _accounts(setup)
 
 
-def _save_and_verify(setup: Setup, trained: nn.Module) -> dict[str, Any]:
-    folder = setup.run.folder
+def _save(setup: Setup, trained: nn.Module) -> dict[str, Any]:
+    """Save the checkpoint; return its entries of run.json, with those that `verify` fills still empty."""
+    folder, variants = setup.run.folder, ("base", "adapter", "merged")
     with setup.watch("save"):
         files = save(trained, setup.arm, setup.recipe, folder, setup.prepared.processor)
     if setup.arm.peft is not None:
-        setup.guard("adapter-only", checks.folder_is_adapter_only, [path.name for path in folder.iterdir()])
-    with setup.watch("verify"):
-        latencies = verify(setup, trained)
-    return {"checkpoint_bytes": sum(files.values()), "checkpoint_files": files, **latencies}
+        with setup.guard.recorded("adapter-only"):
+            setup.guard("adapter-only", checks.folder_is_adapter_only, [path.name for path in folder.iterdir()])
+    empty = {"latency_ms": dict.fromkeys(variants), "generation_tokens_per_second": None}
+    return {"checkpoint_bytes": sum(files.values()), "checkpoint_files": files, **empty}
+
+
+def _checks_after_saving(setup: Setup) -> list[str]:
+    """The guards that `verify` calls."""
+    names = [] if setup.arm is None else ["reload"] if setup.arm.peft is None else ["reload", "merge"]
+    return [name for name in names if name not in setup.guard.skipped]
+
+
+def _accounts(setup: Setup) -> dict[str, Any]:
+    """What the checks found, and where the time went."""
+    seconds = {**setup.watch.seconds, "total": setup.watch.total(), "guards": setup.guard.seconds}
+    return {"checks": setup.guard.results, "seconds": seconds}

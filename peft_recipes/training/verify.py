@@ -1,4 +1,7 @@
-"""Checks after saving: the checkpoint, reloaded on a fresh base, gives the same logits; latency of each variant."""
+"""Checks after saving: the checkpoint, reloaded on a fresh base, gives the same logits; latency of each variant.
+
+Nothing here stops a run: its weights and figures are stored before, and a failure becomes a failed check.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from peft_recipes.arms.merge import merged
 from peft_recipes.guards import checks
+from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.measuring.latency import median_milliseconds
 from peft_recipes.models.quantisation import TOLERANCE, dequantised
 from peft_recipes.runs.outputs import store_outputs
@@ -24,6 +28,10 @@ Batches = list[dict[str, torch.Tensor]]
 
 _TIMED_INPUTS = 20
 _COMPARED_INPUTS = 2  # stored with the adapter, for `peft-recipes check`
+_TIED = (
+    " The adapter targets the embedding or the LM head, whose weight this base shares between the two: merging changes "
+    "both. Use the adapter unmerged, leave that target out, or untie the base's embeddings before training."
+)
 _COMPARED_TOKENS = 64  # of each input: enough to tell models apart, and few enough to keep the guard cheap
 
 
@@ -31,52 +39,100 @@ def verify(setup: Setup, trained: nn.Module) -> dict[str, Any]:
     """Reload the checkpoint on a fresh base, compare its logits with the trained model's, and time each variant.
 
     Returns latency_ms and generation_tokens_per_second, each for base, adapter and merged, None where a variant does
-    not exist. The largest differences, as shares of the logits' size, go into the guard's results. Raises RuntimeError
-    where the reloaded or the merged model differs from the trained one.
+    not exist or could not be measured. The largest differences, as shares of the logits' size, go into the guard's
+    results, and so does whatever fails: a run that is trained and saved is kept.
     """
-    task, arm, guard, hardware = setup.task, setup.arm, setup.guard, setup.hardware
-    inputs = task.inputs(setup.prepared, _TIMED_INPUTS)
+    arm, guard, hardware = setup.arm, setup.guard, setup.hardware
+    speeds, model = _Speeds(setup), None
+    if arm.peft is not None:
+        guard.results["merge"] = "skipped" if "merge" in guard.skipped else f"{NOT_RUN}: the reload failed"
+    with guard.recorded("reload"):
+        compared, logits = _trained_outputs(setup, trained, speeds.inputs)
+        base, new_weights = setup.task.load_base(setup.prepared, arm.quantise)
+        base = base.to(hardware.device).eval()
+        if arm.peft is not None:
+            speeds.measure("base", base)
+        model = _restored(setup, base, new_weights)
+        speeds.measure("base" if arm.peft is None else "adapter", model)
+        what = "The reloaded model" if arm.peft is None else "The reloaded adapter"
+        guard("reload", _compare, logits, model, compared, hardware, what, TOLERANCE[arm.quantise])
+        if arm.peft is not None:
+            with guard.recorded("merge"):
+                _verify_merged(setup, model, compared, logits, speeds)
+    return speeds.figures()
+
+
+class _Speeds:
+    """Latency and generation speed of the base, the adapter and the merged model, each measured on the same inputs."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.inputs = setup, setup.task.inputs(setup.prepared, _TIMED_INPUTS)
+        self.latency: dict[str, float | None] = dict.fromkeys(("base", "adapter", "merged"))
+        self.generation: dict[str, float | None] = dict(self.latency)
+
+    def measure(self, variant: str, model: nn.Module) -> None:
+        """Time one variant. A failure is recorded, and its figure stays None."""
+        setup, hardware = self.setup, self.setup.hardware
+        model.eval()
+        with setup.guard.recorded("latency"):
+            self.latency[variant] = median_milliseconds(
+                lambda batch: compute_logits(model, [batch], hardware, exact=False), self.inputs, hardware.device
+            )
+        with setup.guard.recorded("generation"):
+            self.generation[variant] = setup.task.generation_speed(model, setup.prepared)
+
+    def figures(self) -> dict[str, Any]:
+        """The two entries of run.json."""
+        generates = any(speed is not None for speed in self.generation.values())
+        return {"latency_ms": self.latency, "generation_tokens_per_second": self.generation if generates else None}
+
+
+def _trained_outputs(setup: Setup, trained: nn.Module, inputs: Batches) -> tuple[Batches, list[torch.Tensor]]:
+    """The inputs that outputs are compared on, and the trained model's logits; stored with an adapter."""
     compared = [
         {name: tensor[:, :_COMPARED_TOKENS] if tensor.dim() == 2 else tensor for name, tensor in batch.items()}
         for batch in inputs[:_COMPARED_INPUTS]
     ]
-    logits = compute_logits(trained, compared, hardware)
-    if arm.peft is not None:
+    logits = compute_logits(trained, compared, setup.hardware)
+    if setup.arm.peft is not None:
         last = [each[:, -1] if each.dim() == 3 else each for each in logits]
-        store_outputs(setup.run.folder, compared, last)
-    latencies: dict[str, float | None] = {"base": None, "adapter": None, "merged": None}
-    speeds: dict[str, float | None] = dict(latencies)
+        with setup.guard.recorded("outputs"):
+            store_outputs(setup.run.folder, compared, last)
+    return compared, logits
 
-    def measure(variant: str, model: nn.Module) -> None:
-        model.eval()
-        latencies[variant] = median_milliseconds(
-            lambda batch: compute_logits(model, [batch], hardware, exact=False), inputs, hardware.device
-        )
-        speeds[variant] = task.generation_speed(model, setup.prepared)
 
-    base, new_weights = task.load_base(setup.prepared, arm.quantise)
-    base = base.to(hardware.device).eval()
-    if arm.peft is None:
-        base = _restored(setup, base, new_weights)
-        guard("reload", _compare, logits, base, compared, hardware, "The reloaded model")
-        measure("base", base)
-    else:
-        measure("base", base)
-        model = _restored(setup, base, new_weights)
-        guard("reload", _compare, logits, model, compared, hardware, "The reloaded adapter", TOLERANCE[arm.quantise])
-        measure("adapter", model)
-        if arm.quantise:
-            model = _dequantised(setup)
-            quantised, logits = logits, compute_logits(model, compared, hardware)
-            guard.results["dequantised"] = max(checks.gap(a, b) for a, b in zip(quantised, logits, strict=True))
-        merged_model = merged(model)
-        if merged_model is None:
-            guard.results["merge"] = f"{arm.method_name} can't be merged"
-        else:
-            guard("merge", _compare, logits, merged_model, compared, hardware, "The merged model")
-            measure("merged", merged_model)
-    generates = any(speed is not None for speed in speeds.values())
-    return {"latency_ms": latencies, "generation_tokens_per_second": speeds if generates else None}
+def _verify_merged(
+    setup: Setup, model: nn.Module, compared: Batches, logits: list[torch.Tensor], speeds: _Speeds
+) -> None:
+    """Merge the reloaded adapter, compare its logits with the trained model's, and time it."""
+    guard, hardware = setup.guard, setup.hardware
+    if setup.arm.quantise:
+        model = _dequantised(setup)
+        quantised, logits = logits, compute_logits(model, compared, hardware)
+        guard.results["dequantised"] = max(checks.gap(a, b) for a, b in zip(quantised, logits, strict=True))
+    tied = targets_tied_embedding(model)
+    merged_model = merged(model)
+    if merged_model is None:
+        guard.results["merge"] = f"{setup.arm.method_name} can't be merged"
+        return
+    try:
+        guard("merge", _compare, logits, merged_model, compared, hardware, "The merged model")
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}{_TIED if tied else ''}") from error
+    speeds.measure("merged", merged_model)
+
+
+def targets_tied_embedding(model: nn.Module) -> bool:
+    """Whether an adapter targets the embedding or the LM head of a base that shares one weight between the two."""
+    base = model.get_base_model()
+    layers = []
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            layers.append(getattr(base, get)())
+        except (AttributeError, NotImplementedError):  # a model without tokens, or without an LM head
+            return False
+    weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in layers]
+    return weights[0] is not None and weights[0] is weights[1] and any(hasattr(layer, "base_layer") for layer in layers)
 
 
 def _restored(setup: Setup, base: nn.Module, new_weights: list[str]) -> nn.Module:

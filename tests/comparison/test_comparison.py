@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import signal
@@ -172,7 +173,7 @@ def test_an_arm_beyond_the_memory_limit_is_out_of_memory_and_the_others_continue
     assert states == {"huge": "out-of-memory", "lora": "ok"}
 
 
-def test_an_adapter_that_differs_in_a_fresh_process_is_a_failed_run(comparison, classify, tmp_path):
+def test_an_adapter_that_differs_in_a_fresh_process_has_a_failed_check(comparison, classify, tmp_path):
     from malformed import change_tensors
 
     from peft_recipes.comparison.compare import _check_adapters, collect
@@ -186,8 +187,84 @@ def test_an_adapter_that_differs_in_a_fresh_process_is_a_failed_run(comparison, 
     (folder / "run.json").write_text(json.dumps(run))
     _check_adapters(tmp_path, classify(), [("base", 0), ("full", 0), ("lora", 0), ("lora", 1)])
     made = collect(classify(), ["full", "lora"], [0, 1], tmp_path)
-    assert made.failed == ["lora"] and made.data["arms"]["lora"]["seeds"] == [0]
-    assert "reload: stored and loaded" in made.data["arms"]["lora"]["failures"][0]["error"]
+    arm = made.data["arms"]["lora"]
+    assert made.failed == [] and made.failed_checks == ["lora"] and arm["seeds"] == [0, 1]
+    failed = arm["failed_checks"]
+    assert [(one["seed"], one["check"]) for one in failed] == [(1, "fresh-process")]
+    assert "reload: stored and loaded" in failed[0]["error"]
+
+
+def test_a_killed_checking_process_leaves_the_runs_as_they_are(comparison, tmp_path, monkeypatch):
+    from peft_recipes.comparison import pool
+    from peft_recipes.comparison.compare import _checked_in_fresh_process
+    from peft_recipes.runs.folder import read_run
+
+    shutil.copytree(comparison.folder / "lora", tmp_path / "lora")
+    run = read_run(tmp_path / "lora" / "seed-0")
+    monkeypatch.setattr(pool.sys, "executable", "/bin/false")
+    pool.check_in_fresh_process([run], False)
+    again = read_run(run.folder)
+    assert again.ok and again.failed_checks == {} and again.metrics["test"]
+    assert again.data["checks"]["fresh-process"].startswith("not run: the checking process ended early")
+    assert not _checked_in_fresh_process(again)  # the next call checks it
+
+
+def test_a_worker_killed_in_the_verification_leaves_the_figures(comparison, tmp_path):
+    """run.json is there, and says which checks the process did not come to; the comparison adds why."""
+    from peft_recipes.comparison.pool import _explain_missing_checks
+    from peft_recipes.runs.folder import read_run
+
+    run = read_run(comparison.folder / "lora" / "seed-0")
+    run.data["checks"] |= {"reload": "not run: the run ended before it", "merge": 1e-7}
+    assert _explain_missing_checks(run, "The system killed the process (signal 9).")
+    assert run.failed_checks == {"reload": "not run: The system killed the process (signal 9)."}
+    assert not _explain_missing_checks(run, "again")
+
+
+def test_a_run_finished_while_a_worker_waited_is_kept(comparison, classify, tmp_path):
+    from functools import partial
+
+    from peft_recipes.comparison import pool
+    from peft_recipes.comparison.compare import _can_be_kept
+
+    shutil.copytree(comparison.folder, tmp_path / "tiny")
+    recipe, job = classify(), ("lora", 0)
+    path = tmp_path / "tiny" / "lora" / "seed-0" / "run.json"
+    run = json.loads(path.read_text())
+    order = pool.Order(tmp_path, recipe, job, tmp_path / "r.yaml")
+    for same in (True, False):
+        fingerprint = run["environment"]["dataset_fingerprint"] if same else "another"
+        worker = pool._Worker.__new__(pool._Worker)
+        worker.order = dataclasses.replace(order, finished=partial(_can_be_kept, order, fingerprint))
+        worker.folder = worker.order.folder
+        worker._clear_folder()
+        assert path.is_file() == same
+
+
+def test_a_worker_records_a_mistake_under_the_folders_lock(classify, tmp_path, monkeypatch):
+    from peft_recipes.comparison import worker
+    from peft_recipes.runs.lock import LOCK_FILES
+
+    recipe = classify()
+    recipe.to_yaml(tmp_path / "r.yaml")
+    folder, held = tmp_path / "tiny" / "lora" / "seed-0", []
+
+    def write(path, data):
+        held.append([(folder / name).exists() for name in LOCK_FILES])
+        path.write_text(json.dumps(data))
+
+    monkeypatch.setattr("peft_recipes.runs.files.write_json", write)
+    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+
+    def refuse(*_, **__):
+        raise RecipeError("a mistake")
+
+    monkeypatch.setattr("peft_recipes.training.run.train", refuse)
+    assert worker.work(str(tmp_path / "r.yaml"), "lora", 0, str(tmp_path)) == 2 and held == [[True, True]]
+    assert json.loads((folder / "run.json").read_text())["error"] == "a mistake"
+    (folder / "run.json").write_text('{"status": "ok"}')  # finished by another process meanwhile
+    assert worker.work(str(tmp_path / "r.yaml"), "lora", 0, str(tmp_path)) == 2
+    assert json.loads((folder / "run.json").read_text()) == {"status": "ok"}
 
 
 def test_an_interrupted_comparison_leaves_no_worker_and_can_be_resumed(comparison, classify, tmp_path):

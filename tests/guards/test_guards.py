@@ -70,7 +70,7 @@ def test_a_changed_frozen_weight_is_found(adapted):
         checks.frozen_unchanged(before, adapted, "lora")
 
 
-def test_a_run_that_changes_the_base_fails(instruct, tmp_path, monkeypatch):
+def test_a_run_that_changes_the_base_is_kept_with_its_failed_checks(instruct, tmp_path, monkeypatch):
     from peft_recipes.training.callbacks import LearningCallback
 
     def change_base(self, args, state, control, model=None, **_):
@@ -78,8 +78,9 @@ def test_a_run_that_changes_the_base_fails(instruct, tmp_path, monkeypatch):
             next(p for p in model.parameters() if not p.requires_grad).add_(1e-3)
 
     monkeypatch.setattr(LearningCallback, "on_step_end", change_base)
-    with pytest.raises(RuntimeError, match="should be frozen have changed"):
-        train(instruct(), "lora", output=tmp_path)
+    run = train(instruct(), "lora", output=tmp_path)
+    assert run.ok and set(run.failed_checks) == {"frozen", "reload"}
+    assert "should be frozen have changed" in run.failed_checks["frozen"]
     assert train(instruct(skip_checks=["frozen", "reload", "merge"]), "lora", output=tmp_path, overwrite=True).ok
 
 
@@ -190,7 +191,7 @@ def test_examples_of_step_returns_the_examples_of_the_batch(instruct, tmp_path, 
     assert [sum(seen[i : i + 2]) for i in range(0, len(seen), 2)] == reported
 
 
-def test_a_merge_that_changes_the_outputs_is_rejected(classify, tmp_path, monkeypatch):
+def test_a_merge_that_changes_the_outputs_is_a_failed_check(classify, tmp_path, monkeypatch):
     from peft_recipes.training import verify
 
     merged = verify.merged
@@ -202,8 +203,9 @@ def test_a_merge_that_changes_the_outputs_is_rejected(classify, tmp_path, monkey
         return base
 
     monkeypatch.setattr(verify, "merged", wrong)
-    with pytest.raises(RuntimeError, match="The merged model differs from the trained one"):
-        train(classify(), "lora", output=tmp_path)
+    run = train(classify(), "lora", output=tmp_path)
+    assert run.ok and list(run.failed_checks) == ["merge"]
+    assert "The merged model differs from the trained one" in run.failed_checks["merge"]
 
 
 def test_a_base_in_the_adapters_folder_is_rejected():

@@ -159,6 +159,9 @@ def test_a_broken_checkpoint_is_skipped_with_a_note(recipes, tmp_path, monkeypat
     data = train(recipe, "lora", output=tmp_path, resume=True).data
     assert data["training"]["resumed_at_steps"] == [] and data["training"]["steps"] == 24
     assert any("checkpoint-3 is broken and was skipped" in n for n in data["notes"]) == (harm != "of-another-recipe")
+    assert any("had 3 steps of another recipe, data or code" in n for n in data["notes"]) == (
+        harm == "of-another-recipe"
+    )
 
 
 def test_a_full_disk_is_reported_and_the_last_checkpoint_kept(recipes, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def progress_bars() -> Iterator[Callable[[RunProgress], None]]:
 
 
 def _print_end(console: Console, progress: RunProgress) -> None:
+    if progress.note:
+        console.print(f"{progress.job[0]} seed {progress.job[1]}: {escape(progress.note)}", highlight=False)
     if progress.state == "running":
         return
     arm, seed = progress.job

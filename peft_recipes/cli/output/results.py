@@ -32,6 +32,8 @@ def show_run(run: Run) -> None:
             f"peak memory {formats.human_bytes(training['peak_memory_bytes'])}, "
             f"checkpoint {formats.human_bytes(data['checkpoint_bytes'])}"
         )
+    for name, words in run.failed_checks.items():
+        console.print(f"  [bold red]FAIL[/] {escape(f'{name}: {words}')}", highlight=False, soft_wrap=True)
     if data["embedded"]:
         console.print("  Measured on embedded stand-ins, not on the recipe's own model and data.")
     console.print(f"  {escape(str(run.folder))}")
