@@ -53,7 +53,8 @@ def speed(measured: list[dict[str, Any]]) -> str:
                            ("peft-recipes", "peft_recipes")):  # fmt: skip
             row = one["arms"][arm]
             memory = f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
-            lines.append(f"| {setting}: {title} | {row['tokens_per_second']:.0f} | {memory} |")
+            busy = ", on a busy machine" if arm in one.get("disturbed", {}) else ""
+            lines.append(f"| {setting}: {title}{busy} | {row['tokens_per_second']:.0f} | {memory} |")
     machine = measured[0]["environment"]
     gap = max(one["largest_loss_difference"] for one in measured)
     share = formats.listed([f"{one['fraction_of_limit']:.0%}" for one in measured if "fraction_of_limit" in one])

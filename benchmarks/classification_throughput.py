@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import count_waiting, disable_speedups, in_fresh_process, result_parser, write_result
+from harness import count_waiting, disable_speedups, disturbed, in_fresh_process, result_parser, write_result
 
 RECIPES = ["distilbert-imdb", "gpt2-sms-spam"]
 WAYS = ["plain-trainer", "peft-recipes"]
@@ -40,10 +40,10 @@ def main() -> None:
         for arm in given.arms.split(","):
             rows = {way: _in_fresh_process(recipe, arm, way, given) for way in WAYS}
             plain, ours = (rows[way]["seconds"] for way in WAYS)
-            measured[f"{recipe}/{arm}"] = {"ratio": plain / ours, **rows}
-            print(
-                f"{recipe:16} {arm:5} {plain:8.1f} s plain {ours:8.1f} s ours   {plain / ours:5.2f} times", flush=True
-            )
+            busy = any(disturbed(row) for row in rows.values())
+            measured[f"{recipe}/{arm}"] = {"ratio": None if busy else plain / ours, **rows}
+            ratio = "disturbed" if busy else f"{plain / ours:5.2f} times"
+            print(f"{recipe:16} {arm:5} {plain:8.1f} s plain {ours:8.1f} s ours   {ratio}", flush=True)
     environment = next(iter(measured.values()))["peft-recipes"]["environment"]
     for row in measured.values():
         for way in WAYS:
@@ -107,6 +107,7 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": sum(meter.steps) + first,
         "first_pass_seconds": first,
+        "disturbance": meter.disturbance.figures(hardware.device),
         "steps": len(meter.steps),
         "losses": [loss for _, loss in meter.losses],
         "peak_memory_bytes": meter.memory.peak,

@@ -55,6 +55,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     from peft_recipes.hardware.device import choose
     from peft_recipes.hardware.environment import environment
     from peft_recipes.kernels import activations, allocator, lora_linear, onednn_linear
+    from peft_recipes.measuring.disturbance import Disturbance
     from peft_recipes.measuring.memory import PeakMemory
     from peft_recipes.planning.memory import FREED
     from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
@@ -82,18 +83,20 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     model = get_peft_model(base, lora).train()
     lora_linear.speed_up(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    seconds, memory = [], PeakMemory("cpu")
-    for _ in range(STEPS):
+    seconds, memory, disturbance = [], PeakMemory("cpu"), Disturbance()
+    for number in range(STEPS):
         memory.reset()
+        disturbance.begin()
         start = time.perf_counter()
         labelled_losses(model, dict(given))[0].sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
+        disturbance.end(warmup=number < WARMUP)
         memory.read()
     step = statistics.median(seconds[WARMUP:])
     return {"batch": batch, "length": length, "seconds": step, "tokens_per_second": batch * length / step,
-            "peak_memory_bytes": memory.peak,
+            "peak_memory_bytes": memory.peak, "disturbance": disturbance.figures("cpu"),
             "estimated_bytes": estimated["total"] + int(FREED * estimated["activations"]) + libraries,
             "libraries_bytes": libraries, "environment": environment(choose({"use_cpu": True}))}  # fmt: skip
 

@@ -53,12 +53,31 @@ def write_result(
         print(json.dumps(summary))
 
 
-def in_fresh_process(script: str, words: list[str]) -> dict[str, Any]:
-    """Run a script and parse the last line it prints as JSON. Raises SystemExit with its stderr if it fails."""
-    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+TRIES = 3  # of a measurement on a machine that other processes disturb
+
+
+def in_fresh_process(script: str, words: list[str], tries: int = TRIES) -> dict[str, Any]:
+    """Run a script and parse the last line it prints as JSON. Raises SystemExit with its stderr if it fails.
+
+    Where its entry `disturbance` says that the machine was busy, it is run again, at most `tries` times in all; the
+    last result then still says so.
+    """
+    for left in reversed(range(tries)):
+        done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        if not (why := disturbed(result)):
+            break
+        again = "measured again" if left else "kept and marked"
+        print(f"{' '.join(words)}: disturbed ({why}), {again}", file=sys.stderr, flush=True)
+    return result
+
+
+def disturbed(result: Any) -> str | None:
+    """Why a measurement's times are not its own; None for a quiet one, and for one that doesn't say."""
+    found = result.get("disturbance") if isinstance(result, dict) else None
+    return found["why"] if found and found["verdict"] == "disturbed" else None
 
 
 def disable_speedups() -> None:
@@ -97,6 +116,7 @@ def compare_arms(
     name: of the kept file, in the folder named like the script. about: further entries of the result. extra: further
     figures from this project's arm. The speed of a shared machine varies: with several rounds the result is the one
     with the median ratio to trl's best flags (the lower of the two middle ones), and it holds the summaries of all.
+    Disturbed rounds count only if there is no other; their ratios are null, and `disturbed` says why.
     """
     rounds, measured = options.rounds, []
     for number in range(1, rounds + 1):
@@ -108,8 +128,7 @@ def compare_arms(
             print(f"{number}/{rounds} {arm:13} {speed:9.1f} tokens/s   median step {step:7.3f} s   peak {peak:5.2f} GB",
                   flush=True)  # fmt: skip
         measured.append(({**_summary(by_arm), **extra(by_arm["peft-recipes"])}, by_arm))
-    ordered = sorted(measured, key=lambda one: one[0]["ratio_to_trl_best"])
-    summary, by_arm = ordered[(rounds - 1) // 2]
+    summary, by_arm = _median_round(measured)
     environment = by_arm["peft-recipes"].pop("environment")
     document = {**summary, **about, "means": means, "rounds": [one[0] for one in measured], "arms": by_arm,
                 "environment": environment}  # fmt: skip
@@ -117,13 +136,26 @@ def compare_arms(
     write_result(options, kept, document, summary)
 
 
-def _summary(by_arm: dict[str, Any]) -> dict[str, float]:
+def _median_round(measured: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The round with the median ratio of those that were quiet; the first, if none was."""
+    quiet = [one for one in measured if not one[0]["disturbed"]]
+    ordered = sorted(quiet, key=lambda one: one[0]["ratio_to_trl_best"])
+    return ordered[(len(ordered) - 1) // 2] if ordered else measured[0]
+
+
+def _summary(by_arm: dict[str, Any]) -> dict[str, Any]:
     ours, default, best = by_arm["peft-recipes"], by_arm["trl-default"], by_arm["trl-best"]
     gaps = [abs(a - b) for a, b in zip(ours["losses"], default["losses"], strict=True)]
     norms = [abs(a - b) for a, b in zip(ours["gradient_norms"], default["gradient_norms"], strict=True)]
+    busy = {arm: why for arm, result in by_arm.items() if (why := disturbed(result))}
+
+    def speed_ratio(other: dict[str, Any]) -> float | None:
+        return None if busy else ours["tokens_per_second"] / other["tokens_per_second"]
+
     return {
-        "ratio_to_trl_default": ours["tokens_per_second"] / default["tokens_per_second"],
-        "ratio_to_trl_best": ours["tokens_per_second"] / best["tokens_per_second"],
+        "ratio_to_trl_default": speed_ratio(default),
+        "ratio_to_trl_best": speed_ratio(best),
+        "disturbed": busy,
         "memory_ratio_to_trl_default": ours["peak_memory_bytes"] / default["peak_memory_bytes"],
         "largest_loss_difference": max(gaps),
         "largest_gradient_norm_difference": max(norms),
@@ -136,6 +168,7 @@ def step_figures(meter: Any, norms: list[float], tokens: list[int], seconds_befo
     return {
         "tokens_per_second": sum(tokens[timed]) / (sum(meter.steps[timed]) + seconds_before),
         "median_step_seconds": statistics.median(meter.steps[timed]),
+        "disturbance": meter.disturbance.figures(meter.device),
         "step_seconds": meter.steps,
         "tokens": tokens,
         "peak_memory_bytes": meter.memory.peak,

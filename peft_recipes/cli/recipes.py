@@ -139,6 +139,9 @@ def compare(
     jobs: Annotated[
         int, Option("--jobs", metavar="N", min=1, help="Train N runs at a time, on a GPU each or sharing the CPU.")
     ] = 1,
+    measure: Annotated[
+        bool, Option("--measure", help="Take times and memory again after the runs, alone, the arms in turns.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train several arms, each run in a fresh process, and report them side by side with intervals."""
@@ -149,7 +152,7 @@ def compare(
     loaded, names = load(recipe, embedded, changes), split_names(arms)
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
-    options |= {"launch": launch or None, "processes": processes or None}
+    options |= {"launch": launch or None, "processes": processes or None, "measure": measure}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
     show(as_json, comparison.data, lambda: show_comparison(comparison))

@@ -11,6 +11,7 @@ Which process does what:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,11 +21,13 @@ from typing import Any
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
 from peft_recipes.comparison.pool import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes
+from peft_recipes.comparison.turns import measure_in_turns
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, job_environments, read_launch
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import NOT_RUN
+from peft_recipes.measuring.disturbance import busy_since, read_counters
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
@@ -45,6 +48,7 @@ def compare(
     launch: str | Path | None = None,
     processes: int | None = None,
     jobs: int = 1,
+    measure: bool = False,
     asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -60,6 +64,7 @@ def compare(
         launch: train each run under this Accelerate configuration: a shipped name ("ddp") or a file.
         processes: processes of each launched run (default: the configuration's).
         jobs: number of runs at a time, each on a GPU of its own or sharing the CPU, which the notes then mention.
+        measure: take times, memory and latency again after the runs, alone, a few steps an arm, the arms taking turns.
         asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
             suggests.
         on_progress: called in this process whenever a run makes progress or ends.
@@ -68,10 +73,13 @@ def compare(
         RecipeError: an argument or the recipe is wrong; nothing has been written.
         KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once the runs in progress have written a checkpoint.
     """
+    counters = read_counters()
     seeds = _check_seeds(seeds)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
     configuration, environments = _read_launch(recipe, names, launch, processes, jobs), job_environments(jobs)
+    if measure and launch is not None:
+        raise RecipeError("--measure takes times in one process: leave out --launch, or --measure.")
     output = Path(output)
     check_output(output)
     folder = output / recipe.name
@@ -94,9 +102,26 @@ def compare(
                 order.report("kept")
             else:
                 orders.append(order)
+        notes = [*chosen.notes, *_warnings(counters, orders)]
         run_in_fresh_processes(orders, environments)
         _check_adapters(output, recipe, todo)
-        return collect(recipe, names, seeds, output, estimates=estimates, asked=asked, notes=chosen.notes)
+        if measure:
+            notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
+        return collect(recipe, names, seeds, output, estimates=estimates, asked=asked, notes=notes)
+
+
+def _warnings(counters: dict[str, float], orders: list[Order]) -> list[str]:
+    """The warning of a machine that has been busy since `counters` were read, if there is something to train."""
+    busy = busy_since(counters) if orders else None
+    if busy:
+        logging.getLogger("peft_recipes").warning(busy)
+    return [busy] if busy else []
+
+
+def _first_finished(output: Path, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """The first finished run of each arm."""
+    runs = [[_run_or_failure(output, recipe, (arm, seed)) for seed in seeds] for arm in arms]
+    return [next(run for run in each if run.ok) for each in runs if any(run.ok for run in each)]
 
 
 def _check_seeds(seeds: Sequence[int]) -> list[int]:

@@ -92,7 +92,7 @@ def run_in_fresh_processes(orders: Sequence[Order], slots: Sequence[dict[str, st
     are slots; a slot is the environment variables that its processes get in addition.
     """
     waiting, free, working = list(orders), list(slots), []
-    with _ending_together() as processes:
+    with ending_together() as processes:
         while waiting or working:
             while waiting and free:
                 worker = _Worker(waiting.pop(0), free.pop(0))
@@ -207,7 +207,7 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True
     )
-    with _ending_together() as processes:
+    with ending_together() as processes:
         processes.append(process)
         stdout, stderr = process.communicate()
     rows = {row["folder"]: row for row in map(json.loads, stdout.decode().splitlines())}
@@ -225,7 +225,7 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
 
 
 @contextlib.contextmanager
-def _ending_together() -> Iterator[list[subprocess.Popen[bytes]]]:
+def ending_together() -> Iterator[list[subprocess.Popen[bytes]]]:
     """End the processes added to the yielded list when the block is left by an error or an interruption."""
     processes: list[subprocess.Popen[bytes]] = []
     try:

@@ -26,7 +26,7 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
 
     data: the folder of the data prepared by the comparison; without it the run prepares its own.
     """
-    _end_with_parent()
+    end_with_parent()
     quiet_libraries()
     if not _needs_bitsandbytes(Path(recipe_file), arm):
         skip_bitsandbytes()
@@ -64,7 +64,7 @@ def _needs_bitsandbytes(recipe_file: Path, arm: str) -> bool:
     return bool(options.get("quantise")) or any(mark in optim for mark in OPTIMIZERS)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Send this process SIGTERM when its stdin is closed, which happens when the comparison's process ends."""
 
     def watch() -> None:

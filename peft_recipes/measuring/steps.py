@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from peft_recipes.distributed import processes
 from peft_recipes.guards.checks import loss_is_finite
 from peft_recipes.hardware.device import synchronise
+from peft_recipes.measuring.disturbance import Disturbance
 from peft_recipes.measuring.memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class StepMeter(TrainerCallback):
         self, device: str, on_step: Callable[[int, int, float | None], None] | None = None, finite_loss: bool = True
     ):
         self.device, self.memory, self.finite_loss = device, PeakMemory(device), finite_loss
+        self.disturbance = Disturbance()
         self.steps: list[float] = []
         self.data_seconds = 0.0  # the part of the steps that is waiting for batches
         self.losses: list[list[float]] = []
@@ -66,11 +68,13 @@ class StepMeter(TrainerCallback):
             self.memory.release()
             self._release_memory = False
         self.memory.reset()
+        self.disturbance.begin()
         self._start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         synchronise(self.device)
         self.steps.append(time.perf_counter() - self._start + self._waited)
+        self.disturbance.end(warmup=len(self.steps) <= WARMUP_STEPS)
         self.data_seconds, self._waited = self.data_seconds + self._waited, 0.0
         self.memory.read()
         if self._on_step is not None:
@@ -95,14 +99,22 @@ class StepMeter(TrainerCallback):
 
     def state(self) -> dict[str, Any]:
         """The measurements so far, for the run state of a checkpoint."""
-        measured = {"steps": self.steps, "losses": self.losses, "validation": self.validation}
-        return {**measured, "data_seconds": self.data_seconds, "peak": self.memory.peak}
+        return {
+            "steps": self.steps,
+            "data_seconds": self.data_seconds,
+            "losses": self.losses,
+            "validation": self.validation,
+            "peak": self.memory.peak,
+            "disturbance": self.disturbance.state(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from the measurements of a checkpoint."""
         self.steps, self.losses, self.validation = state["steps"], state["losses"], state["validation"]
         self.data_seconds = state["data_seconds"]
         self.memory.peak = state["peak"] if processes.is_rank_zero() else 0  # rank 0's peak
+        if processes.is_rank_zero():
+            self.disturbance.restore(state["disturbance"])
 
     def figures(
         self, counts: list[Counts], first_pass: dict[str, Any] | None = None, tokens_each: list[int] | None = None
@@ -153,6 +165,7 @@ class StepMeter(TrainerCallback):
             "peak_memory_bytes_sum": sum(process["peak_memory_bytes"] for process in each),
             "processes": each,
             "peak_memory_method": self.memory.method,
+            "disturbance": self.disturbance.figures(self.device),
             "losses": self.losses,
             "validation": self.validation,
         }

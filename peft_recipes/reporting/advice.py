@@ -221,7 +221,7 @@ def serving(comparison: Comparison) -> list[str]:
     arm = facts.arms(comparison).get(name or "") or {}
     latency = arm.get("latency_ms") or {}
     own, merged = facts.number(latency.get("adapter")), facts.number(latency.get("merged"))
-    if own is None or not merged or own < 1.1 * merged:
+    if own is None or not merged or own < 1.1 * merged or not facts.comparable(arm, "latency_ms"):
         return []
     return [
         f"Merge before serving (PEFT's `merge_and_unload`): an answer takes {fmt.milliseconds(own)} with the adapter "

@@ -97,8 +97,7 @@ def checkpoint_bars(comparison: Comparison) -> Plot | None:
 
 
 def _bars(comparison: Comparison, field: str, name: str, title: str) -> Plot | None:
-    sizes = {arm: facts.number(entry.get(field)) for arm, entry in facts.measured(comparison).items()}
-    sizes = {arm: size for arm, size in sizes.items() if size}
+    sizes, left_out = facts.comparable_figures(comparison, field)
     if not sizes:
         return None
     styles, names = figure_style.arm_styles(comparison), list(sizes)
@@ -113,4 +112,4 @@ def _bars(comparison: Comparison, field: str, name: str, title: str) -> Plot | N
     axes.grid(visible=False)
     axes.spines[["bottom", "left"]].set_visible(False)
     texts = "; ".join(f"{facts.label(comparison, arm)} {fmt.human_bytes(size)}" for arm, size in sizes.items())
-    return Plot(name, title, "Shorter is better.", f"{title}: {texts}.", figure)
+    return Plot(name, title, f"Shorter is better.{left_out}", f"{title}: {texts}.", figure)

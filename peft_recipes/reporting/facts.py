@@ -120,10 +120,48 @@ def reference(comparison: Comparison, name: str | None = None) -> str | None:
     return next((other for other, arm in arms(comparison).items() if is_full(other, arm)), None)
 
 
+MEMORY_FIELDS = ("peak_memory_bytes",)
+TIME_FIELDS = (
+    "training_seconds", "warmup_seconds", "total_seconds", "tokens_per_second", "examples_per_second", "latency_ms",
+    "generation_tokens_per_second",
+)  # fmt: skip
+
+
 def ratio(arm: dict | None, other: dict | None, field: str) -> float | None:
-    """Return the arm's field divided by the other's if both are known and the divisor is positive."""
+    """Return the arm's field divided by the other's if both are known, comparable, and the divisor is positive."""
+    if not (comparable(arm, field) and comparable(other, field)):
+        return None
     top, bottom = number((arm or {}).get(field)), number((other or {}).get(field))
     return top / bottom if top is not None and bottom and bottom > 0 else None
+
+
+def comparable(arm: dict | None, field: str) -> bool:
+    """Return whether an arm's figure may be divided by another arm's: times and memory need the same conditions."""
+    timing = (arm or {}).get("timing") or {}
+    if field in TIME_FIELDS:
+        return timing.get("comparable", True)
+    return timing.get("same_environment", True) if field in MEMORY_FIELDS else True
+
+
+def comparable_figures(comparison: Comparison, field: str) -> tuple[dict[str, float], str]:
+    """Return a figure of each measured arm that may share an axis with the others', and a caption on those left out.
+
+    An arm that can't be compared with the reference is left out; all are, where the reference itself can't.
+    """
+    found = {name: number(arm.get(field)) for name, arm in measured(comparison).items()}
+    found = {name: value for name, value in found.items() if value is not None and value > 0}
+    against = arms(comparison).get(reference(comparison) or "")
+    kept = {name: value for name, value in found.items() if comparable(arms(comparison)[name], field)}
+    kept = kept if comparable(against, field) else {}
+    left_out = ", ".join(f"'{name}'" for name in found if name not in kept)
+    return kept, f" Left out, since measured under other conditions: {left_out}." if left_out else ""
+
+
+def not_comparable(comparison: Comparison, name: str) -> str:
+    """Return why an arm's times, or times and memory, have no ratio to its reference's; empty if they have."""
+    pair = [arms(comparison).get(each or "") or {} for each in (name, reference(comparison, name))]
+    reasons = (plain((arm.get("timing") or {}).get("why") or "") for arm in pair)
+    return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
 
 def parameter_share(arm: dict) -> float | None:

@@ -78,8 +78,7 @@ def _scatter(
 ) -> Plot | None:
     """Plot quality against a cost, one point per arm. `show` formats a cost."""
     styles, axis = figure_style.arm_styles(comparison), _Axis(comparison)
-    costs = {arm: facts.number(entry.get(field)) for arm, entry in facts.measured(comparison).items()}
-    costs = {arm: cost for arm, cost in costs.items() if cost is not None and cost > 0}
+    costs, left_out = facts.comparable_figures(comparison, field)
     if not costs:
         return None
     figure, axes = figure_style.canvas()
@@ -108,7 +107,7 @@ def _scatter(
         f"{facts.label(comparison, arm)} {axis.show(facts.mean(arms[arm]))} with {show(cost)}"
         for arm, cost in costs.items()
     )
-    caption = f"Further {axis.better} and left is better.{ranks}{base_caption}{_bar_caption(comparison)}"
+    caption = f"Further {axis.better} and left is better.{ranks}{base_caption}{_bar_caption(comparison)}{left_out}"
     alt = f"{axis.title} against {x_title.lower()}: {values}.{ranks}{base_caption}"
     return Plot(name, title, caption, alt, figure)
 

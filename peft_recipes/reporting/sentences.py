@@ -187,6 +187,8 @@ def caveats(comparison: Comparison, name: str) -> list[str]:
         lines.append(f"{failed} of {failed + done} seeds failed and {verb} not in the figures.")
     if names := dict.fromkeys(str(one.get("check")) for one in arm.get("failed_checks") or []):
         lines.append(f"A check failed after training: {', '.join(map(facts.plain, names))}.")
+    if facts.mean(arm) is not None and (why := facts.not_comparable(comparison, name)):
+        lines.append(f"{_uncompared(comparison, name)} not compared: {why}.")
     if comparison.get("embedded"):
         lines.append(stand_in(comparison))
     return lines
@@ -225,6 +227,13 @@ def failed_checks(comparison: Comparison) -> list[str]:
                 f"failed after training: {words}. Its figures are those of the trained model."
             )
     return lines
+
+
+def _uncompared(comparison: Comparison, name: str) -> str:
+    """Return "Times are", or "Time, memory and latency are" where the environments differ."""
+    pair = [facts.arms(comparison).get(each or "") for each in (name, facts.reference(comparison, name))]
+    memory = all(facts.comparable(arm, "peak_memory_bytes") for arm in pair)
+    return "Times are" if memory else "Time, memory and latency are"
 
 
 def stand_in(comparison: Comparison) -> str:

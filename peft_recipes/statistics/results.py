@@ -13,6 +13,7 @@ from peft_recipes.recipe.arm import rank_of
 from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
+from peft_recipes.statistics import conditions
 from peft_recipes.statistics.bootstrap import Difference, margin_for, paired_difference, simultaneous, verdict
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
 
@@ -26,7 +27,11 @@ def comparison_data(
     recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """Return the contents of comparison.json for the runs of one recipe, keyed by (arm, seed)."""
-    table = {arm: _arm(recipe, arm, {seed: runs[arm, seed] for seed in seeds}) for arm in arms}
+    timed = {arm: _timed([runs[arm, seed] for seed in seeds if runs[arm, seed].ok]) for arm in arms}
+    timings = conditions.timing(timed, FULL)
+    table = {
+        arm: _arm(recipe, arm, {seed: runs[arm, seed] for seed in seeds}, timed[arm], timings.get(arm)) for arm in arms
+    }
     finished = [run for run in (base, *runs.values()) if run.ok]
     first = finished[0].data if finished else {"rows": {}, "samples": None, "environment": {}}
     full = table.get(FULL)
@@ -54,8 +59,14 @@ def comparison_data(
         "forgetting": _forgetting(recipe, runs, base, arms, seeds),
         "samples": first["samples"],
         "environment": first["environment"],
-        "notes": _notes(recipe, finished),
+        "notes": _notes(recipe, finished) + conditions.notes(timings, timed),
     }
+
+
+def _timed(runs: list[Run]) -> list[Run]:
+    """Return the runs whose times count: those that `--measure` took again, with its figures, else all."""
+    again = [run for run in runs if run.data.get("measured")] or runs
+    return [Run(run.folder, conditions.timed(run.data)) for run in again]
 
 
 def _notes(recipe: Recipe, runs: list[Run]) -> list[str]:
@@ -92,8 +103,13 @@ def _failed_checks(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
-    """Return one arm's entry: its configuration, means of its metrics, medians of its costs."""
+def _arm(
+    recipe: Recipe, name: str, runs: dict[int, Run], timed: list[Run], timing: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return one arm's entry: its configuration, means of its metrics, medians of its costs.
+
+    timed: its finished runs with the figures of `--measure`; timing: which of them count, and how.
+    """
     arm, finished = recipe.arms[name], {seed: run for seed, run in runs.items() if run.ok}
     failures = [
         {"seed": seed, "status": run.data["status"], "error": run.data["error"]}
@@ -113,15 +129,19 @@ def _arm(recipe: Recipe, name: str, runs: dict[int, Run]) -> dict[str, Any]:
         "target_modules": [targets] if isinstance(targets, str) else sorted(targets) if targets else None,
         "learning_rate": arm.learning_rate,
     }
-    return entry | (_measured(recipe, list(finished.values())) if finished else dict.fromkeys(_MEASURED))
+    if not finished:
+        return entry | dict.fromkeys(_MEASURED)
+    counted = [run for run in timed if timing is None or run.data["seed"] in timing["seeds"]]
+    return entry | _measured(recipe, list(finished.values()), counted) | {"timing": timing}
 
 
-def _measured(recipe: Recipe, runs: list[Run]) -> dict[str, Any]:
+def _measured(recipe: Recipe, runs: list[Run], timed: list[Run]) -> dict[str, Any]:
+    """Return means over all runs, and medians of time, memory and latency over the `timed` ones."""
     first = runs[0].data
     values = [run.metrics["test"][recipe.metric] for run in runs]
 
     def median(*path: str) -> float | None:
-        values = [_at(run.data, path) for run in runs]
+        values = [_at(run.data, path) for run in timed]
         return None if None in values else statistics.median(values)
 
     counts = first["parameters"]
@@ -146,7 +166,7 @@ def _measured(recipe: Recipe, runs: list[Run]) -> dict[str, Any]:
         "padding_share": median("training", "padding_share"),
         "peak_memory_bytes": int(median("training", "peak_memory_bytes")),
         "latency_ms": {form: median("latency_ms", form) for form in ("base", "adapter", "merged")},
-        "generation_tokens_per_second": first["generation_tokens_per_second"]
+        "generation_tokens_per_second": timed[0].data["generation_tokens_per_second"]
         and {form: median("generation_tokens_per_second", form) for form in ("base", "adapter", "merged")},
         "curves": [_curve(recipe, run) for run in runs],
         "per_class": _class_means([run.data["per_class"] for run in runs]) if first["per_class"] else None,
@@ -162,7 +182,7 @@ _MEASURED = (
     "trainable_parameters", "adapter_parameters", "head_parameters", "total_parameters", "checkpoint_bytes", "steps",
     "metric", "metrics", "training_seconds", "warmup_seconds", "total_seconds", "tokens_per_second",
     "examples_per_second", "padding_share", "peak_memory_bytes", "latency_ms", "generation_tokens_per_second", "curves",
-    "per_class", "answers", "checks", "folder", "notes",
+    "per_class", "answers", "checks", "folder", "notes", "timing",
 )  # fmt: skip
 
 

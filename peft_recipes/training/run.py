@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 
 from peft_recipes.arms.selection import choose_arms
@@ -15,6 +16,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import Guards
 from peft_recipes.hardware.device import choose
 from peft_recipes.kernels import allocator
+from peft_recipes.measuring.disturbance import busy_since, read_counters
 from peft_recipes.measuring.steps import Stopwatch
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs import facts
@@ -79,7 +81,7 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     import transformers
 
     allocator.set_for_training()
-    watch, guard = Stopwatch(), Guards(recipe.skip_checks)
+    watch, guard, counters = Stopwatch(), Guards(recipe.skip_checks), read_counters()
     with watch("imports"):
         from peft_recipes.tasks.registry import task_of
 
@@ -101,6 +103,9 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     setup.attention = getattr(base.config, "_attn_implementation", None)
     # Where rank 0 alone reads the base, the other ranks can't know its new weights.
     model, parameters = stages.apply(setup, base, processes.from_rank_zero(lambda: new_weights))
+    if arguments.data is None and processes.count() == 1 and (busy := busy_since(counters)):
+        logging.getLogger("peft_recipes").warning(busy)  # a comparison says it itself, once
+        setup.prepared.notes.append(busy)
     with contextlib.ExitStack() as held:
         checkpoint = processes.from_rank_zero(lambda: stages.take_folder(setup, held))
         if isinstance(checkpoint, Run):  # another process finished it meanwhile

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Batches = list[dict[str, torch.Tensor]]
 
-_TIMED_INPUTS = 20
+TIMED_INPUTS = 20
 _COMPARED_INPUTS = 2  # stored with the adapter, for `peft-recipes check`
 _TIED = (
     " The adapter targets the embedding or the LM head, whose weight this base shares between the two: merging changes "
@@ -66,7 +66,7 @@ class _Speeds:
     """Latency and generation speed of the base, the adapter and the merged model, each measured on the same inputs."""
 
     def __init__(self, setup: Setup):
-        self.setup, self.inputs = setup, setup.task.inputs(setup.prepared, _TIMED_INPUTS)
+        self.setup, self.inputs = setup, setup.task.inputs(setup.prepared, TIMED_INPUTS)
         self.latency: dict[str, float | None] = dict.fromkeys(("base", "adapter", "merged"))
         self.generation: dict[str, float | None] = dict(self.latency)
 

@@ -52,3 +52,35 @@ def test_a_benchmark_leaves_the_repository_unchanged(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(before[0])
     assert (kept.read_bytes(), kept.stat().st_mtime_ns) == before and list(tmp_path.iterdir()) == []
+
+
+def test_a_disturbed_measurement_is_taken_again_and_marked_if_it_stays_so(harness, tmp_path):
+    script = tmp_path / "measure.py"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        "tries = pathlib.Path(sys.argv[1]); n = int(tries.read_text()) + 1; tries.write_text(str(n))\n"
+        "busy = {'verdict': 'disturbed', 'why': 'busy'}\n"
+        "print(json.dumps({'n': n, 'disturbance': busy if n < int(sys.argv[2]) else {'verdict': 'quiet'}}))\n"
+    )
+    for quiet_from, expected in ((2, 2), (9, 3)):
+        (tmp_path / "tries").write_text("0")
+        result = harness.in_fresh_process(str(script), [str(tmp_path / "tries"), str(quiet_from)])
+        assert result["n"] == expected
+        assert harness.disturbed(result) == ("busy" if quiet_from == 9 else None)
+
+
+def test_a_disturbed_round_has_no_ratio_and_counts_only_if_there_is_no_other(harness):
+    def rounds(*busy: bool) -> list:
+        made = []
+        for number, is_busy in enumerate(busy, 1):
+            found = {"verdict": "disturbed" if is_busy else "quiet", "why": "busy" if is_busy else None}
+            figures = {"losses": [1.0], "gradient_norms": [1.0], "peak_memory_bytes": 1, "disturbance": found}
+            speeds = {"trl-default": 1.0, "trl-best": 1.0, "peft-recipes": float(number)}
+            by_arm = {arm: {**figures, "tokens_per_second": speed} for arm, speed in speeds.items()}
+            made.append((harness._summary(by_arm), by_arm))
+        return made
+
+    summary, _ = harness._median_round(rounds(True, False, True))
+    assert summary["ratio_to_trl_best"] == 2.0 and not summary["disturbed"]
+    summary, _ = harness._median_round(rounds(True, True))
+    assert summary["ratio_to_trl_best"] is None and summary["disturbed"]["peft-recipes"] == "busy"

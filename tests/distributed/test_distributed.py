@@ -30,8 +30,13 @@ from peft_recipes.runs.folder import run_folder
 
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
         ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
-        ("padded-pairs", "full"), ("images", "full"), ("images", "head")]  # fmt: skip
-ONE_COPY = [("classes", "adalora"), ("sft", "adalora"), ("padded-pairs", "adalora")]  # not under FSDP2
+        ("padded-pairs", "full"), ("images", "head")]  # fmt: skip
+ONE_COPY = [
+    ("images", "full"),
+    ("classes", "adalora"),
+    ("sft", "adalora"),
+    ("padded-pairs", "adalora"),
+]  # not under FSDP2
 KINDS = {"ddp": "DDP", "fsdp2": "FSDP2"}
 
 
