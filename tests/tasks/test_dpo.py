@@ -16,7 +16,9 @@ from trl import DPOConfig, DPOTrainer
 from typer.testing import CliRunner
 
 from peft_recipes import Arm, Dataset, RecipeError, compare, train
+from peft_recipes.arms.selection import choose_arms
 from peft_recipes.cli.app import app
+from peft_recipes.data.cache import stored
 from peft_recipes.data.preferences import EMPTY, IDENTICAL, NO_PROMPT, preference_rows
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks import dpo
@@ -293,3 +295,15 @@ def test_the_reference_is_computed_again_for_another_key(tmp_path):
         model.lm_head.weight.mul_(2)
     kept, again = (reference.add(model, rows, tmp_path, {"model": name})["train"][0] for name in ("a", "b"))
     assert kept == first and again["ref_chosen_logps"] != first["ref_chosen_logps"]
+
+
+def test_the_reference_of_a_quantised_arm_is_the_quantised_base_alone_and_in_a_comparison(prefer, tiny, tmp_path):
+    recipe = choose_arms(prefer(model=str(tiny("llama", 64))), ["full", "lora-int8"]).recipe
+    prepared = task_of(recipe).prepare()
+    with stored(prepared, tmp_path / "data") as data:  # as the runs of a comparison share it, full first
+        train(recipe, "full", output=tmp_path / "compared", data=data)
+        together = train(recipe, "lora-int8", output=tmp_path / "compared", data=data)
+    alone = train(recipe, "lora-int8", output=tmp_path / "alone")
+    tables = [pandas.read_parquet(run.folder / "predictions.parquet") for run in (together, alone)]
+    pandas.testing.assert_frame_equal(*tables)
+    assert together.metrics == alone.metrics
