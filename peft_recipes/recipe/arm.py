@@ -87,6 +87,11 @@ class Arm:
             # OFT's r=0 means "use oft_block_size"; every other method with an r needs it above 0.
             if rank is not None and self.method_name != "OFT" and (not isinstance(rank, int) or rank < 1):
                 problems.append(f"{where}.peft.r: the rank must be a whole number of 1 or more, got {rank!r}.")
+            if self.method_name == "ADALORA" and self.method.target_r >= self.method.init_r:
+                problems.append(
+                    f"{where}.peft.target_r: AdaLoRA reduces ranks from init_r ({self.method.init_r}), so it must be "
+                    f"lower than that, got {self.method.target_r}."
+                )
             problems += _init_problems(self.method, f"{where}.peft")
         return problems + self._option_problems(where)
 

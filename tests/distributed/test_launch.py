@@ -138,3 +138,16 @@ def test_two_jobs_at_a_time_are_noted_in_the_comparison(classify, tmp_path):
     assert any("2 runs at a time shared this machine" in note for note in made.data["notes"])
     assert made.data["environment"]["jobs"] == 2
     assert "2 runs at a time" in (made.folder / "comparison.md").read_text()
+
+
+def test_what_fsdp2_can_not_shard_names_ddp(classify):
+    from peft_recipes import Arm
+    from peft_recipes.distributed.batches import check_shardable
+
+    recipe = classify(arms={"full": Arm(), "head": Arm("head")})
+    check_shardable(recipe, "full", "FSDP2")
+    recipe.task = "image-classification"
+    check_shardable(recipe, "head", "FSDP2")
+    check_shardable(recipe, "full", "DDP")
+    with pytest.raises(RecipeError, match=r"patch embedding of an image model.*Launch with ddp"):
+        check_shardable(recipe, "full", "FSDP2")

@@ -178,3 +178,12 @@ def test_a_batch_that_does_not_divide_keeps_its_own_message(classify, monkeypatc
     recipe = classify()
     with pytest.raises(RecipeError, match=r"^training: 16 examples"):
         task_of(recipe).check_arguments(recipe.arms["full"], choose(recipe.training))
+
+
+def test_adalora_needs_a_rank_to_reduce():
+    from peft import AdaLoraConfig
+
+    from peft_recipes import Arm
+
+    (problem,) = Arm(AdaLoraConfig(init_r=4, target_r=4, total_step=10)).problems("arms.adalora")
+    assert "arms.adalora.peft.target_r" in problem and "lower" in problem
