@@ -73,7 +73,8 @@ def test_each_run_of_a_comparison_has_a_card_with_the_verdict_and_all_arms(made)
             card = read(made.folder / arm / f"seed-{seed}")
             assert all(f"| {label} |" in card.text for label in ("Full fine-tuning", "Head only", "LoRA r=4"))
             assert "95 % interval" in card.text or arm == "full"
-            assert made.verdict(arm).split(" (")[0].split(":")[0] in card.text
+            verdict = made.verdict(arm).split(". Times are not compared")[0]  # on a busy machine
+            assert verdict.split(" (")[0].split(":")[0] in card.text
             assert f"seed {seed}" in card.text.splitlines()[1] + card.text.splitlines()[2]
     base = read(made.folder / "base" / "seed-0")
     assert "nothing to load" in base.text and base.data.library_name == "transformers"

@@ -62,13 +62,15 @@ def test_the_difference_is_paired_by_test_example(comparison):
 def test_one_example_to_evaluate_on_is_refused_before_anything_runs(classify, instruct, tmp_path):
     few = replace(classify().dataset, test=1)
     with pytest.raises(RecipeError, match=r"'test' has 1 example.*at least two.*dataset\.test"):
-        compare(classify(dataset=few), ["full"], output=tmp_path)
-    also = instruct(evaluate_also={"other": {"test": 1, "seed": 3}})
+        compare(classify(dataset=few), ["full"], output=tmp_path / "o")
+    row = {"instruction": "say it", "input": "", "output": "a film"}
+    (tmp_path / "other.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "input": "again"}) + "\n")
+    also = instruct(evaluate_also={"other": {"path": str(tmp_path / "other.jsonl"), "test": 1}})
     with pytest.raises(RecipeError, match=r"'other' has 1 example.*evaluate_also\.other\.test"):
-        compare(also, ["lora"], output=tmp_path)
-    assert not list(tmp_path.iterdir())
+        compare(also, ["lora"], output=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
     assert any("'test' has 1 example" in note for note in plan(classify(dataset=few), ["full"])["notes"])
-    assert train(classify(dataset=few), "head", output=tmp_path).ok
+    assert train(classify(dataset=few), "head", output=tmp_path / "o").ok
 
 
 def test_several_arms_have_intervals_that_hold_together(classify, tmp_path):
@@ -254,7 +256,7 @@ def test_a_worker_records_a_mistake_under_the_folders_lock(classify, tmp_path, m
         path.write_text(json.dumps(data))
 
     monkeypatch.setattr("peft_recipes.runs.files.write_json", write)
-    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
 
     def refuse(*_, **__):
         raise RecipeError("a mistake")

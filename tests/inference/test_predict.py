@@ -128,7 +128,7 @@ def test_an_adapter_of_plain_peft_has_the_class_names_of_its_base(tiny, tmp_path
 def pictures(tmp_path_factory):
     """A run on dark and bright squares, with a small CNN that is trained first, and a folder of such squares."""
     root = tmp_path_factory.mktemp("pictures")
-    rows = [{"image": Image.new("L", (28, 28), 20 + 10 * (i % 8) + 130 * (i % 2)), "label": i % 2} for i in range(96)]
+    rows = [{"image": Image.new("L", (28, 28), 5 + i + 130 * (i % 2)), "label": i % 2} for i in range(96)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])})
     (root / "data").mkdir()
     datasets.Dataset.from_list(rows, features=features).to_parquet(root / "data" / "train.parquet")
