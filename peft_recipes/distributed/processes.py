@@ -1,7 +1,8 @@
 """The ranks of a run under `accelerate launch`: collectives over Python objects, and one failure that ends all ranks.
 
 Training uses Accelerate's process group. The functions here use a second one, over gloo, which can carry any object
-and waits up to a day while rank 0 evaluates, saves and verifies.
+and waits up to a day while rank 0 evaluates, saves and verifies. Ranks that wait for each other end earlier: see
+watchdog.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from peft_recipes.distributed.watchdog import Watchdog, hang_of, timeout
 from peft_recipes.errors import RecipeError, Terminated
 from peft_recipes.models import hub
 
@@ -22,6 +24,7 @@ JOBS = "PEFT_RECIPES_JOBS"  # environment variable: how many runs share this mac
 
 _TIMEOUT = datetime.timedelta(days=1)
 _group: Any = None  # the gloo group, once joined
+_watchdog: Watchdog | None = None
 _runs = 0  # runs this process has joined; failures are stored under a run's number
 _LOST_PEER = ("closed by peer", "connection reset", "connection refused", "nccl", "socket", "broken pipe")
 
@@ -71,11 +74,15 @@ def facts() -> dict[str, Any]:
     }
 
 
-def join(device: str) -> None:
-    """Join Accelerate's process group and the gloo group. Does nothing for one process."""
-    global _group, _runs
+def join(device: str, on_hang: Callable[[], None] = lambda: None) -> None:
+    """Join Accelerate's process group and the gloo group. Does nothing for one process.
+
+    on_hang: called on rank 0 when all ranks wait for each other, before the run fails.
+    """
+    global _group, _runs, _watchdog
     if count() == 1:
         return
+    timeout()  # a mistake in it is reported before anything starts
     if distributed_type() in ("FSDP1", "ZeRO-3"):
         raise RecipeError(f"{distributed_type()} is not supported: an adapter's weights come back in parts. Use FSDP2 "
                           "instead: recipes/accelerate/fsdp2.yaml.")  # fmt: skip
@@ -87,6 +94,10 @@ def join(device: str) -> None:
     if _group is None:
         _group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     _runs += 1
+    if _watchdog is None:
+        _watchdog = Watchdog(_store().clone(), rank(), count(), _key)  # a connection of its own: calls on one wait
+        _watchdog.start()
+    _watchdog.on_hang = on_hang
 
 
 def joined() -> bool:
@@ -172,14 +183,14 @@ def barrier() -> None:
 def report_failure(error: BaseException) -> BaseException:
     """Record an error of the run for all ranks; return what to raise on this one.
 
-    That is the error itself on the first rank that fails and OtherRankFailed on the others. An interruption reaches
-    every rank by itself and is returned as it is.
+    That is the error itself on the first rank that fails and OtherRankFailed on the others; on rank 0 RanksHang, where
+    a hang was why its connections closed. An interruption reaches every rank by itself and is returned as it is.
     """
     if count() == 1 or _group is None or isinstance(error, (OtherRankFailed, KeyboardInterrupt, Terminated)):
         return error
     failure = {"process": rank(), "type": type(error).__name__, "error": error_message(error)}
     first = json.loads(_store().compare_set(_key(), "", json.dumps(failure)))
-    return error if first["process"] == rank() else OtherRankFailed()
+    return (hang_of(first) or error) if first["process"] == rank() else OtherRankFailed()
 
 
 def first_failure() -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class Interruption:
         try:
             yield
         finally:
-            self.deferred = False
+            self.deferred = self.silent  # a run that is failing keeps ignoring the first signal
         if self.received is not None:
             raise _EXCEPTIONS[self.received]
 

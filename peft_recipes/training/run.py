@@ -63,7 +63,7 @@ def train(
     sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a linear probe computes its features once
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:
-            processes.join(choose(recipe.training, recipe.threads).device)
+            processes.join(choose(recipe.training, recipe.threads).device, interruption.ignore_first_signal)
             processes.from_rank_zero(lambda: check_free(Path(output), folder, resume, overwrite))
             split_batch(recipe.training, processes.count())
             check_shardable(recipe, arm, processes.distributed_type())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -140,14 +141,14 @@ def interrupted_here(recipe, output, step=3):
         train(recipe, "lora", output=output)
 
 
-def launch(root, name, config, jobs, check=True):
+def launch(root, name, config, jobs, check=True, **variables):
     """Run the jobs under `accelerate launch`, which must leave no process behind."""
     file = root / f"{name}.json"
     file.write_text(json.dumps(jobs))
     script = str(Path(__file__).parents[1] / "helpers" / "distributed_runs.py")
     command = ["-m", "accelerate.commands.launch", "--config_file", str(launch_files()[config]), script, str(file)]
     root = str(Path(__file__).parents[2])
-    env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=300)
     left = [p for p in psutil.process_iter(["cmdline"]) if str(file) in (p.info["cmdline"] or [])]
     assert left == []
@@ -291,6 +292,25 @@ def test_a_killed_rank_leaves_a_checkpoint_to_resume_from(one, recipes, root):
     done = train(recipe, "lora", output=root / "killed", resume=True)
     assert done.data["training"]["resumed_at_steps"] in ([3], [4])
     assert_same(one["sft", "lora"], done)
+
+
+def test_ranks_that_wait_for_each_other_fail_and_say_where(recipes, root):
+    """Rank 0 calls a collective once more than rank 1, so that each waits for the other in the next step.
+
+    `launch` checks that no process is left.
+    """
+    recipes["sft"].to_yaml(root / "hangs.yaml")
+    jobs = [[str(root / "hangs.yaml"), "lora", str(root / "hangs"), {"diverge": 2}]]
+    done = launch(root, "hangs", "ddp", jobs, check=False, PEFT_RECIPES_HANG_SECONDS="2")
+    assert done.returncode != 0
+    run = run_of(root, "hangs", recipes["sft"], "lora")
+    assert run.data["status"] == "failed"
+    for text in (run.data["error"], done.stdout):
+        assert re.search(
+            r"RanksHang: .* process 0 for \d s in all_reduce_max \(training/callbacks.py:\d+, in on_step_end", text
+        ), text
+        assert re.search(r"; process 1 for \d s in all_gather \(training/fit.py:\d+, in ", text), text
+    assert all(f"Process {rank} waits here" in done.stderr for rank in (0, 1)), done.stderr
 
 
 def test_a_failure_on_every_rank_is_printed_once(recipes, root):

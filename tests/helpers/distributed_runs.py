@@ -1,7 +1,8 @@
 """Trains a list of runs one after another, on every rank that `accelerate launch` starts with this script.
 
 python tests/helpers/distributed_runs.py JOBS.json: [[recipe.yaml, arm, output, {options of train}], ...]. The option
-"signal": [rank, step, number] sends that signal to a rank at the end of a step.
+"signal": [rank, step, number] sends that signal to a rank at the end of a step; "diverge": step has rank 0 call a
+collective once more there than rank 1.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ from peft_recipes.training import stages
 
 def signal_at_step(rank: int, step: int, number: int) -> None:
     """Send a signal to this process at the end of a step, if it has that rank."""
+    at_step(rank, step, lambda: os.kill(os.getpid(), number))
+
+
+def at_step(rank: int, step: int, act) -> None:
+    """Call `act` once at the end of a step, on that rank."""
     log_step = stages.log_step
 
     def logged(lines, now, *rest):
         log_step(lines, now, *rest)
         if now == step and processes.rank() == rank:
             stages.log_step = log_step
-            os.kill(os.getpid(), number)
+            act()
 
     stages.log_step = logged
 
@@ -37,6 +43,8 @@ def main(jobs: list[list]) -> None:
     for yaml, arm, output, options in jobs:
         if signalled := options.pop("signal", None):
             signal_at_step(*signalled)
+        if step := options.pop("diverge", None):
+            at_step(0, step, lambda: processes.all_reduce_max(0, 0))
         try:
             train(resolved_recipe(Path(yaml)), arm, output=output, **options)
         except BaseException as error:
