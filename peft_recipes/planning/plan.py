@@ -49,6 +49,8 @@ def plan(
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, target_notes = fit_targets(recipe, config)
     task.recipe = recipe
+    if {"fp16", "report_to"} & set(recipe.training):  # refused by hardware or what is installed; imports the trainer
+        task.check_arguments(None, choose(recipe.training, recipe.threads))
     planned, problems, run_steps = {}, [], steps(recipe, rows)
     for name in names:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HONOURED, OWNED, REFUSED = "honoured", "owned", "refused"
+FIXED = "nothing: "  # how the reason of an owned option begins that no recipe can change
 
 
 class Row(NamedTuple):
