@@ -82,7 +82,11 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
         at_default = key in defaults and value == defaults[key]
         if row.status == trainer_options.OWNED and not (key in _LOGGING and value == _LOGGING[key]):
             fixed = row.why.startswith(trainer_options.FIXED)
-            where = f"can't be set: {row.why.removeprefix(trainer_options.FIXED)}" if fixed else f"not set here but by {row.why}"
+            where = (
+                f"can't be set: {row.why.removeprefix(trainer_options.FIXED)}"
+                if fixed
+                else f"not set here but by {row.why}"
+            )
             problems.append(f"training.{key}: {where}.")
         elif key not in options:  # only the nearest: there are more than a hundred valid ones
             problems.append(

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from peft_recipes.reporting import advice, details, facts, figure_style, rank_sentences, rows, sentences
+from peft_recipes.reporting import advice, below_table, details, facts, figure_style, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 from peft_recipes.reporting.figure_style import Plot
@@ -59,8 +59,8 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "table": rows.table(comparison),
         "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
-        "several": sentences.several(comparison),
-        "failed_checks": sentences.failed_checks(comparison),
+        "several": below_table.several(comparison),
+        "failed_checks": below_table.failed_checks(comparison),
         "ranks": rank_sentences.rank_lines(comparison),
         "forgetting": sentences.forgetting(comparison),
         "heat": _heat(comparison),

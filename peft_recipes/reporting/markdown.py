@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from peft_recipes.reporting import advice, details, facts, rank_sentences, rows, sentences
+from peft_recipes.reporting import advice, below_table, details, facts, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -35,8 +35,8 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
         parts.append(f"**{escape(sentences.verdict_headline(comparison, name))}**")
         parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
     parts.append(table_markdown(comparison))
-    parts += [escape(line) for line in sentences.several(comparison)]
-    parts += [escape(line) for line in sentences.failed_checks(comparison)]
+    parts += [escape(line) for line in below_table.several(comparison)]
+    parts += [escape(line) for line in below_table.failed_checks(comparison)]
     parts += [escape(line) for line in [*rank_sentences.rank_lines(comparison), *sentences.forgetting(comparison)]]
     for title, caption, alt, path in images:
         parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"] + ([escape(caption)] if caption else [])

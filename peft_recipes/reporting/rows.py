@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_recipes.reporting import facts, rank_sentences, sentences
+from peft_recipes.reporting import below_table, facts, rank_sentences, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.details import BASE_LABEL
 from peft_recipes.reporting.facts import Comparison
@@ -72,7 +72,7 @@ def _arm_row(comparison: Comparison, name: str, columns: list[Column]) -> Row:
     arm, label = facts.arms(comparison)[name], facts.label(comparison, name)
     if facts.mean(arm) is None:
         return Row(name, label, "failed", reason=sentences.failure(arm))
-    label += f" {sentences.CHECK_FAILED}" if arm.get("failed_checks") else ""
+    label += f" {below_table.CHECK_FAILED}" if arm.get("failed_checks") else ""
     return Row(name, label, "arm", {column.key: column.cell(comparison, name) for column in columns})
 
 

@@ -13,7 +13,6 @@ from peft_recipes.reporting.facts import Comparison
 
 VERDICTS = ("equivalent", "better", "worse", "not shown")
 FULL_NAME = "full fine-tuning"
-CHECK_FAILED = "†"  # marks an arm whose figures are kept, but of which a check failed after training
 
 
 @dataclass(frozen=True)
@@ -194,41 +193,6 @@ def caveats(comparison: Comparison, name: str) -> list[str]:
     return lines
 
 
-def several(comparison: Comparison) -> list[str]:
-    """Return what several comparisons with full mean for the verdicts; nothing for a single one."""
-    entries = {name: facts.difference(comparison, name) for name in facts.arms(comparison)}
-    entries = {name: entry for name, entry in entries.items() if (entry or {}).get("ci95_simultaneous")}
-    if len(entries) < 2:
-        return []
-    count, chance = len(entries), 1 - 0.95 ** len(entries)
-    changed = [
-        f"{_mentioned(comparison, name)} is {entry['verdict_simultaneous']} instead of {entry['verdict']}"
-        for name, entry in entries.items()
-        if entry["verdict_simultaneous"] != entry["verdict"]
-    ]
-    result = fmt.listed(changed) if changed else "every verdict is the same"
-    return [
-        f"{count} arms are compared with {FULL_NAME}, and the table shows the 95 % interval of each "
-        f"comparison by itself: were all arms equal to it, the chance of at least one false verdict would be up to "
-        f"{100 * chance:.0f} %. With intervals that hold for all {count} together (Bonferroni), {result}."
-    ]
-
-
-def failed_checks(comparison: Comparison) -> list[str]:
-    """Return a line for each check that failed after training; the row of its arm is marked in the table."""
-    lines = []
-    base = comparison.get("base") or {}
-    named = [("The base", base), *((facts.label(comparison, n), arm) for n, arm in facts.arms(comparison).items())]
-    for label, entry in named:
-        for failed in entry.get("failed_checks") or []:
-            words = facts.shorten(str(failed.get("error")), 400).rstrip(".")
-            lines.append(
-                f"{CHECK_FAILED} {label}, seed {failed.get('seed')}: the check '{facts.plain(failed.get('check'))}' "
-                f"failed after training: {words}. Its figures are those of the trained model."
-            )
-    return lines
-
-
 def _uncompared(comparison: Comparison, name: str) -> str:
     """Return "Times are", or "Time, memory and latency are" where the environments differ."""
     pair = [facts.arms(comparison).get(each or "") for each in (name, facts.reference(comparison, name))]
@@ -267,7 +231,7 @@ def forgetting(comparison: Comparison) -> list[str]:
                 moved = ""
                 if before is not None:
                     moved = f" ({change(value - before, metric)}{_forgetting_interval(comparison, split, name)})"
-                after.append(f"{_mentioned(comparison, name)} {fmt.quality(value, metric)}{moved}")
+                after.append(f"{mentioned(comparison, name)} {fmt.quality(value, metric)}{moved}")
         if after:
             start = f"before tuning {fmt.quality(before, metric)}; after: " if before is not None else "after tuning: "
             lines.append(f"{facts.plain(split).capitalize()} {fmt.metric_title(metric)} {start}{', '.join(after)}.")
@@ -286,7 +250,7 @@ def latency(comparison: Comparison) -> str:
             base = facts.number(figures.get("base"))
         if own is not None:
             suffix = f" (merged {fmt.milliseconds(merged)})" if merged is not None else ""
-            each.append(f"{_mentioned(comparison, name)} {fmt.milliseconds(own)}{suffix}")
+            each.append(f"{mentioned(comparison, name)} {fmt.milliseconds(own)}{suffix}")
     first = [f"the base {fmt.milliseconds(base)}"] if base is not None else []
     return f"Latency at batch 1: {', '.join(first + each)}." if each else ""
 
@@ -331,7 +295,7 @@ def reference_name(comparison: Comparison, name: str) -> str:
     return _other(comparison, against) if against else "the reference"
 
 
-def _mentioned(comparison: Comparison, name: str) -> str:
+def mentioned(comparison: Comparison, name: str) -> str:
     return _named(comparison, name, FULL_NAME, "the head alone")
 
 

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from peft_recipes.reporting import advice, details, facts, rank_sentences, rows, sentences
+from peft_recipes.reporting import advice, below_table, details, facts, rank_sentences, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -31,7 +31,7 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     console.print()
     console.print(_table(table, columns))
     keys = {column.key for column in columns}
-    lines = [*sentences.several(comparison), *rank_sentences.rank_lines(comparison)]
+    lines = [*below_table.several(comparison), *rank_sentences.rank_lines(comparison)]
     shown_below = ("split:", "latency_ms")
     missing = [c.short or c.title for c in table.columns if c not in columns and not c.key.startswith(shown_below)]
     if missing:
@@ -39,7 +39,7 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     for row in table.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
-    for line in sentences.failed_checks(comparison):
+    for line in below_table.failed_checks(comparison):
         console.print(Text(line, style="yellow"))
     if not any(key.startswith("split:") for key in keys):
         lines += sentences.forgetting(comparison)

@@ -17,7 +17,7 @@ import pytest
 from comparison_fixture import answers, difference, image_comparison, sft_comparison
 from rich.console import Console
 
-from peft_recipes.reporting import advice, details, facts, rows, sentences
+from peft_recipes.reporting import advice, below_table, details, facts, rows, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.figure_style import arm_styles, spread_out
 from peft_recipes.reporting.html import render_html
@@ -296,15 +296,15 @@ def test_columns_without_any_value_are_left_out():
 
 def test_several_arms_come_with_the_chance_of_a_false_verdict_and_the_intervals_that_hold_together():
     comparison = image_comparison()
-    assert sentences.several(comparison) == []
+    assert below_table.several(comparison) == []
     for entry in comparison["differences"].values():
         low, high = entry["ci95"]
         entry |= {"ci95_simultaneous": [low - 0.01, high + 0.01], "verdict_simultaneous": entry["verdict"]}
-    (line,) = sentences.several(comparison)
+    (line,) = below_table.several(comparison)
     assert line.startswith("5 arms are compared with full fine-tuning") and "up to 23 %" in line
     assert "by itself" in line and line.endswith("together (Bonferroni), every verdict is the same.")
     comparison["differences"]["lora-conv"]["verdict_simultaneous"] = "not shown"
-    (line,) = sentences.several(comparison)
+    (line,) = below_table.several(comparison)
     assert line.endswith("LoRA r=8 (lora-conv) is not shown instead of worse.")
     assert "LoRA r=8 (lora-conv) is not shown instead of worse." in render_markdown(comparison)
     assert "not shown instead of worse" in render_html(comparison).replace("\u00a0", " ")

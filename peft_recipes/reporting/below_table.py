@@ -1,0 +1,45 @@
+"""The lines below a report's table: what several comparisons mean for the verdicts, and checks that failed."""
+
+from __future__ import annotations
+
+from peft_recipes.reporting import facts
+from peft_recipes.reporting import formats as fmt
+from peft_recipes.reporting.facts import Comparison
+from peft_recipes.reporting.sentences import FULL_NAME, mentioned
+
+CHECK_FAILED = "†"  # marks an arm whose figures are kept, but of which a check failed after training
+
+
+def several(comparison: Comparison) -> list[str]:
+    """Return what several comparisons with full mean for the verdicts; nothing for a single one."""
+    entries = {name: facts.difference(comparison, name) for name in facts.arms(comparison)}
+    entries = {name: entry for name, entry in entries.items() if (entry or {}).get("ci95_simultaneous")}
+    if len(entries) < 2:
+        return []
+    count, chance = len(entries), 1 - 0.95 ** len(entries)
+    changed = [
+        f"{mentioned(comparison, name)} is {entry['verdict_simultaneous']} instead of {entry['verdict']}"
+        for name, entry in entries.items()
+        if entry["verdict_simultaneous"] != entry["verdict"]
+    ]
+    result = fmt.listed(changed) if changed else "every verdict is the same"
+    return [
+        f"{count} arms are compared with {FULL_NAME}, and the table shows the 95 % interval of each "
+        f"comparison by itself: were all arms equal to it, the chance of at least one false verdict would be up to "
+        f"{100 * chance:.0f} %. With intervals that hold for all {count} together (Bonferroni), {result}."
+    ]
+
+
+def failed_checks(comparison: Comparison) -> list[str]:
+    """Return a line for each check that failed after training; the row of its arm is marked in the table."""
+    lines = []
+    base = comparison.get("base") or {}
+    named = [("The base", base), *((facts.label(comparison, n), arm) for n, arm in facts.arms(comparison).items())]
+    for label, entry in named:
+        for failed in entry.get("failed_checks") or []:
+            words = facts.shorten(str(failed.get("error")), 400).rstrip(".")
+            lines.append(
+                f"{CHECK_FAILED} {label}, seed {failed.get('seed')}: the check '{facts.plain(failed.get('check'))}' "
+                f"failed after training: {words}. Its figures are those of the trained model."
+            )
+    return lines
