@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data.packing import Counts
@@ -87,9 +88,18 @@ def _train(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
         trainer.train()
     elif checkpoint.step >= checkpoint.state["max_steps"]:  # Trainer would train one step more
-        trainer.load_checkpoint_weights(checkpoint.folder)
+        trainer.load_checkpoint_weights(_final_weights(trainer, checkpoint))
         trainer.shard_for_evaluation()
     else:
         if trainer.is_fsdp_enabled:  # before the weights are sharded
             trainer.load_checkpoint_weights(checkpoint.folder)
         trainer.train(resume_from_checkpoint=str(checkpoint.folder))
+
+
+def _final_weights(trainer: Trainer, checkpoint: Checkpoint) -> Path:
+    """Restore the state of a run whose training is complete; return the checkpoint with the weights it ends with."""
+    from transformers import TrainerState
+
+    trainer.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
+    best = checkpoint.folder.with_name(f"checkpoint-{trainer.state.best_global_step}")
+    return best if trainer.args.load_best_model_at_end and best.is_dir() else checkpoint.folder

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+from distributed_runs import signal_at_step
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PromptTuningConfig
 
 from peft_recipes import Arm, train
@@ -44,3 +47,19 @@ def test_an_arm_ends_with_its_best_weights(request, tmp_path, kind, name, worst)
     best = (max if worst else min)(points, key=lambda point: point["loss"])
     assert run.data["training"]["best_step"] == best["step"]
     assert run.metrics["validation"]["loss"] == pytest.approx(best["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["full", "lora"])
+@pytest.mark.parametrize("step", [5, 11, 12])
+def test_a_resumed_run_ends_with_its_best_weights(classify, tmp_path, arm, step):
+    # The highest loss counts as the best, so that the best evaluation is not the last one.
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    recipe = classify(training={**classify().training, **best})
+    one = train(recipe, arm, output=tmp_path / "one")
+    signal_at_step(0, step, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, arm, output=tmp_path / "two")
+    two = train(recipe, arm, output=tmp_path / "two", resume=True)
+    assert two.data["training"]["resumed_at_steps"] == [step]
+    assert two.data["training"]["best_step"] == one.data["training"]["best_step"]
+    assert two.metrics["test"]["loss"] == pytest.approx(one.metrics["test"]["loss"], rel=1e-5)
