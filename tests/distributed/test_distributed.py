@@ -24,7 +24,8 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from peft_recipes import Arm, Dataset, compare, targets, train
+from peft_recipes import Arm, Dataset, RecipeError, compare, targets, train
+from peft_recipes.distributed.batches import check_shardable
 from peft_recipes.distributed.launch import launch_files
 from peft_recipes.runs.checkpoints import FOLDER as CHECKPOINTS
 from peft_recipes.runs.folder import run_folder
@@ -208,6 +209,8 @@ def assert_same(first, second):
 def test_two_ranks_train_what_one_process_does(one, two, recipes, root, name, arm):
     kind, _ = two
     if kind != "ddp" and (name, arm) in ONE_COPY:
+        with pytest.raises(RecipeError, match="not with FSDP2"):
+            check_shardable(recipes[name], arm, KINDS[kind])
         return
     run = run_of(root, kind, recipes[name], arm)
     assert run is not None and run.ok
