@@ -33,6 +33,9 @@ RECIPES, ADAPTERS = "On recipes", "On saved adapters"
 RecipeArgument = Annotated[str, Argument(metavar="RECIPE", help="Name a recipe, or a path to a .py or .yaml.")]
 Embedded = Annotated[bool, Option("--embedded", help="Use the stand-in model and data, which need no Hub.")]
 Set = Annotated[list[str], Option("--set", metavar="K=V", help="Change a setting: training.max_steps=50.")]
+Benchmarks = Annotated[
+    str, Option("--benchmarks", metavar="A,B", help="Evaluate on these lm_eval tasks: names, or files of your own.")
+]
 Arms = Annotated[str, Option("--arms", metavar="A,B", help="Select arms (default: all of the recipe's).")]
 ArmName = Annotated[str, Option("--arm", help="Name the arm to train, or 'base' to evaluate the untrained base.")]
 Seed = Annotated[int, Option("--seed", min=0, help="Seed the head, the adapter, the data order and dropout.")]
@@ -111,6 +114,11 @@ def show(as_json: bool, data: Any, render: Callable[[], None], *, ensure_ascii: 
         print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii))
     else:
         render()
+
+
+def with_benchmarks(changes: list[str], benchmarks: str) -> list[str]:
+    """The changes of a recipe, with the benchmarks that --benchmarks names, if any."""
+    return [*changes, f"benchmarks={json.dumps(split_names(benchmarks))}"] if benchmarks else changes
 
 
 def load(name: str, embedded: bool, changes: list[str]) -> Any:

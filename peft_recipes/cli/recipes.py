@@ -12,6 +12,7 @@ from peft_recipes.cli.common import (
     RECIPES,
     ArmName,
     Arms,
+    Benchmarks,
     Embedded,
     Json,
     Output,
@@ -27,6 +28,7 @@ from peft_recipes.cli.common import (
     say,
     show,
     split_names,
+    with_benchmarks,
 )
 from peft_recipes.errors import RecipeError
 
@@ -83,6 +85,7 @@ def train(
     seed: Seed = 0,
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006
+    benchmarks: Benchmarks = "",
     output: Output = Path("adapters"),
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -91,7 +94,7 @@ def train(
 ) -> None:
     """Train one arm once, in this process."""
     options = {"output": output, "resume": resume, "overwrite": overwrite, "wait": wait}
-    train_arm(load(recipe, embedded, changes), arm, seed, as_json, **options)
+    train_arm(load(recipe, embedded, with_benchmarks(changes, benchmarks)), arm, seed, as_json, **options)
 
 
 def train_arm(recipe: Any, arm: str, seed: int, as_json: bool, **options: Any) -> None:
@@ -127,6 +130,7 @@ def compare(
     seeds: Annotated[str, Option("--seeds", metavar="0,1,2", help="Train every arm with each seed.")] = "0",
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006
+    benchmarks: Benchmarks = "",
     output: Output = Path("adapters"),
     overwrite: Annotated[bool, Option("--overwrite", help="Train finished runs again.")] = False,
     wait: Wait = False,
@@ -149,6 +153,7 @@ def compare(
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.compare import compare as compare_arms
 
+    changes = with_benchmarks(changes, benchmarks)
     loaded, names = load(recipe, embedded, changes), split_names(arms)
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}

@@ -96,9 +96,9 @@ def compare(
         orders = []
         for number, job in enumerate(todo, 1):
             order = Order(output, recipe, job, yaml, number, len(todo), on_progress, data, overwrite, configuration)
-            signed = signature(recipe, *job, prepared.fingerprint)
-            order = replace(order, signature=signed, finished=partial(_can_be_kept, order, prepared.fingerprint))
-            if not overwrite and _can_be_kept(order, prepared.fingerprint):
+            signed = signature(recipe, *job, resolved.fingerprint)
+            order = replace(order, signature=signed, finished=partial(_can_be_kept, order, resolved.fingerprint))
+            if not overwrite and _can_be_kept(order, resolved.fingerprint):
                 order.report("kept")
             else:
                 orders.append(order)

@@ -20,6 +20,7 @@ from peft_recipes.planning.memory import memory
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.tasks.registry import task_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def plan(
     recipe, names = chosen.recipe, chosen.names
     if spread is not None:
         split_batch(recipe.training, spread.processes)
+    benchmark_tasks.check(recipe.benchmarks)
     task = task_of(recipe)
     prepared, notes = _data(recipe, task)
     rows = prepared.rows if prepared else None

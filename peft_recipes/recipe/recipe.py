@@ -11,6 +11,7 @@ from typing import Any
 
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.benchmarks import benchmark_problems
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset, Pretraining
 from peft_recipes.recipe.options import GUARDS, LANGUAGE_TASKS, TASKS, training_problems
 from peft_recipes.recipe.serialization import dataclass_from_dict, key_problems, merge, read_yaml, to_yaml
@@ -35,6 +36,8 @@ class Recipe:
     margin: the largest difference that counts as equivalent (default: 0.01 of accuracy, 1 % of the full arm's loss).
     evaluate_also: more evaluation sets, to measure forgetting: name -> what differs from `dataset`, e.g.
     {"clean": {"transform": None}} or another `path`, whose test split is used.
+    benchmarks: for causal models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"), files
+    of tasks ("mine.yaml") or "embedded:docstring-choices". benchmark_examples: the most examples of each; None: all.
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
     attention: "sdpa", "eager", "flash_attention_2", ...; None: the library's choice. threads: CPU threads; None:
     OMP_NUM_THREADS or torch's choice. skip_checks: names of guards to turn off.
@@ -59,6 +62,8 @@ class Recipe:
     margin: float | None = None
     evaluate_also: dict[str, dict[str, Any]] = field(default_factory=dict)
     pretraining: Pretraining | None = None
+    benchmarks: list[str] = field(default_factory=list)
+    benchmark_examples: int | None = 200
     prompts: list[dict[str, str]] = field(default_factory=list)
     trust_remote_code: bool = False
     attention: str | None = None
@@ -97,6 +102,7 @@ class Recipe:
         problems += _value_problems(self)
         if self.pretraining is not None:
             problems += self.pretraining.problems()
+        problems += benchmark_problems(self.benchmarks, self.benchmark_examples, self.task, self.evaluate_also)
         return problems + _evaluate_also_problems(self) + _embedded_problems(self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -289,27 +289,50 @@ def _ranks(
 def _forgetting(
     recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Compare each arm with the untuned base on the `evaluate_also` splits: after minus before, with its interval.
+    """Compare each arm with the untuned base on the `evaluate_also` splits and the benchmarks: after minus before.
 
-    The base is the same for every seed. The margin is 1 point, or 1 % of the base's loss.
+    Each is compared by its own `metric`: the recipe's, or the benchmark's. The base is the same for every seed. The
+    margin is 1 point, or 1 % of the base's value where that is no share.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for split in recipe.evaluate_also if base.ok else ():
-        if split not in base.metrics:
-            continue
-        before, value = scores(base, recipe, split), base.metrics[split][recipe.metric]
-        margin = margin_for(recipe.metric, value)
-        changes[split] = {"before": value, "margin": margin, "arms": {}}
+    if not base.ok:
+        return changes
+    for split, (metric, higher, share) in _compared_with_base(recipe, base).items():
+        before, value = split_scores(base, recipe, split, metric), base.metrics[split][metric]
+        margin = 0.01 if share else 0.01 * abs(value)
+        changes[split] = {"metric": metric, "higher_is_better": higher, "share": share}
+        changes[split] |= {"before": value, "margin": margin, "arms": {}}
         for arm in arms:
             done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
             if done:
-                change = _paired([scores(run, recipe, split) for run in done], [before] * len(done), f"'{arm}'")
+                after = [split_scores(run, recipe, split, metric) for run in done]
+                change = _paired(after, [before] * len(done), f"'{arm}'")
                 changes[split]["arms"][arm] = {
-                    "after": statistics.fmean(run.metrics[split][recipe.metric] for run in done),
+                    "after": statistics.fmean(run.metrics[split][metric] for run in done),
                     **change.to_dict(),
-                    "verdict": verdict(change, margin, recipe.higher_is_better),
+                    "verdict": verdict(change, margin, higher),
                 }
     return changes
+
+
+def _compared_with_base(recipe: Recipe, base: Run) -> dict[str, tuple[str, bool, bool]]:
+    """What forgetting is measured on: name -> metric, whether higher is better, whether it is shown in percent."""
+    own = (recipe.metric, recipe.higher_is_better, recipe.higher_is_better)
+    benchmarks = base.data.get("benchmarks") or {}
+    return {split: own for split in recipe.evaluate_also if split in base.metrics} | {
+        name: (facts["metric"], facts["higher_is_better"], facts["share"]) for name, facts in benchmarks.items()
+    }
+
+
+def split_scores(run: Run, recipe: Recipe, split: str, metric: str) -> Scores:
+    """Return `scores` of a split, or those of a benchmark by its metric."""
+    if split not in (run.data.get("benchmarks") or {}):
+        return scores(run, recipe, split)
+    import pandas
+
+    examples = pandas.read_parquet(run.folder / "predictions.parquet", columns=["split", "id", metric])
+    examples = examples[examples["split"] == split]
+    return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), None
 
 
 def scores(run: Run, recipe: Recipe, split: str = "test") -> Scores:

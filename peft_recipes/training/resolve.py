@@ -24,6 +24,7 @@ from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import read_yaml
+from peft_recipes.scoring import benchmark_tasks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,6 +46,11 @@ class Resolved:
     hardware: Hardware
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with the data, and with what the benchmarks ask."""
+        return self.prepared.fingerprint + benchmark_tasks.fingerprint(self.recipe.benchmarks)
+
+    @property
     def recipe(self) -> Recipe:
         return self.task.recipe
 
@@ -63,6 +69,8 @@ def resolve(
     recipe = with_precision(recipe, earlier)
     hardware = choose(recipe.training, recipe.threads)
     task = task_of(recipe)
+    if recipe.benchmarks and not data:  # a comparison has done so; the libraries cache what it has downloaded
+        benchmark_tasks.load(recipe.benchmarks)
     prepared = cache.read(data, recipe) if data else task.prepare()
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, target_notes = fit_targets(recipe, config)

@@ -88,7 +88,7 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
         task_of(recipe)  # imports the task's trainer, whose time does not belong to the data
     with watch("data"):
         resolved = processes.local_rank_zero_first(lambda: resolve(recipe, [arguments.arm], data=arguments.data))
-    signed = signature(resolved.recipe, arguments.arm, arguments.seed, resolved.prepared.fingerprint)
+    signed = signature(resolved.recipe, arguments.arm, arguments.seed, resolved.fingerprint)
     if arguments.resume and (done := processes.from_rank_zero(lambda: finished(arguments.folder, signed))):
         return done
     state = {"run": arguments, "interruption": interruption, "guard": guard, "watch": watch}

@@ -18,6 +18,7 @@ from peft_recipes.guards import checks
 from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.measuring.steps import StepMeter
 from peft_recipes.models.architectures import parameters_by_component
+from peft_recipes.recipe.benchmarks import benchmark_name
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs import checkpoints, facts
 from peft_recipes.runs.checkpoints import Checkpoint
@@ -26,6 +27,8 @@ from peft_recipes.runs.folder import RUN_FILE, Run, finished, read_run
 from peft_recipes.runs.lock import LOCK_FILES, locked
 from peft_recipes.runs.log import log, log_step, no_log, open_log
 from peft_recipes.runs.predictions import Evaluation, write_predictions
+from peft_recipes.scoring import benchmark_tasks
+from peft_recipes.scoring.benchmarks import BATCH_SIZE, Benchmark, run_benchmark
 from peft_recipes.training.callbacks import CheckpointCallback
 from peft_recipes.training.fit import fit
 from peft_recipes.training.resolve import fit_memory
@@ -208,9 +211,12 @@ def _store(
     From the moment that weights and figures are stored the run is a finished one: what fails or is interrupted
     afterwards is recorded in its `checks`.
     """
+    benchmarks = _benchmarks(setup, trained, lines)
+    evaluations |= {name: result.evaluation for name, result in benchmarks.items()}
     data = run_facts(setup, parameters) | {"training": figures}
     data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
     data["per_class"] = evaluations["test"].per_class
+    data["benchmarks"] = {name: result.facts for name, result in benchmarks.items()}
     data["answers"] = None
     log(lines, stage="save")
     setup.interruption.deferred = True  # a signal takes effect once the run is stored
@@ -230,6 +236,22 @@ def _store(
         with setup.watch("verify"), setup.guard.recorded("reload"):
             data |= verify(setup, trained)
     return data | _accounts(setup)
+
+
+def _benchmarks(setup: Setup, trained: nn.Module, lines: TextIO) -> dict[str, Benchmark]:
+    """Evaluate the recipe's benchmarks on rank 0, which has the gathered model; one that fails is a failed check."""
+    recipe, results = setup.recipe, {}
+    batch_size = recipe.training.get("per_device_eval_batch_size", BATCH_SIZE)
+    with setup.watch("benchmarks"):
+        for benchmark in recipe.benchmarks:
+            name = benchmark_name(benchmark)
+            log(lines, stage=f"benchmark {name}")
+            with setup.guard.recorded(f"benchmark {name}"):
+                tasks = benchmark_tasks.load([benchmark])[name]
+                results[name] = run_benchmark(
+                    trained, setup.prepared.processor, tasks, recipe.benchmark_examples, batch_size
+                )
+    return results
 
 
 def _save(setup: Setup, trained: nn.Module) -> dict[str, Any]:

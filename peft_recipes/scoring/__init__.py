@@ -1,0 +1,4 @@
+"""How good a model's answers are.
+
+Benchmarks of lm-evaluation-harness, example by example.
+"""
