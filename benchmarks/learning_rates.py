@@ -21,9 +21,10 @@ from harness import result_parser, write_result
 
 from peft_recipes import Arm, Recipe, RecipeError, compare, load_recipe, scan
 from peft_recipes.distributed.quiet import quiet_libraries
+from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.runs.folder import read_run, run_folder
 from peft_recipes.search.candidates import read_learning_rates, read_seconds
-from peft_recipes.statistics.bootstrap import margin_for, paired_difference, verdict
+from peft_recipes.statistics.bootstrap import paired_difference, verdict
 from peft_recipes.statistics.results import scores
 
 HERE = Path(__file__).parent / "learning_rates"

@@ -24,8 +24,9 @@ from peft_recipes import Arm, Recipe, RecipeError, load_recipe
 from peft_recipes.distributed.quiet import quiet_libraries
 from peft_recipes.hardware.device import choose
 from peft_recipes.hardware.environment import environment
+from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.runs.folder import Run, read_run, run_folder
-from peft_recipes.statistics.bootstrap import margin_for, paired_difference, verdict
+from peft_recipes.statistics.bootstrap import paired_difference, verdict
 from peft_recipes.statistics.results import scores
 
 FIGURES = Path(__file__).with_suffix("")

@@ -10,6 +10,7 @@ from typing import Any
 
 from peft_recipes.errors import nearest, unknown
 from peft_recipes.recipe import trainer_options
+from peft_recipes.recipe.metrics import ANSWER_METRICS
 from peft_recipes.recipe.type_checks import describe, fits
 
 
@@ -51,7 +52,7 @@ TASKS = {
         None,
         _CLASS_METRICS,
     ),
-    "sft": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
+    "sft": TaskOptions(("loss", *ANSWER_METRICS), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
     "language-modeling": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
     "dpo": TaskOptions(
         ("preference_accuracy", "loss"), "AutoModelForCausalLM", "trl.DPOConfig", "CAUSAL_LM", _PAIR_METRICS

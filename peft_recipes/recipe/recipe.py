@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.recipe.answer_options import answer_problems, function_path
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.benchmarks import benchmark_problems
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset, Pretraining
+from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.options import GUARDS, LANGUAGE_TASKS, TASKS, training_problems
 from peft_recipes.recipe.serialization import dataclass_from_dict, key_problems, merge, read_yaml, to_yaml
 from peft_recipes.recipe.type_checks import type_problems
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 BATCHES = ("shared-prefix", "padded")
+_LEAST = {"max_length": 2, "max_row_tokens": 2, "threads": 1, "checkpoint_seconds": 0, "test_generations": 2}
 # Names become file and repository names, so only characters that all of them allow.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z", re.IGNORECASE)
 
@@ -32,12 +35,21 @@ class Recipe:
     training: any option of TrainingArguments; for language tasks of SFTConfig or DPOConfig.
     max_length: most tokens in an example. batches: for causal models, "shared-prefix" (exact packing, see
     data/packing.py) or "padded". max_row_tokens: most tokens in a packed sequence.
-    metric: compares the arms: "accuracy" or "loss"; for preferences "preference_accuracy" or "loss".
-    margin: the largest difference that counts as equivalent (default: 0.01 of accuracy, 1 % of the full arm's loss).
+    metric: compares the arms, one of the task's in `TASKS`: "accuracy", "loss", or of generated answers "exact_match",
+    "rougeL", ... (see `METRICS`); the default is the task's first, or "score" where `score` is set.
+    margin: the largest difference that counts as equivalent (default: 0.01 of a share such as accuracy, 1 % of the full
+    arm's loss).
+    score: scores a generated answer instead: a function (prediction: str, row: dict) -> float, or where it is defined:
+    "module:function" or "file.py:function". row: the example's columns.
+    answer_pattern: for the metric "regex", what is compared: the last match in the answer with the last one in the
+    reference (its first group, if it has one); None: the reference itself is the pattern that an answer must match.
+    generation: options of transformers' GenerationConfig for the scored answers ({"do_sample": True, ...}); the default
+    is greedy, with as many new tokens as the longest reference needs.
+    test_generations: the most examples of a split that are answered: a random sample, the same for every arm.
     evaluate_also: more evaluation sets, to measure forgetting: name -> what differs from `dataset`, e.g.
     {"clean": {"transform": None}} or another `path`, whose test split is used.
-    benchmarks: for causal models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"), files
-    of tasks ("mine.yaml") or "embedded:docstring-choices". benchmark_examples: the most examples of each; None: all.
+    benchmarks: for causal models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"),
+    files of tasks ("mine.yaml") or "embedded:docstring-choices". benchmark_examples: the most of each; None: all.
     prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
     attention: "sdpa", "eager", "flash_attention_2", ...; None: the library's choice. threads: CPU threads; None:
     OMP_NUM_THREADS or torch's choice. skip_checks: names of guards to turn off.
@@ -60,6 +72,10 @@ class Recipe:
     max_row_tokens: int = 4_096
     metric: str | None = None
     margin: float | None = None
+    score: str | None = None
+    answer_pattern: str | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    test_generations: int = 200
     evaluate_also: dict[str, dict[str, Any]] = field(default_factory=dict)
     pretraining: Pretraining | None = None
     benchmarks: list[str] = field(default_factory=list)
@@ -73,14 +89,28 @@ class Recipe:
     embedded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.metric is None:
+        if callable(self.score):
+            self.score = function_path(self.score)
+        if self.metric is None and self.score is not None:
+            self.metric = "score"
+        elif self.metric is None:
             self.metric = TASKS[self.task].metrics[0] if self.task in TASKS else "accuracy"
         if problems := self.problems():
             raise RecipeError(*problems)
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric != "loss"
+        return METRICS[self.metric].higher_is_better
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether the metric is computed from generated answers."""
+        return METRICS[self.metric].generated
+
+    @property
+    def selection_metric(self) -> str:
+        """The metric that is followed on the validation split, which is not answered: the loss, if need be."""
+        return "loss" if self.scores_answers else self.metric
 
     @property
     def uses_stand_ins(self) -> bool:
@@ -128,7 +158,7 @@ class Recipe:
                 problems += more
         values["arms"], more = _arms_from_dict(given.get("arms"))
         problems += more
-        for key in ("training", "evaluate_also", "embedded"):
+        for key in ("training", "generation", "evaluate_also", "embedded"):
             if key in values and not isinstance(values[key], dict):
                 problems.append(f"{key}: expected a mapping, got {type(values.pop(key)).__name__}.")
         if not problems:
@@ -203,9 +233,10 @@ def _value_problems(recipe: Recipe) -> list[str]:
             problems.append(unknown(key, value, valid, f"task {recipe.task}" if key == "metric" else ""))
     if recipe.margin is not None and recipe.margin <= 0:
         problems.append(f"margin: expected a number above 0, got {recipe.margin}.")
-    for key, minimum in (("max_length", 2), ("max_row_tokens", 2), ("threads", 1), ("checkpoint_seconds", 0)):
+    for key, minimum in _LEAST.items():
         if (value := getattr(recipe, key)) is not None and value < minimum:
             problems.append(f"{key}: expected {minimum} or more, got {value}.")
+    problems += answer_problems(recipe)
     problems += [unknown("check", name, GUARDS, "skip_checks") for name in recipe.skip_checks if name not in GUARDS]
     return problems + [
         f"prompts[{i}]: expected a mapping with 'kind' and 'prompt', got {prompt!r}."

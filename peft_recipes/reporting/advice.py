@@ -9,6 +9,7 @@ import math
 import shlex
 
 from peft_recipes.models.architecture_table import ARCHITECTURES
+from peft_recipes.recipe.metrics import METRICS, margin_for
 from peft_recipes.reporting import facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.commands import clean, compare_command, pair
@@ -155,23 +156,25 @@ def more_evidence(comparison: Comparison) -> list[str]:
 
 def length_of_training(comparison: Comparison) -> list[str]:
     """Validation still improves at the last step, or was better before; for the headline arm and full."""
-    lines, metric = [], facts.metric(comparison)
+    lines, metric = [], facts.selection_metric(comparison)
+    sign = 1 if METRICS[metric].higher_is_better else -1
     for name in dict.fromkeys([sentences.headline_arm(comparison), facts.reference(comparison)]):
         points = curve(facts.arms(comparison).get(name) or {}, "validation")
         if len(points) < 3:
             continue
         label, (last_step, last), (before_step, before) = _label(comparison, name), points[-1], points[-2]
-        rise = _better(comparison, last - before)
-        best_step, best = max(points, key=lambda point: _better(comparison, point[1]))
-        total_rise = _better(comparison, last - points[0][1])
-        if best_step == last_step and rise > _margin(comparison) / 4 and rise > 0.1 * total_rise:
+        margin = _margin(comparison) if metric == facts.metric(comparison) else margin_for(metric, last)
+        rise = sign * (last - before)
+        best_step, best = max(points, key=lambda point: sign * point[1])
+        total_rise = sign * (last - points[0][1])
+        if best_step == last_step and rise > margin / 4 and rise > 0.1 * total_rise:
             command = compare_command(comparison, None, f"training.max_steps={2 * round(last_step)}")
             lines.append(
                 f"{label} was still getting better on validation at the end ({fmt.quality(before, metric)} at step "
                 f"{before_step:g}, {fmt.quality(last, metric)} at step {last_step:g}): give all arms more "
                 f"steps, `{command}`."
             )
-        elif _better(comparison, best - last) > _margin(comparison):
+        elif sign * (best - last) > margin:
             lines.append(
                 f"{label} was best on validation at step {best_step:g} ({fmt.quality(best, metric)}) and ended at "
                 f"{fmt.quality(last, metric)}: it trained too long, or with too high a learning rate."
@@ -198,13 +201,14 @@ def memory_limit(comparison: Comparison) -> list[str]:
 
 def forgotten(comparison: Comparison) -> list[str]:
     """The headline arm lost more than the margin on an extra split."""
-    name, metric = sentences.headline_arm(comparison), facts.metric(comparison)
+    name = sentences.headline_arm(comparison)
     if name is None:
         return []
     lines, against = [], facts.reference(comparison, name)
     for split in facts.extra_splits(comparison):
-        lost = -(facts.gain(comparison, name, split) or 0)
-        if lost > _margin(comparison):
+        lost, metric = -(facts.gain(comparison, name, split) or 0), facts.shown_as(comparison, split)
+        margin = facts.number(((comparison.get("forgetting") or {}).get(split) or {}).get("margin"))
+        if lost > (_margin(comparison) if margin is None else margin):
             gained = facts.gain(comparison, against, split) if against and against != name else None
             reference = clean(sentences.reference_name(comparison, name))
             other = "" if gained is None else f" ({reference} {_lost(-gained, metric)})"

@@ -21,7 +21,7 @@ def loss_curves(comparison: Comparison) -> Plot | None:
 
 def validation_curves(comparison: Comparison) -> Plot | None:
     """Plot the metric on the validation split by step."""
-    metric = fmt.metric_title(facts.metric(comparison))
+    metric = fmt.metric_title(facts.selection_metric(comparison))
     return _curves(comparison, "validation", f"Validation {metric} during training", f"Validation {metric}")
 
 
@@ -49,7 +49,7 @@ def _curves(comparison: Comparison, field: str, title: str, y_title: str) -> Plo
         return None
     styles = figure_style.arm_styles(comparison)
     figure, axes = figure_style.canvas()
-    share = field == "validation" and fmt.is_share(facts.metric(comparison))
+    share = field == "validation" and fmt.is_share(facts.selection_metric(comparison))
     factor = 100 if share else 1
     named = _named_lines(comparison, list(lines))
     for arm in sorted(lines, key=lambda arm: arm in named):  # grey lines first, below the others
@@ -72,7 +72,7 @@ def _curves(comparison: Comparison, field: str, title: str, y_title: str) -> Plo
     caption += f" Each point is the mean of {size} logged steps." if size > 1 else ""
     if len(named) < len(lines):
         caption += f" The {len(named)} best arms are named, full among them; the others are grey."
-    show = (lambda value: fmt.quality(value, facts.metric(comparison))) if share else fmt.fixed
+    show = (lambda value: fmt.quality(value, facts.selection_metric(comparison))) if share else fmt.fixed
     ends = [
         f"{facts.label(comparison, arm)} from {show(points[0][1])} to {show(points[-1][1])}"
         for arm, points in lines.items()

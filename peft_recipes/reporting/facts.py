@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from peft_recipes.arms.methods import METHODS
+from peft_recipes.recipe.metrics import METRICS
 
 Comparison = dict[str, Any]
 STANDARD_SPLITS = ("train", "validation", "test")  # any other split is an extra one, such as `clean`
@@ -52,6 +53,11 @@ def metric(comparison: Comparison) -> str:
     return comparison.get("metric") or "loss"
 
 
+def selection_metric(comparison: Comparison) -> str:
+    """Return the metric that is followed on the validation split: the loss where the comparison's is of answers."""
+    return comparison.get("selection_metric") or metric(comparison)
+
+
 def is_peft(name: str, arm: dict) -> bool:
     """Return whether the arm is an adapter (not full fine-tuning, not the head alone)."""
     return (arm.get("method") or name).lower() not in ("full", "head")
@@ -88,17 +94,32 @@ def split_value(holder: dict | None, split: str, metric: str) -> float | None:
     return number((((holder or {}).get("metrics") or {}).get(split) or {}).get(metric))
 
 
+def split_metric(comparison: Comparison, split: str) -> str:
+    """Return the metric of a split: a benchmark's own, or the comparison's."""
+    return _change(comparison, split).get("metric") or metric(comparison)
+
+
+def shown_as(comparison: Comparison, split: str) -> str:
+    """Return the metric by which a split's values are formatted: of lm_eval's many metrics a share or a number."""
+    name, share = split_metric(comparison, split), _change(comparison, split).get("share")
+    return name if name in METRICS or share is None else "accuracy" if share else "loss"
+
+
+def _change(comparison: Comparison, split: str) -> dict[str, Any]:
+    return (comparison.get("forgetting") or {}).get(split) or {}
+
+
 def base_value(comparison: Comparison, split: str = "test") -> float | None:
-    """Return the untuned base's value of the comparison's metric."""
-    return split_value(comparison.get("base"), split, metric(comparison))
+    """Return the untuned base's value of a split's metric."""
+    return split_value(comparison.get("base"), split, split_metric(comparison, split))
 
 
 def extra_splits(comparison: Comparison) -> list[str]:
-    """Return the further evaluation splits, such as `clean`, on which the base or an arm has a value of the metric."""
-    name, splits = metric(comparison), {}
+    """Return further evaluation splits, such as `clean`, and benchmarks, where the base or an arm has a value."""
+    splits: dict[str, bool] = {}
     for holder in [comparison.get("base") or {}, *arms(comparison).values()]:
         for split in holder.get("metrics") or {}:
-            has_value = split_value(holder, split, name) is not None
+            has_value = split_value(holder, split, split_metric(comparison, split)) is not None
             splits[split] = splits.get(split) or (has_value and split not in STANDARD_SPLITS)
     return [split for split, is_extra in splits.items() if is_extra]
 
@@ -174,10 +195,11 @@ def gain(comparison: Comparison, name: str, split: str = "test") -> float | None
     """Return how much better than the base the arm is on `split`; positive is better, also for a loss."""
     before = base_value(comparison, split)
     arm = arms(comparison)[name]
-    after = mean(arm) if split == "test" else split_value(arm, split, metric(comparison))
+    after = mean(arm) if split == "test" else split_value(arm, split, split_metric(comparison, split))
     if before is None or after is None:
         return None
-    return after - before if comparison.get("higher_is_better", True) else before - after
+    higher = _change(comparison, split).get("higher_is_better", comparison.get("higher_is_better", True))
+    return after - before if higher else before - after
 
 
 def rank_groups(comparison: Comparison) -> list[list[str]]:

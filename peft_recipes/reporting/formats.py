@@ -7,21 +7,22 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.reporting.facts import number
 
 NOTHING = "-"
-_SHARES = ("accuracy", "f1", "precision", "recall", "exact_match")
-_METRICS = {"macro_f1": "macro F1", "f1": "F1"}
+_SHARES = ("accuracy", "f1", "precision", "recall", "exact_match")  # parts of the names of metrics not in the table
 
 
 def is_share(metric: str) -> bool:
     """Return whether the metric is a fraction, shown in percent and its differences in points."""
-    return any(part in metric for part in _SHARES)
+    known = METRICS.get(metric)
+    return known.share if known else any(part in metric for part in _SHARES)
 
 
 def metric_title(metric: str) -> str:
     """Return the metric's name in running text: "accuracy", "macro F1"."""
-    return _METRICS.get(metric, metric.replace("_", " "))
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
 
 
 def _or_nothing(show: Callable[..., str]) -> Callable[..., str]:

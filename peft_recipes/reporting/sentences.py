@@ -222,18 +222,19 @@ def failure(arm: dict) -> str:
 
 def forgetting(comparison: Comparison) -> list[str]:
     """Return a line for each extra evaluation split: the base's value before tuning and each arm's after."""
-    metric, lines = facts.metric(comparison), []
+    lines = []
     for split in facts.extra_splits(comparison):
+        metric, shown = facts.split_metric(comparison, split), facts.shown_as(comparison, split)
         before, after = facts.base_value(comparison, split), []
         for name, arm in facts.arms(comparison).items():
             value = facts.split_value(arm, split, metric)
             if value is not None:
                 moved = ""
                 if before is not None:
-                    moved = f" ({change(value - before, metric)}{_forgetting_interval(comparison, split, name)})"
-                after.append(f"{mentioned(comparison, name)} {fmt.quality(value, metric)}{moved}")
+                    moved = f" ({change(value - before, shown)}{_forgetting_interval(comparison, split, name)})"
+                after.append(f"{mentioned(comparison, name)} {fmt.quality(value, shown)}{moved}")
         if after:
-            start = f"before tuning {fmt.quality(before, metric)}; after: " if before is not None else "after tuning: "
+            start = f"before tuning {fmt.quality(before, shown)}; after: " if before is not None else "after tuning: "
             lines.append(f"{facts.plain(split).capitalize()} {fmt.metric_title(metric)} {start}{', '.join(after)}.")
     return lines
 
@@ -260,7 +261,7 @@ def _forgetting_interval(comparison: Comparison, split: str, name: str) -> str:
     entry = (((comparison.get("forgetting") or {}).get(split) or {}).get("arms") or {}).get(name)
     if not entry:
         return ""
-    scale, digits = (100, 1) if fmt.is_share(facts.metric(comparison)) else (1, 3)
+    scale, digits = (100, 1) if fmt.is_share(facts.shown_as(comparison, split)) else (1, 3)
     low, high = (fmt.signed(scale * bound, digits) for bound in entry["ci95"])
     verdict = {"worse": "forgot", "better": "gained", "equivalent": "kept"}.get(entry["verdict"], "not shown")
     return f", 95 % interval {low} to {high}: {verdict}"

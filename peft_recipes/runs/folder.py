@@ -11,6 +11,7 @@ from typing import Any
 from peft_recipes.errors import RecipeError, within
 from peft_recipes.guards.runner import failed_checks
 from peft_recipes.hardware.environment import code_version
+from peft_recipes.recipe.answer_options import source_hash
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import read_yaml
 from peft_recipes.runs.files import check_output
@@ -67,8 +68,12 @@ def read_run(folder: Path) -> Run | None:
 def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
     """A hash of all that determines a run's figures: of two runs with one signature, one need not be trained."""
     plain = recipe.to_dict()
-    for key in ("title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds"):
+    for key in ("title", "description", "margin", "embedded", "name", "checkpoint_seconds"):
         plain.pop(key)
+    if not recipe.scores_answers:  # a run has all other metrics of its task
+        plain.pop("metric")
+    if recipe.score is not None:
+        plain["score"] = source_hash(recipe.score)
     plain["arms"] = plain["arms"].get(arm)
     text = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

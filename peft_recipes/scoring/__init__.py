@@ -1,4 +1,4 @@
-"""How good a model's answers are.
+"""Scoring of what a model does: its generated answers, and values for the intervals of metrics that are no mean.
 
-Benchmarks of lm-evaluation-harness, example by example.
+Imports `runs` and below. Start with answers.py; benchmarks.py runs lm_eval.
 """

@@ -243,7 +243,7 @@ def _evaluate(full: FullRun, model: nn.Module, hardware: Any) -> dict[str, Any]:
 
 def _compare_with_trained(full: FullRun, rank: int, output: Path) -> dict[str, Any]:
     """Compare the extracted adapter with the full run and with the LoRA runs of the same rank, seed and data."""
-    from peft_recipes.statistics.bootstrap import margin_for
+    from peft_recipes.recipe.metrics import margin_for
 
     recipe, value = full.recipe, full.run.metrics["test"][full.recipe.metric]
     margin, extracted = recipe.margin or margin_for(recipe.metric, value), Run(output, {"metrics": {}})

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 FOLDER, FILE, WINNERS = "scan", "scan.json", "recipe.yaml"
 
+# Fields of a recipe that a short run does not read.
+_WITHOUT_EFFECT = (
+    "title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds", "arms", "score",
+    "answer_pattern", "generation", "test_generations",
+)  # fmt: skip
+
 
 class Scan:
     """A scan, finished or stopped by its budget: `data` is scan.json, `folder` holds it."""
@@ -172,7 +178,7 @@ class _Scanner:
         from peft_recipes.hardware.environment import code_version
 
         recipe = self.recipe.to_dict()
-        for key in ("title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds", "arms"):
+        for key in _WITHOUT_EFFECT:
             recipe.pop(key)
         tried = [[one.name, {**one.arm.to_dict(), "learning_rate": one.learning_rates}] for one in self.candidates]
         content = json.dumps([recipe, tried, self.seed, self.prepared.fingerprint, code_version()], default=str)

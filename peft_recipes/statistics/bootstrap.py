@@ -89,12 +89,14 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
+    share: bool = False,
 ) -> Difference:
     """Compute arm minus full with a bootstrap interval over examples and seeds (method: see the module's docstring).
 
     `arm`, `full`: [seeds, examples], the score of each example in each run (accuracy: 1 right, 0 wrong; loss: its
     mean loss). Column i is the same test example in both. `weights`: [examples], the labelled tokens of each example;
-    the metric of a run is then sum(weights * scores) / sum(weights).
+    the metric of a run is then sum(weights * scores) / sum(weights). `share`: the metric lies between 0 and 1 though a
+    score may be any number (an F1 of words, pseudo-values); scores of 0, 0.5 and 1 alone are taken as such anyway.
 
     The same `seed` gives the same interval; swapping the arms mirrors it. With one seed the interval covers only the
     choice of test examples (`note` says so), so two seeds of one arm can look like different arms. Raises ValueError
@@ -106,10 +108,11 @@ def paired_difference(
             f"arm has {arm.shape[0]} seeds x {arm.shape[1]} examples, full has {full.shape[0]} x {full.shape[1]}: "
             "compare the same seeds on the same test examples."
         )
-    share = _shares(weights, arm.shape[1])
+    shares = _shares(weights, arm.shape[1])
     averaged = (arm - full).sum(axis=0) / len(arm)  # sum before dividing: equal 0/1 patterns give exactly equal floats
-    estimate = float((share * averaged).mean())
-    interval = _interval(averaged, (arm, full), share, resamples=resamples, seed=seed, confidence=confidence)
+    estimate = float((shares * averaged).mean())
+    options = {"resamples": resamples, "seed": seed, "confidence": confidence, "bounded": share}
+    interval = _interval(averaged, (arm, full), shares, **options)
     return Difference(estimate, interval, *arm.shape, note={1: ONE_SEED, 2: TWO_SEEDS}.get(len(arm)))
 
 
@@ -120,6 +123,7 @@ def metric_interval(
     resamples: int = 10_000,
     seed: int = 0,
     confidence: float = 0.95,
+    share: bool = False,
 ) -> tuple[float, float]:
     """Compute the interval (low, high) of one arm's metric as in `paired_difference`. `values`: [seeds, examples].
 
@@ -127,9 +131,10 @@ def metric_interval(
     the same reasons.
     """
     values = _scores(values, "values")
-    share = _shares(weights, values.shape[1])
+    shares = _shares(weights, values.shape[1])
     averaged = values.sum(axis=0) / len(values)
-    return _interval(averaged, (values,), share, resamples=resamples, seed=seed, confidence=confidence)
+    options = {"resamples": resamples, "seed": seed, "confidence": confidence, "bounded": share}
+    return _interval(averaged, (values,), shares, **options)
 
 
 def simultaneous(comparisons: int, confidence: float = 0.95) -> float:
@@ -138,7 +143,8 @@ def simultaneous(comparisons: int, confidence: float = 0.95) -> float:
 
 
 def verdict(difference: Difference, margin: float, higher_is_better: bool) -> Verdict:
-    """Return the verdict on the arm that the interval supports. `margin`: in the metric's unit, see `margin_for`.
+    """Return the verdict on the arm that the interval supports. `margin`: in the metric's unit, see
+    recipe.metrics.margin_for.
 
     `equivalent`: the interval is within [-margin, +margin], even where it excludes zero. `better` or `worse`: it is on
     one side of zero. Otherwise `not shown`. Raises ValueError for a margin that is negative or not finite.
@@ -155,20 +161,6 @@ def verdict(difference: Difference, margin: float, higher_is_better: bool) -> Ve
     return "not shown"
 
 
-def margin_for(metric: str, full_mean: float) -> float:
-    """Return the default margin: one point (0.01) of accuracy, F1, precision or recall; 1 % of full's mean loss.
-
-    Raises ValueError for another metric, or a loss that is not finite.
-    """
-    if metric.endswith(("accuracy", "f1", "precision", "recall")):
-        return 0.01
-    if not metric.endswith("loss"):
-        raise ValueError(f"No margin is defined for the metric '{metric}': accuracy, f1, precision, recall or loss.")
-    if not math.isfinite(full_mean):
-        raise ValueError(f"The margin is 1 % of full's mean loss, which is {full_mean}.")
-    return 0.01 * abs(full_mean)
-
-
 def _interval(
     averaged: np.ndarray,
     arms: tuple[np.ndarray, ...],
@@ -177,6 +169,7 @@ def _interval(
     resamples: int,
     seed: int,
     confidence: float,
+    bounded: bool,
 ) -> tuple[float, float]:
     """Bootstrap the interval of the mean of `averaged` [examples], with the run effects of `arms` [seeds, examples]."""
     if resamples < 1 or not 0 < confidence < 1:
@@ -194,7 +187,7 @@ def _interval(
         stretch = stats.t.ppf(1 - tail, df) / stats.norm.ppf(1 - tail)
         # Antithetic: each effect with both signs halves the sampling noise, and swapped arms mirror the interval.
         deviations = stretch * np.concatenate([means + effects, means - effects])
-    least, most = _range(arms)
+    least, most = _range(arms, bounded)
     if math.isfinite(most):
         unseen = _unseen_size(averaged, share) / averaged.size * _laplace(resamples, rng)
         unseen = np.tile(unseen, len(deviations) // resamples)  # the same beside either sign of an effect
@@ -203,9 +196,10 @@ def _interval(
     return float(max(low, least)), float(min(high, most))
 
 
-def _range(arms: tuple[np.ndarray, ...]) -> tuple[float, float]:
-    """Return the limits of the metric or difference: those of right (1), tied (0.5) and wrong (0), else of a loss."""
-    limits = (0.0, 1.0) if all(np.isin(scores, (0.0, 0.5, 1.0)).all() for scores in arms) else (-math.inf, math.inf)
+def _range(arms: tuple[np.ndarray, ...], bounded: bool) -> tuple[float, float]:
+    """Return the limits of the metric or difference: those of a share, of right (1), tied (0.5), wrong (0), or none."""
+    bounded = bounded or all(np.isin(scores, (0.0, 0.5, 1.0)).all() for scores in arms)
+    limits = (0.0, 1.0) if bounded else (-math.inf, math.inf)
     if len(arms) > 1:
         return -limits[1], limits[1]
     return (0.0 if arms[0].min() >= 0 else limits[0]), limits[1]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peft_recipes.recipe.arm import Arm, rank_of
+from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import peft_to_dict
 
@@ -97,7 +98,7 @@ def rank_verdicts(
     from a reference (an entry of `differences` in comparison.json), or None.
     """
     measured = {name: recipe.arms[name] for name in arms if name in validation}
-    sign = 1 if recipe.higher_is_better else -1
+    sign = 1 if METRICS[recipe.selection_metric].higher_is_better else -1
     verdicts = []
     for group in rank_groups(measured):
         best = max(group, key=lambda name: (sign * validation[name], rank_of(measured[name])))  # of equals the largest

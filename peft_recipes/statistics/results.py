@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from peft_recipes.recipe.arm import rank_of
+from peft_recipes.recipe.metrics import METRICS, margin_for
 from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
 from peft_recipes.statistics import conditions
-from peft_recipes.statistics.bootstrap import Difference, margin_for, paired_difference, simultaneous, verdict
+from peft_recipes.statistics.bootstrap import Difference, paired_difference, simultaneous, verdict
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
 
 FULL = "full"
@@ -47,6 +48,7 @@ def comparison_data(
         "model": recipe.model,
         "dataset": recipe.dataset.path,
         "metric": recipe.metric,
+        "selection_metric": recipe.selection_metric,
         "higher_is_better": recipe.higher_is_better,
         "margin": margin,
         "rows": first["rows"],
@@ -218,7 +220,9 @@ def _curve(recipe: Recipe, run: Run) -> dict[str, Any]:
     return {
         "seed": run.data["seed"],
         "loss": [[points[-1][0], statistics.fmean(loss for _, loss in points)] for points in bins],
-        "validation": [[p["step"], p[recipe.metric]] for p in training["validation"] if recipe.metric in p],
+        "validation": [
+            [p["step"], p[recipe.selection_metric]] for p in training["validation"] if recipe.selection_metric in p
+        ],
     }
 
 
@@ -240,7 +244,8 @@ def _difference(
         return None
     ours, theirs = ([scores(runs[name, seed], recipe) for seed in shared] for name in (arm, against))
     names = f"'{arm}' and '{against}'"
-    difference = _paired(ours, theirs, names)
+    share = METRICS[recipe.metric].share
+    difference = _paired(ours, theirs, names, share)
     entry = {
         "against": against,
         **difference.to_dict(),
@@ -248,7 +253,7 @@ def _difference(
         "verdict": verdict(difference, margin, recipe.higher_is_better),
     }
     if together > 1:
-        wider = _paired(ours, theirs, names, simultaneous(together))
+        wider = _paired(ours, theirs, names, share, simultaneous(together))
         entry["ci95_simultaneous"] = list(wider.ci95)
         entry["verdict_simultaneous"] = verdict(wider, margin, recipe.higher_is_better)
     return entry
@@ -259,12 +264,12 @@ def _shared(runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Seq
     return [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
 
 
-def _paired(ours: list[Scores], theirs: list[Scores], names: str, confidence: float = 0.95) -> Difference:
+def _paired(ours: list[Scores], theirs: list[Scores], names: str, share: bool, confidence: float = 0.95) -> Difference:
     ids = ours[0][0]
     if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
         raise RuntimeError(f"The runs of {names} were not tested on the same examples.")
     stacked = (np.stack([s for _, s, _ in runs]) for runs in (ours, theirs))
-    return paired_difference(*stacked, weights=ours[0][2], confidence=confidence)
+    return paired_difference(*stacked, weights=ours[0][2], confidence=confidence, share=share)
 
 
 def _ranks(
@@ -277,7 +282,7 @@ def _ranks(
 ) -> list[dict[str, Any]]:
     """Compare the ranks of one arm and name the smallest that is enough."""
     validation = {
-        arm: table[arm]["metrics"]["validation"][recipe.metric]
+        arm: table[arm]["metrics"]["validation"][recipe.selection_metric]
         for arm in arms
         if "validation" in (table[arm]["metrics"] or {})
     }
@@ -298,15 +303,15 @@ def _forgetting(
     if not base.ok:
         return changes
     for split, (metric, higher, share) in _compared_with_base(recipe, base).items():
-        before, value = split_scores(base, recipe, split, metric), base.metrics[split][metric]
+        before, value = scores(base, recipe, split, metric), base.metrics[split][metric]
         margin = 0.01 if share else 0.01 * abs(value)
         changes[split] = {"metric": metric, "higher_is_better": higher, "share": share}
         changes[split] |= {"before": value, "margin": margin, "arms": {}}
         for arm in arms:
             done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
             if done:
-                after = [split_scores(run, recipe, split, metric) for run in done]
-                change = _paired(after, [before] * len(done), f"'{arm}'")
+                after = [scores(run, recipe, split, metric) for run in done]
+                change = _paired(after, [before] * len(done), f"'{arm}'", share)
                 changes[split]["arms"][arm] = {
                     "after": statistics.fmean(run.metrics[split][metric] for run in done),
                     **change.to_dict(),
@@ -317,34 +322,32 @@ def _forgetting(
 
 def _compared_with_base(recipe: Recipe, base: Run) -> dict[str, tuple[str, bool, bool]]:
     """What forgetting is measured on: name -> metric, whether higher is better, whether it is shown in percent."""
-    own = (recipe.metric, recipe.higher_is_better, recipe.higher_is_better)
-    benchmarks = base.data.get("benchmarks") or {}
-    return {split: own for split in recipe.evaluate_also if split in base.metrics} | {
-        name: (facts["metric"], facts["higher_is_better"], facts["share"]) for name, facts in benchmarks.items()
-    }
+    found = {}
+    for split in recipe.evaluate_also:
+        if split in base.metrics:
+            metric = recipe.metric if recipe.metric in base.metrics[split] else recipe.selection_metric
+            found[split] = (metric, METRICS[metric].higher_is_better, METRICS[metric].share)
+    for name, facts in (base.data.get("benchmarks") or {}).items():
+        found[name] = (facts["metric"], facts["higher_is_better"], facts["share"])
+    return found
 
 
-def split_scores(run: Run, recipe: Recipe, split: str, metric: str) -> Scores:
-    """Return `scores` of a split, or those of a benchmark by its metric."""
-    if split not in (run.data.get("benchmarks") or {}):
-        return scores(run, recipe, split)
-    import pandas
+def scores(run: Run, recipe: Recipe, split: str = "test", metric: str | None = None) -> Scores:
+    """Return ids, scores and weights of a split's examples; the weighted mean of the scores is the metric.
 
-    examples = pandas.read_parquet(run.folder / "predictions.parquet", columns=["split", "id", metric])
-    examples = examples[examples["split"] == split]
-    return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), None
+    metric: the recipe's, if None; of a benchmark its own.
 
-
-def scores(run: Run, recipe: Recipe, split: str = "test") -> Scores:
-    """Return ids, scores and weights of a split's examples; the weighted mean of the scores is the metric."""
+    Examples without a score are left out: those beyond test_generations have no answer.
+    """
     import pandas
 
     examples = pandas.read_parquet(run.folder / "predictions.parquet")
     examples = examples[examples["split"] == split]
-    ids = examples["id"].to_numpy()
-    if recipe.metric == "accuracy":
-        return ids, (examples["label"] == examples["prediction"]).to_numpy(dtype=float), None
-    if recipe.task == "dpo":  # each pair has a score for either metric
-        return ids, examples[recipe.metric].to_numpy(dtype=float), None
-    weights = examples["tokens"].to_numpy(dtype=float) if recipe.task in CAUSAL_TASKS else None
-    return ids, examples["loss"].to_numpy(dtype=float), weights
+    metric = metric or recipe.metric
+    if metric == "accuracy" and "accuracy" not in examples:
+        examples = examples.assign(accuracy=examples["label"] == examples["prediction"])
+    examples = examples[examples[metric].notna()]
+    weights = None
+    if metric == "loss" and recipe.task in CAUSAL_TASKS:
+        weights = examples["tokens"].to_numpy(dtype=float)
+    return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), weights

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.statistics import bootstrap
 from peft_recipes.statistics.bootstrap import (
     Difference,
-    margin_for,
     metric_interval,
     paired_difference,
     simultaneous,
@@ -213,8 +213,9 @@ def test_the_verdict_depends_on_the_interval_only(interval, higher, lower):
 def test_the_margin_is_one_point_of_accuracy_or_one_percent_of_the_loss():
     assert margin_for("accuracy", 0.9) == margin_for("macro_f1", 0.9) == margin_for("token_accuracy", 0.4) == 0.01
     assert margin_for("loss", 2.5) == pytest.approx(0.025)
-    with pytest.raises(ValueError, match="perplexity"):
-        margin_for("perplexity", 12.0)
+    assert margin_for("perplexity", 12.0) == pytest.approx(0.12)
+    with pytest.raises(ValueError, match="Did you mean 'perplexity'"):
+        margin_for("perplexty", 12.0)
     with pytest.raises(ValueError, match="nan"):
         margin_for("loss", float("nan"))
 

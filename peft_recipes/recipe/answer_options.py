@@ -1,0 +1,119 @@
+"""A recipe's options for scored answers: the user's own score, the pattern of an answer, and how it is generated."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft_recipes.errors import RecipeError, nearest, unknown
+from peft_recipes.recipe.metrics import ANSWER_METRICS
+
+_FUNCTION = re.compile(r".+:[^\W\d]\w*\Z")
+# Options of GenerationConfig that generation sets itself, from the tokenizer or the data.
+_OWNED = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "num_return_sequences",
+          "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+          "max_length", "transformers_version", "cache_implementation")  # fmt: skip
+
+
+def function_path(function: Callable[..., Any]) -> str:
+    """Return where a function is defined, as `load_function` finds it again: "module:function" or "file.py:function".
+
+    Raises RecipeError for a lambda or a function inside another, which no other process can import.
+    """
+    name = getattr(function, "__qualname__", "")
+    if not name.isidentifier():
+        raise RecipeError(f"score: {name or function!r} can't be imported by the runs' processes. Define it with `def` "
+                          "at the top level of a module.")  # fmt: skip
+    module = function.__module__
+    if module in sys.modules and module != "__main__":
+        return f"{module}:{name}"
+    return f"{Path(inspect.getsourcefile(function)).resolve()}:{name}"
+
+
+def load_function(path: str, field: str) -> Callable[..., Any]:
+    """Import the function at "module:function" or "file.py:function". Raises RecipeError, which names the `field`.
+
+    It runs the module's code: never call it for a recipe that was downloaded.
+    """
+    source, _, name = path.rpartition(":")
+    try:
+        module = _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except FileNotFoundError as error:
+        raise RecipeError(f"{field}: there is no file {source}.") from error
+    except Exception as error:  # whatever the user's module raises
+        raise RecipeError(f"{field}: {source} can't be imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RecipeError(f"{field}: {source} has no function '{name}'.{nearest(name, names)}")
+    return function
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(f"peft_recipes_user.{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # None only if the suffix is not Python's
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def source_hash(path: str) -> str:
+    """Return a hash of the file that defines the function at `path`; "" where it is not found."""
+    source, _, _ = path.rpartition(":")
+    try:
+        if not source.endswith(".py"):
+            source = importlib.util.find_spec(source).origin
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    except (ImportError, AttributeError, TypeError, OSError, ValueError):
+        return ""
+
+
+def answer_problems(recipe: Any) -> list[str]:
+    """Return every problem of a Recipe's options for scored answers, one line each."""
+    problems = []
+    if recipe.metric == "score" and not recipe.score:
+        problems.append("score: the metric 'score' needs the function that scores an answer, as 'module:function'.")
+    given = {"score": recipe.score, "answer_pattern": recipe.answer_pattern}
+    for field, metric in (("score", "score"), ("answer_pattern", "regex")):
+        if given[field] is not None and recipe.metric != metric:
+            problems.append(f"{field}: no effect with the metric '{recipe.metric}'. Set metric: {metric}, or leave it "
+                            "out.")  # fmt: skip
+    if recipe.generation and recipe.metric not in ANSWER_METRICS:
+        problems.append(f"generation: no effect with the metric '{recipe.metric}': no answers are scored.")
+    if recipe.answer_pattern is not None:
+        try:
+            re.compile(recipe.answer_pattern)
+        except re.error as error:
+            problems.append(f"answer_pattern: not a regular expression: {error}.")
+    if recipe.score is not None and not _FUNCTION.match(recipe.score):
+        problems.append(f"score: expected 'module:function' or 'file.py:function', got '{recipe.score}'.")
+    return problems + _generation_problems(recipe.generation)
+
+
+def _generation_problems(generation: dict[str, Any]) -> list[str]:
+    """Check the options against transformers' GenerationConfig."""
+    if not generation:
+        return []
+    from transformers import GenerationConfig
+
+    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _OWNED]
+    problems = [unknown("key", key, names, "generation") for key in generation if key not in names]
+    if problems:
+        return problems
+    try:
+        GenerationConfig(**generation).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        problems.append(f"generation: {' '.join(str(error).split())}")
+    tokens = generation.get("max_new_tokens", 1)
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        problems.append(f"generation.max_new_tokens: expected a whole number above 0, got {tokens!r}.")
+    return problems
