@@ -64,7 +64,7 @@ def task_file(name: str) -> Path:
 
 
 def questions(objects: list[Documented]) -> list[dict[str, Any]]:
-    """Make a question of each object: `question`, `choices` and `label`, the index of the right one; in random order."""
+    """Make a question of each object: `question`, `choices` and `label`, the right one's index. In random order."""
     draw, rows = random.Random(datasets.SEED), []
     for library in sorted({row.library for row in objects}):
         known = sorted(_sentences(row for row in objects if row.library == library))

@@ -21,7 +21,7 @@ def is_file(benchmark: str) -> bool:
 
 
 def benchmark_name(benchmark: str) -> str:
-    """Return a benchmark's name in results and reports: `arc_easy`, `tasks/mine.yaml` -> `mine`, `embedded:x` -> `x`."""
+    """Return a benchmark's name in results: `arc_easy` itself, `mine` of `tasks/mine.yaml`, `x` of `embedded:x`."""
     if is_file(benchmark):
         return benchmark.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
     return benchmark.removeprefix(EMBEDDED)

@@ -207,14 +207,18 @@ def forgotten(comparison: Comparison) -> list[str]:
     lines, against = [], facts.reference(comparison, name)
     for split in facts.extra_splits(comparison):
         lost, metric = -(facts.gain(comparison, name, split) or 0), facts.shown_as(comparison, split)
-        margin = facts.number(((comparison.get("forgetting") or {}).get(split) or {}).get("margin"))
+        entry = (comparison.get("forgetting") or {}).get(split) or {}
+        margin = facts.number(entry.get("margin"))
         if lost > (_margin(comparison) if margin is None else margin):
             gained = facts.gain(comparison, against, split) if against and against != name else None
             reference = clean(sentences.reference_name(comparison, name))
             other = "" if gained is None else f" ({reference} {_lost(-gained, metric)})"
+            mixed = f"some {clean(split)} examples into the training data"
+            if entry.get("benchmark"):  # trained on its own examples, it would measure nothing
+                mixed = "data of its kind, not its own examples, into the training data"
             lines.append(
-                f"{_label(comparison, name)} {_lost(lost, metric)} on {clean(split)}{other}: mix some "
-                f"{clean(split)} examples into the training data, or switch the adapter off where it isn't needed."
+                f"{_label(comparison, name)} {_lost(lost, metric)} on {clean(split)}{other}: mix {mixed}, or "
+                "switch the adapter off where it isn't needed."
             )
     return lines
 

@@ -58,32 +58,45 @@ def _name_rows(axes: Any, names: list[str]) -> None:
 
 
 def forgetting(comparison: Comparison) -> Plot | None:
-    """Plot each arm's gain on the test split against its change on the first extra split."""
-    extra = facts.extra_splits(comparison)[:1]
-    gains = [
-        (facts.gain(comparison, name), facts.gain(comparison, name, split), name)
-        for split in extra
-        for name in facts.measured(comparison)
-    ]
-    metric = facts.metric(comparison)
-    factor, unit = (100, "points") if fmt.is_share(metric) else (1, metric)
-    points = [(factor * x, factor * y, name) for x, y, name in gains if x is not None and y is not None]
-    if not points:
+    """Plot each arm's gain on the test split against its change on each extra split and benchmark, one panel each."""
+    changes = {split: _changes(comparison, split) for split in facts.extra_splits(comparison)}
+    changes = {split: points for split, points in changes.items() if points}
+    if not changes:
         return None
-    split, styles = facts.shorten(extra[0], 20), figure_style.arm_styles(comparison)
-    figure, axes = figure_style.canvas()
-    axes.axhline(0, color=figure_style.MUTED, linewidth=1.2, zorder=1)
-    for x, y, name in points:
-        figure_style.mark(axes, x, y, styles[name], size=10)
-    axes.margins(x=0.16, y=0.2)
-    axes.set(xlabel=f"Gained on test ({unit})", ylabel=f"Change on {split} ({unit})")
-    figure_style.label_points(figure, axes, [(x, y, facts.shorten(name, 22)) for x, y, name in points])
-    texts = [
-        f"{facts.label(comparison, name)} {fmt.signed(x)} on test, {fmt.signed(y)} on {split}" for x, y, name in points
-    ]
-    caption = f"Compared with the untuned base. Further right: learned more. Below the line: forgot some of {split}."
-    alt = f"Change from the base ({unit}): {'; '.join(texts)}."
+    styles = figure_style.arm_styles(comparison)
+    figure, each = figure_style.panels(len(changes))
+    gained, texts = _unit(comparison, "test"), []
+    for axes, (split, points) in zip(each, changes.items(), strict=True):
+        shown, unit = facts.shorten(split, 20), _unit(comparison, split)
+        axes.axhline(0, color=figure_style.MUTED, linewidth=1.2, zorder=1)
+        for x, y, name in points:
+            figure_style.mark(axes, x, y, styles[name], size=10)
+        axes.margins(x=0.16, y=0.2)
+        axes.set(xlabel=f"Gained on test ({gained})", ylabel=f"Change on {shown} ({unit})")
+        texts += [
+            f"{facts.label(comparison, name)} {fmt.signed(x)} on test, {fmt.signed(y)} on {shown}"
+            for x, y, name in points
+        ]
+    for axes, points in zip(each, changes.values(), strict=True):
+        figure_style.label_points(figure, axes, [(x, y, facts.shorten(name, 22)) for x, y, name in points])
+    lost = fmt.listed([facts.shorten(split, 20) for split in changes])
+    caption = f"Compared with the untuned base. Further right: learned more. Below the line: forgot some of {lost}."
+    units = fmt.listed(list(dict.fromkeys([gained, *(_unit(comparison, split) for split in changes)])))
+    alt = f"Change from the base ({units}): {'; '.join(texts)}."
     return Plot("forgetting", "Learned and forgotten", caption, alt, figure)
+
+
+def _changes(comparison: Comparison, split: str) -> list[tuple[float, float, str]]:
+    """Each measured arm's gain on test and on a split, in points or the metric's unit, and its name."""
+    gains = [
+        (facts.gain(comparison, name), facts.gain(comparison, name, split), name) for name in facts.measured(comparison)
+    ]
+    across, up = (100 if fmt.is_share(facts.shown_as(comparison, each)) else 1 for each in ("test", split))
+    return [(across * x, up * y, name) for x, y, name in gains if x is not None and y is not None]
+
+
+def _unit(comparison: Comparison, split: str) -> str:
+    return "points" if fmt.is_share(facts.shown_as(comparison, split)) else facts.split_metric(comparison, split)
 
 
 def memory_bars(comparison: Comparison) -> Plot | None:

@@ -100,15 +100,21 @@ def look() -> Iterator[None]:
 
 def canvas(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     """Return an empty figure (size in inches) and its axes."""
+    figure, (axes,) = panels(1, width, height)
+    return figure, axes
+
+
+def panels(rows: int, width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, list[Any]]:
+    """Return an empty figure with axes one below the other, each of this size in inches."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, rows * height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
-    axes = figure.add_subplot()
-    for side in (axes.xaxis, axes.yaxis):
+    each = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for side in (side for axes in each for side in (axes.xaxis, axes.yaxis)):
         side.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    return figure, axes
+    return figure, each
 
 
 def mark(axes: Any, x: float, y: float, style: Style, size: float = 9, **options: Any) -> None:

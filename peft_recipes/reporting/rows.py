@@ -90,7 +90,9 @@ def _base_row(comparison: Comparison) -> Row:
         "generation": Cell(fmt.rate(speed("generation_tokens_per_second"))),
     }
     for split in facts.extra_splits(comparison):
-        cells[f"split:{split}"] = Cell(fmt.quality(facts.base_value(comparison, split), metric))
+        cells[f"split:{split}"] = Cell(
+            fmt.quality(facts.base_value(comparison, split), facts.shown_as(comparison, split))
+        )
     reason = facts.error_line(base.get("error")) if base.get("status", "ok") != "ok" else ""
     return Row("base", BASE_LABEL, "failed" if reason else "base", cells, reason)
 
@@ -128,7 +130,7 @@ def _columns(comparison: Comparison) -> list[Column]:
         Column("metric", f"Test {name}", texts.get(metric, texts["metric"]), 0, _metric, name.capitalize()),
         Column("difference", "Against full", texts["difference"], 1, _difference),
         Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
-        *(_split_column(split, name) for split in facts.extra_splits(comparison)),
+        *(_split_column(comparison, split) for split in facts.extra_splits(comparison)),
         Column("likelihood", "Chosen is likelier", texts["likelihood"], 4, lambda c, arm: _likelihood(_arm(c, arm))),
         Column("ranks", "Against the best rank", texts["ranks"], 4, _rank, "Best rank"),
         Column("trainable_parameters", "Trained parameters", texts["trainable_parameters"], 2, _parameters, "Trained"),
@@ -142,9 +144,9 @@ def _columns(comparison: Comparison) -> list[Column]:
     ]
 
 
-def _split_column(split: str, name: str) -> Column:
-    """Return the column of the metric on an extra split, such as `clean`."""
-    shown = facts.plain(split)
+def _split_column(comparison: Comparison, split: str) -> Column:
+    """Return the column of an extra split, such as `clean`, or of a benchmark."""
+    shown, name = facts.plain(split), fmt.metric_title(facts.split_metric(comparison, split))
     meaning = f"{name} on '{shown}', which shows what tuning made the model forget; second figure: change from the base"
     return Column(f"split:{split}", f"{shown.capitalize()} {name}", meaning, 2, lambda c, arm: _split(c, arm, split))
 
@@ -198,8 +200,8 @@ def _rank(comparison: Comparison, name: str) -> Cell:
 
 
 def _split(comparison: Comparison, name: str, split: str) -> Cell:
-    metric, before = facts.metric(comparison), facts.base_value(comparison, split)
-    after = facts.split_value(_arm(comparison, name), split, metric)
+    metric, before = facts.shown_as(comparison, split), facts.base_value(comparison, split)
+    after = facts.split_value(_arm(comparison, name), split, facts.split_metric(comparison, split))
     change = sentences.change(after - before, metric) if after is not None and before is not None else ""
     return Cell(fmt.quality(after, metric), change.removesuffix(" points"))
 
@@ -263,13 +265,16 @@ def _speed(figures: dict | None, show: Callable[[Any], str]) -> Cell:
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the table's raw numbers for pandas: one flat dict per row, the base first; None for no value."""
-    metric, splits = facts.metric(comparison), facts.extra_splits(comparison)
+    metric, splits = (
+        facts.metric(comparison),
+        {split: facts.split_metric(comparison, split) for split in facts.extra_splits(comparison)},
+    )
     rows = []
     if base := comparison.get("base"):
         rows.append({
             "arm": "base", "label": BASE_LABEL, "status": base.get("status", "ok"),
             metric: facts.base_value(comparison),
-            **{f"{split}_{metric}": facts.base_value(comparison, split) for split in splits},
+            **{f"{split}_{own}": facts.base_value(comparison, split) for split, own in splits.items()},
             "total_parameters": facts.number(base.get("total_parameters")),
         })  # fmt: skip
     for name, arm in facts.arms(comparison).items():
@@ -279,7 +284,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
         rows.append({
             "arm": name, "label": facts.label(comparison, name), "status": arm.get("status", "ok"),
             metric: facts.mean(arm),
-            **{f"{split}_{metric}": facts.split_value(arm, split, metric) for split in splits},
+            **{f"{split}_{own}": facts.split_value(arm, split, own) for split, own in splits.items()},
             "sd": facts.spread(arm), "seeds": facts.seeds_done(arm), "against": difference.get("against"),
             "difference": difference.get("estimate"), "ci95_low": low, "ci95_high": high,
             "verdict": difference.get("verdict"), "ci95_simultaneous_low": lowest, "ci95_simultaneous_high": highest,

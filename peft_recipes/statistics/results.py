@@ -306,6 +306,7 @@ def _forgetting(
         before, value = scores(base, recipe, split, metric), base.metrics[split][metric]
         margin = 0.01 if share else 0.01 * abs(value)
         changes[split] = {"metric": metric, "higher_is_better": higher, "share": share}
+        changes[split]["benchmark"] = split in (base.data.get("benchmarks") or {})
         changes[split] |= {"before": value, "margin": margin, "arms": {}}
         for arm in arms:
             done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
