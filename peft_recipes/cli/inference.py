@@ -1,4 +1,4 @@
-"""Commands that run saved adapters: predict, generate, playground."""
+"""Commands that run saved adapters: predict, generate, evaluate, playground."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, say, show
+from peft_recipes.cli.common import (
+    ADAPTERS,
+    Adapter,
+    Adapters,
+    Base,
+    Benchmarks,
+    Json,
+    Trust,
+    command,
+    say,
+    show,
+    split_names,
+)
 from peft_recipes.errors import RecipeError
 
 File = Annotated[
@@ -112,6 +124,29 @@ def generate(
     with counter("answers") as on_answer:
         answers = generate.generate(opened, prompt, sampling, merged=merged, raw=raw, on_answer=on_answer)
     show(as_json, answers, lambda: show_answers(answers), ensure_ascii=False)
+
+
+@command(ADAPTERS)
+def evaluate(
+    adapter: Adapter,
+    benchmarks: Benchmarks = "",
+    benchmark_examples: Annotated[
+        int | None,
+        Option("--benchmark-examples", metavar="N", min=0, help="Take at most N examples of each; 0: all [200]."),
+    ] = None,
+    base: Base = "",
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a base and a saved adapter side by side, on benchmarks or on the test split of the adapter's run."""
+    from peft_recipes.cli.output.evaluations import show_evaluation
+    from peft_recipes.cli.output.progress import counter
+    from peft_recipes.inference.evaluate import evaluate as evaluate_adapter
+
+    options = {"base": base or None, "benchmark_examples": benchmark_examples, "trust_remote_code": trust_remote_code}
+    with counter("evaluations") as on_progress:
+        result = evaluate_adapter(adapter, split_names(benchmarks) or [], on_progress=on_progress, **options)
+    show(as_json, result, lambda: show_evaluation(result), ensure_ascii=False)
 
 
 @command(ADAPTERS)

@@ -58,6 +58,7 @@ def plan(
     arms: Arms = "",
     embedded: Embedded = False,
     changes: Set = [],  # noqa: B006  (typer reads it, nobody changes it)
+    benchmarks: Benchmarks = "",
     trial: Annotated[bool, Option("--trial", help="Load the weights and time three steps of each arm.")] = False,
     processes: Annotated[int, Option("--processes", metavar="N", min=1, help="Plan for one of N processes.")] = 1,
     config: Annotated[
@@ -74,7 +75,9 @@ def plan(
     from peft_recipes.planning.scaling import planned_spread
 
     spread = planned_spread(processes, config, per_process_memory)
-    result = make_plan(load(recipe, embedded, changes), split_names(arms), trial=trial, spread=spread)
+    result = make_plan(
+        load(recipe, embedded, with_benchmarks(changes, benchmarks)), split_names(arms), trial=trial, spread=spread
+    )
     show(as_json, result, lambda: show_plan(result))
 
 

@@ -7,7 +7,20 @@ from pathlib import Path
 
 import typer
 
-from peft_recipes.cli.common import ArmName, Embedded, Json, Output, Overwrite, Resume, Seed, Set, Wait, handle_errors
+from peft_recipes.cli.common import (
+    ArmName,
+    Benchmarks,
+    Embedded,
+    Json,
+    Output,
+    Overwrite,
+    Resume,
+    Seed,
+    Set,
+    Wait,
+    handle_errors,
+    with_benchmarks,
+)
 from peft_recipes.recipe.recipe import Recipe
 
 
@@ -22,6 +35,7 @@ def main(recipe: Recipe) -> None:
         seed: Seed = 0,
         embedded: Embedded = False,
         changes: Set = [],  # noqa: B006
+        benchmarks: Benchmarks = "",
         output: Output = Path("adapters"),
         resume: Resume = False,
         overwrite: Overwrite = False,
@@ -32,6 +46,6 @@ def main(recipe: Recipe) -> None:
         from peft_recipes.cli.recipes import train_arm
 
         options = {"output": output, "resume": resume, "overwrite": overwrite, "wait": wait}
-        train_arm(changed(recipe, embedded, changes), arm, seed, as_json, **options)
+        train_arm(changed(recipe, embedded, with_benchmarks(changes, benchmarks)), arm, seed, as_json, **options)
 
     script(sys.argv[1:])

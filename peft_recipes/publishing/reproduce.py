@@ -17,6 +17,7 @@ from peft_recipes.adapters.saved import RECIPE_FILE
 from peft_recipes.catalog.changes import apply_changes
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.publishing.tolerance import MetricComparison, changed_conditions, compare_metrics, example_scores
+from peft_recipes.recipe.benchmarks import is_file
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output
 from peft_recipes.runs.folder import BASE, RUN_FILE, Run, read_run, resolved_recipe, run_folder
@@ -109,6 +110,12 @@ def _recipe_for_this_machine(folder: Path, run: Run, changes: list[str], trust_r
     threads = environment.get("threads")
     if recipe.threads is None and environment.get("device") == "cpu" and isinstance(threads, int):
         settings |= {"threads": threads} if 1 <= threads <= (os.cpu_count() or 1) else {}
+    files = [benchmark for benchmark in recipe.benchmarks if is_file(benchmark)]
+    if files and not trust_remote_code and not any(change.startswith("benchmarks=") for change in changes):
+        raise RecipeError(
+            f"{folder / RECIPE_FILE} names files of benchmarks, which may run code: {', '.join(files)}. If you trust "
+            "them, add --trust-remote-code; or leave benchmarks out with --set benchmarks=[]."
+        )
     recipe = recipe.with_changes(settings)
     return apply_changes(recipe, changes) if changes else recipe
 
@@ -129,7 +136,9 @@ def _compare(adapter: str, original: Run, new: Run, task: str, folder: Path | No
     differs = changed_conditions(original.data["environment"], new.data["environment"])
     predictions, doubts = _read_predictions(original, task)
     rows = _compare_counts(original.data, new.data)
-    rows += compare_metrics(original.metrics, new.metrics, predictions, task, not differs)
+    left_out = set(original.data.get("benchmarks") or {}) - set(new.data["benchmarks"])
+    metrics = {split: metrics for split, metrics in original.metrics.items() if split not in left_out}
+    rows += compare_metrics(metrics, new.metrics, predictions, task, not differs)
     if predictions is None and differs:
         doubts.append(f"There is no {_PREDICTIONS}, and the conditions differ: nothing says how near is near.")
     return Reproduction(adapter, original.data["arm"], original.data["seed"], rows, differs, doubts, folder)

@@ -107,7 +107,8 @@ def _bootstrap_interval(table: pandas.DataFrame | None, metric: str, task: str) 
 
 def example_scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Return per-example scores whose (weighted) mean is the metric, and the weights; None if they are not stored."""
-    tokens = table["tokens"].to_numpy(dtype=float) if task in CAUSAL_TASKS and "tokens" in table else None
+    counted = task in CAUSAL_TASKS and "tokens" in table and table["tokens"].notna().all()  # not of a benchmark
+    tokens = table["tokens"].to_numpy(dtype=float) if counted else None
     if metric == "accuracy" and {"label", "prediction"} <= set(table):
         return (table["label"] == table["prediction"]).to_numpy(dtype=float), None
     if metric == "token_accuracy" and tokens is not None and "correct_tokens" in table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from peft_recipes.runs.folder import Run
 from peft_recipes.statistics import conditions
 from peft_recipes.statistics.bootstrap import Difference, paired_difference, simultaneous, verdict
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
+
+if TYPE_CHECKING:
+    import pandas
 
 FULL = "full"
 _CURVE_POINTS = 200  # the most per curve in comparison.json
@@ -337,18 +340,22 @@ def scores(run: Run, recipe: Recipe, split: str = "test", metric: str | None = N
     """Return ids, scores and weights of a split's examples; the weighted mean of the scores is the metric.
 
     metric: the recipe's, if None; of a benchmark its own.
-
-    Examples without a score are left out: those beyond test_generations have no answer.
     """
     import pandas
 
     examples = pandas.read_parquet(run.folder / "predictions.parquet")
-    examples = examples[examples["split"] == split]
-    metric = metric or recipe.metric
+    return example_scores(examples[examples["split"] == split], recipe.task, metric or recipe.metric)
+
+
+def example_scores(examples: pandas.DataFrame, task: str, metric: str) -> Scores:
+    """Return ids, scores and weights of the rows of predictions.parquet that one split has.
+
+    Examples without a score are left out: those beyond test_generations have no answer.
+    """
     if metric == "accuracy" and "accuracy" not in examples:
         examples = examples.assign(accuracy=examples["label"] == examples["prediction"])
     examples = examples[examples[metric].notna()]
     weights = None
-    if metric == "loss" and recipe.task in CAUSAL_TASKS:
+    if metric == "loss" and task in CAUSAL_TASKS:
         weights = examples["tokens"].to_numpy(dtype=float)
     return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), weights

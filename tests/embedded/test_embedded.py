@@ -16,9 +16,10 @@ from collections import Counter
 
 import pytest
 
-from peft_recipes.embedded import cache, datasets, models, packages, small_gpt2, stand_ins
+from peft_recipes.embedded import benchmarks, cache, datasets, models, packages, small_gpt2, stand_ins
 from peft_recipes.embedded.prose import key_of, prose
 from peft_recipes.errors import RecipeError
+from peft_recipes.scoring import benchmark_tasks
 
 TEXT_COLUMN = {
     "docstring-topics": "text",
@@ -512,3 +513,18 @@ def test_a_model_in_the_users_cache_is_complete(name, parameters):
     assert set(tokenizer("a text")) == {"input_ids", "attention_mask"}
     assert len(tokenizer("many " * 300)["input_ids"]) >= 300
     assert str(USERS_CACHE) not in "".join(file.read_text() for file in folder.glob("*.json"))
+
+
+def test_the_embedded_benchmark_asks_about_objects_that_nothing_trains_on(libraries):
+    file = benchmarks.task_file("docstring-choices")
+    rows = [json.loads(line) for line in (file.parent / "questions.jsonl").read_text().splitlines()]
+    assert len(rows) > 400 and len({row["question"] for row in rows}) == len(rows)
+    assert all(len(set(row["choices"])) == 4 for row in rows)
+    shares = Counter(row["label"] for row in rows)
+    assert all(0.2 < shares[label] / len(rows) < 0.3 for label in range(4))
+    trained = {row["instruction"] for row in datasets.docstring_questions()["train"]}
+    trained |= {row["prompt"] for row in datasets.docstring_preferences()["train"]}
+    assert not trained & {row["question"] for row in rows}
+    assert benchmarks.task_file("docstring-choices") == file  # made once
+    (task,) = benchmark_tasks.load(["embedded:docstring-choices"])["docstring-choices"]
+    assert len(task.eval_docs) == len(rows)

@@ -10,8 +10,12 @@ import pandas
 import pytest
 from benchmark_files import choices
 from small import compared_here
+from typer.testing import CliRunner
 
+from peft_recipes import RecipeError
+from peft_recipes.cli.app import app
 from peft_recipes.reporting.sentences import forgetting
+from peft_recipes.scoring import benchmark_tasks, benchmarks
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +85,72 @@ def test_it_is_in_the_table_the_text_and_the_plot(comparison):
     (line,) = forgetting(comparison.data)
     assert line.startswith("Words accuracy before tuning") and line.count("95 % interval") == 2 and "points" in line
     assert (comparison.folder / "plots" / "forgetting.png").is_file()
+
+
+GENERATED = """\
+task: say
+dataset_path: json
+dataset_kwargs: {data_files: {test: data/words.jsonl}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[label]}}"
+generation_kwargs: {until: ["film"], max_gen_toks: 4}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+def test_answers_are_generated_and_a_metric_that_is_no_mean_has_pseudo_values(words, tiny):
+    import transformers
+
+    folder = words.parent
+    (folder / "say.yaml").write_text(GENERATED)
+    (folder / "brier.yaml").write_text(
+        words.read_text().replace("task: words", "task: brier").replace("- {metric: acc", "#")
+    )
+    tasks = benchmark_tasks.load([str(folder / "say.yaml"), str(folder / "brier.yaml")])
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny("llama"))
+    said = benchmarks.run_benchmark(model, tokenizer, tasks["say"], 5)
+    assert said.facts["metric"] == "exact_match" and set(said.evaluation.predictions["exact_match"]) <= {0.0, 1.0}
+    brier = benchmarks.run_benchmark(model, tokenizer, tasks["brier"])
+    assert brier.facts["metric"] == "brier_score" and not brier.facts["higher_is_better"] and not brier.facts["share"]
+    values = brier.evaluation.predictions["brier_score"]
+    assert sum(values) / len(values) == pytest.approx(brier.evaluation.metrics["brier_score"])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "message"),
+    [
+        ("hellaswg", "Unknown benchmark 'hellaswg'. Did you mean 'hellaswag'?"),
+        ("wrods.yaml", "there is no file wrods.yaml. Did you mean 'words.yaml'?"),
+        ("none.yaml", "names the data file data/gone.jsonl, which is not beside it"),
+        ("prose.yaml", "prose.yaml is no lm_eval task"),
+        ("words.yaml,other/words.yaml", "'words' is there 2 times"),
+        ("embedded:docstring-choice", "Did you mean 'embedded:docstring-choices'"),
+    ],
+)
+def test_a_wrong_benchmark_is_one_message_before_anything_is_written(
+    instruct, words, tmp_path, monkeypatch, benchmark, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.yaml").write_text(words.read_text())
+    (tmp_path / "none.yaml").write_text(words.read_text().replace("data/words", "data/gone"))
+    (tmp_path / "prose.yaml").write_text("name: prose\n")
+    instruct().to_yaml(tmp_path / "recipe.yaml")
+    for command in (["plan"], ["compare"], ["train", "--arm", "lora"]):
+        result = CliRunner().invoke(app, [*command[:1], "recipe.yaml", *command[1:], "--benchmarks", benchmark])
+        assert result.exit_code == 2 and message in " ".join(result.stderr.split()), result.stderr
+        assert result.stdout == "" and not (tmp_path / "adapters").exists()
+
+
+def test_without_lm_eval_the_message_is_the_command_that_installs_it(instruct, monkeypatch):
+    monkeypatch.setattr(benchmark_tasks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"lm_eval is not installed.*pip install 'peft_recipes\[benchmarks\]'"):
+        benchmark_tasks.check(["hellaswag"])
+
+
+def test_benchmarks_are_for_causal_models(classify):
+    with pytest.raises(RecipeError, match="benchmarks: they are for causal language models"):
+        classify(benchmarks=["hellaswag"])
