@@ -42,8 +42,10 @@ def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -
                         dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
         if not (base or named):
             raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
-    # A downloaded recipe must not be able to switch remote code on: only the user can.
-    return task_of(dataclasses.replace(recipe, model=base or recipe.model, trust_remote_code=trust_remote_code))
+    # A downloaded recipe must not be able to run code, its base's or a score's: only the user can allow it.
+    own_code = {"metric": "loss", "score": None, "generation": {}} if recipe.score and not trust_remote_code else {}
+    settings = {"model": base or recipe.model, "trust_remote_code": trust_remote_code, **own_code}
+    return task_of(dataclasses.replace(recipe, **settings))
 
 
 def _task_name(saved: SavedAdapter) -> str:

@@ -13,6 +13,8 @@ class Prepared:
 
     splits: "train", "validation", "test", the recipe's further evaluation sets, and "pretrain" where there is one.
     ids: the example ids of each split, in its order. folder: where a comparison stores the data for its runs.
+    prompts: by split, the examples whose answers are scored: "index" in the split, "id", "prompt" as text and as
+    "prompt_ids", "reference", "reference_tokens" (with its end token) and "row", the columns of the data.
     """
 
     splits: dict[str, Any]
@@ -22,6 +24,7 @@ class Prepared:
     labels: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     samples: list[dict[str, str]] | None = None
+    prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     folder: Path | None = None
 
     @property

@@ -48,6 +48,11 @@ def evaluate(
         raise RecipeError(
             f"{opened.folder} is no run of peft-recipes: it does not say what it was tested on. Name --benchmarks."
         )
+    if with_test and recipe.score and not trust_remote_code:
+        raise RecipeError(
+            f"The recipe of {opened.folder} scores answers with the function {recipe.score}, which would run here. Read "
+            "it, and pass --trust-remote-code if you trust it; or name --benchmarks."
+        )
     benchmarks = benchmarks or [each for each in recipe.benchmarks if not is_file(each)]
     examples = recipe.benchmark_examples if benchmark_examples is None else benchmark_examples or None
     if problems := benchmark_problems(benchmarks, examples, recipe.task):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.arms.apply import fit_targets
@@ -137,6 +138,6 @@ def _data(recipe: Recipe, task: Task) -> tuple[Prepared | None, list[str]]:
         return task.prepare(), []
     except RecipeError as error:
         needed = recipe.task.endswith("classification") and recipe.dataset.labels is None
-        if needed or recipe.dataset.path.startswith(EMBEDDED):
+        if needed or recipe.dataset.path.startswith(EMBEDDED) or Path(recipe.dataset.path).exists():
             raise
         return None, [f"Without the data there is no number of steps: {error}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,15 @@ from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
 from peft_recipes.data import formats
-from peft_recipes.data.packing import COUNTS, KEPT, why_padded
+from peft_recipes.data.packing import COUNTS, IGNORED, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.distributed.gather import is_sharded
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
 from peft_recipes.models.meta import meta_model
-from peft_recipes.models.positions import position_limit
 from peft_recipes.runs.predictions import Evaluation
+from peft_recipes.scoring import answers
+from peft_recipes.scoring.generation import room
 from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import (
@@ -73,7 +76,8 @@ class Causal(Task):
 
     def prepare(self) -> Prepared:
         tokenizer = bases.load_tokenizer(self.recipe)
-        splits, notes = self.text_rows(self.raw_splits(), tokenizer)
+        raw = self.raw_splits()
+        splits, notes = self.text_rows(raw, tokenizer)
         notes += self.notes
         text_columns = [c for c in splits["train"].column_names if c != "id"]
         splits, duplicates = self.without_duplicates(splits, list(self.duplicate_columns) or text_columns)
@@ -88,7 +92,15 @@ class Causal(Task):
             notes += more
             ids[name] = list(examples["id"])
             tokenised[name] = examples.remove_columns(["id"])
-        return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
+        prepared = Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
+        prepared.prompts = self.scored_prompts(raw, splits, prepared)
+        return prepared
+
+    def scored_prompts(
+        self, raw: dict[str, datasets.Dataset], texts: dict[str, datasets.Dataset], prepared: Prepared
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The examples whose answers are scored (`Prepared.prompts`); none for tasks without prompts."""
+        return {}
 
     def _truncated(
         self, examples: datasets.Dataset, split: str, end_tokens: set[int]
@@ -199,7 +211,7 @@ class Causal(Task):
     def evaluate(self, trainer: Trainer, prepared: Prepared, split: str) -> Evaluation:
         sums = self.predict(trainer, prepared, split)
         tokens = sums[:, 1].astype(int)
-        return Evaluation(
+        evaluation = Evaluation(
             metrics=causal_metrics(EvalPrediction(predictions=sums, label_ids=None)),
             predictions={
                 "id": prepared.ids[split],
@@ -208,6 +220,21 @@ class Causal(Task):
                 "correct_tokens": sums[:, 2].astype(int).tolist(),
             },
         )
+        if size := labelled_bytes(prepared, split):
+            evaluation.metrics["bits_per_byte"] = math.fsum(sums[:, 0]) / math.log(2) / size
+        if prompts := prepared.prompts.get(split):
+            metrics, columns = self._scored_answers(trainer, prepared, prompts, len(tokens))
+            evaluation.metrics |= metrics
+            evaluation.predictions |= columns
+        return evaluation
+
+    def _scored_answers(
+        self, trainer: Trainer, prepared: Prepared, prompts: list[dict[str, Any]], examples: int
+    ) -> tuple[dict[str, float], dict[str, list[Any]]]:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        precision, sharded = trainer.accelerator.autocast, is_sharded(model)
+        given = answers.answer(model, prepared.processor, prompts, self.recipe, precision, together=sharded)
+        return answers.scored(given, prompts, self.recipe, examples)
 
     def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.tensor([example["input_ids"]])}
@@ -217,18 +244,18 @@ class Causal(Task):
         return tokenizer(prompt, return_tensors="pt")["input_ids"]
 
     def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
-        answers = []
+        given = []
         for row in self.recipe.prompts:
             ids = self.prompt_tokens(row["prompt"], prepared.processor).to(model.device)
             room = positions_left(model, ids)
             if room < 1:
                 why = f"the prompt has {ids.shape[1]:,} tokens, and the model has no position left for an answer"
-                answers.append({**row, "answer": "", "skipped": why})
+                given.append({**row, "answer": "", "skipped": why})
                 continue
             generated = _greedy(model, ids, prepared.processor, max_new_tokens=min(_ANSWER_TOKENS, room))
             text = prepared.processor.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
-            answers.append({**row, "answer": text})
-        return answers or None
+            given.append({**row, "answer": text})
+        return given or None
 
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float:
         prompt = self.recipe.prompts[0]["prompt"] if self.recipe.prompts else "The"
@@ -242,13 +269,17 @@ class Causal(Task):
         return (tokens.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
 
 
+def labelled_bytes(prepared: Prepared, split: str) -> int:
+    """Bytes (UTF-8) of the text that the labelled tokens of a split stand for, without special tokens."""
+    labels = ([token for token in row if token != IGNORED] for row in prepared.splits[split]["labels"])
+    texts = prepared.processor.batch_decode(list(labels), skip_special_tokens=True)
+    return sum(len(text.encode()) for text in texts)
+
+
 def positions_left(model: nn.Module, ids: torch.Tensor) -> int:
     """How many tokens the model can generate after a prompt; _ANSWER_TOKENS where its positions have no limit."""
-    limit = position_limit(model.config.get_text_config())
-    if limit is None:
-        return _ANSWER_TOKENS
-    prompted = [c for c in getattr(model, "peft_config", {}).values() if c.is_prompt_learning]
-    return limit - ids.shape[1] - sum(config.num_virtual_tokens or 0 for config in prompted)
+    left = room(model, ids.shape[1])
+    return _ANSWER_TOKENS if left is None else left
 
 
 def _greedy(model: nn.Module, ids: torch.Tensor, tokenizer: Any, **options: Any) -> torch.Tensor:

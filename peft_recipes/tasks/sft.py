@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 
 from peft_recipes.data import formats
 from peft_recipes.data.packing import IGNORED
+from peft_recipes.data.prepared import Prepared
+from peft_recipes.errors import RecipeError
+from peft_recipes.scoring import answers
+from peft_recipes.scoring.text_metrics import scorer
 from peft_recipes.tasks.causal import Causal
 
 
@@ -32,6 +37,43 @@ class SupervisedFineTuning(Causal):
         start = common_prefix(prompt, ids)
         return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
 
+    def scored_prompts(self, raw: Any, texts: Any, prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
+        if not self.recipe.scores_answers:
+            return {}
+        scorer(self.recipe)  # a score that can't be imported is an error before anything is trained
+        scored = {
+            name: self._scored_prompts_of(name, raw[name], rows, prepared)
+            for name, rows in texts.items()
+            if name not in ("train", "validation") and "prompt" in rows.column_names
+        }
+        if self.reads_test and "test" not in scored:
+            raise RecipeError(
+                f"metric '{self.recipe.metric}' scores answers to prompts, and the rows of "
+                f"'{self.recipe.dataset.path}' are plain text. Set metric: loss, or name a dataset with prompts "
+                "and answers."
+            )
+        for name, prompts in scored.items():
+            answers.check_references(self.recipe, prompts, name)
+        return scored
+
+    def _scored_prompts_of(self, split: str, raw: Any, rows: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        by_id = {one_id: number for number, one_id in enumerate(rows["id"])}
+        raw_by_id = {one_id: number for number, one_id in enumerate(raw["id"])}
+        prompts, labels = [], prepared.splits[split]["labels"]
+        for index in answers.sample(len(prepared.ids[split]), self.recipe.test_generations):
+            one_id = prepared.ids[split][index]
+            row, columns = rows[by_id[one_id]], raw[raw_by_id[one_id]]
+            prompts.append({
+                "index": index,
+                "id": one_id,
+                "prompt": as_text(row["prompt"]),
+                "prompt_ids": tokenised_answers(row, [], prepared.processor)[0],
+                "reference": as_text(row["completion"]),
+                "reference_tokens": sum(label != IGNORED for label in labels[index]),
+                "row": json.loads(json.dumps(columns, default=str)),  # equal in every process of a comparison
+            })  # fmt: skip
+        return prompts
+
     def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
         if tokenizer.chat_template is None:
             return tokenizer(formats.plain_prompt(prompt), return_tensors="pt")["input_ids"]
@@ -39,6 +81,11 @@ class SupervisedFineTuning(Causal):
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )["input_ids"]
+
+
+def as_text(value: str | list[dict[str, str]]) -> str:
+    """A text, or the contents of messages one below the other."""
+    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
 
 
 def tokenised_answers(row: dict[str, Any], keys: list[str], tokenizer: Any) -> tuple[list[int], list[list[int]]]:

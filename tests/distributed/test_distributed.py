@@ -69,14 +69,19 @@ def recipes(without_dropout, tiny, reviews, questions, preferences, root):
         for kind in ("distilbert", "llama")
     }  # fmt: skip
     sft = Recipe(
-        name="sft", task="sft", model=str(tiny("llama")), max_length=48,
+        name="sft", task="sft", model=str(tiny("llama")), max_length=48, metric="f1",
         dataset=Dataset(str(questions), train=33, validation=5, test=7),  # 4 steps of 8, one of 1
         # epsilon: with AdamW's default, 1e-8, a gradient of rounding errors alone makes a full step.
         training={"num_train_epochs": 2, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 2,
                   "use_cpu": True, "bf16": False, "adam_epsilon": 1e-5},
         arms={"full": Arm(learning_rate=1e-3), "lora": Arm(attention, learning_rate=1e-2),
               "adalora": adalora["llama"]}, **common)  # fmt: skip
-    pairs = {"task": "dpo", "dataset": Dataset(str(preferences), train=33, validation=5, test=7), "max_length": 40}
+    pairs = {
+        "task": "dpo",
+        "metric": None,
+        "dataset": Dataset(str(preferences), train=33, validation=5, test=7),
+        "max_length": 40,
+    }
     for number in range(24):
         save_picture(root / "pictures" / ("dark" if number % 2 else "light") / f"{number}.png", number)
     transformers.set_seed(0)
@@ -86,7 +91,7 @@ def recipes(without_dropout, tiny, reviews, questions, preferences, root):
     transformers.ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(root / "vit")
     return {
         "sft": sft,
-        "text": Recipe(**{**vars(sft), "name": "text", "task": "language-modeling",
+        "text": Recipe(**{**vars(sft), "name": "text", "task": "language-modeling", "metric": None,
                           "benchmarks": [str(choices(root / "benchmark", count=7))],
                           "dataset": Dataset(str(reviews), train=19, validation=5, test=7)}),
         "pairs": Recipe(**{**vars(sft), **pairs, "name": "pairs"}),

@@ -58,7 +58,7 @@ def test_an_sft_arm_lowers_the_loss_and_saves_only_its_own_weights(instruct, tmp
     run = train(instruct(), arm, output=tmp_path)
     base = train(instruct(), "base", output=tmp_path)
     assert run.metrics["test"]["loss"] < base.metrics["test"]["loss"]
-    assert run.metrics["test"].keys() == {"loss", "perplexity", "token_accuracy"}
+    assert run.metrics["test"].keys() == {"loss", "perplexity", "token_accuracy", "bits_per_byte"}
     assert run.data["answers"][0]["prompt"] == "say good in a film" and isinstance(
         run.data["answers"][0]["answer"], str
     )
