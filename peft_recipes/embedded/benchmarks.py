@@ -21,8 +21,8 @@ from typing import Any
 from peft_recipes.embedded import datasets
 from peft_recipes.embedded.cache import build_once, version_of
 from peft_recipes.embedded.documentation import Documented
-from peft_recipes.recipe.benchmarks import EMBEDDED_BENCHMARKS
 
+NAMES = ("docstring-choices",)
 CHOICES = 4
 _NEIGHBOURS = 12  # objects of about the same length of sentence, of which the wrong choices are drawn
 _TASK = """\
@@ -51,7 +51,7 @@ metadata:
 
 def task_file(name: str) -> Path:
     """Return the file of an embedded benchmark's lm_eval task; its questions are next to it. Made on first use."""
-    assert name in EMBEDDED_BENCHMARKS, name
+    assert name in NAMES, name
 
     def build(folder: Path) -> None:
         lines = [json.dumps(row) for row in questions(datasets.objects_by_use()["heldout"])]

@@ -50,8 +50,8 @@ def evaluate(
         )
     if with_test and recipe.score and not trust_remote_code:
         raise RecipeError(
-            f"The recipe of {opened.folder} scores answers with the function {recipe.score}, which would run here. Read "
-            "it, and pass --trust-remote-code if you trust it; or name --benchmarks."
+            f"The recipe of {opened.folder} scores answers with the function {recipe.score}, which would run here. "
+            "Read it, and pass --trust-remote-code if you trust it; or name --benchmarks."
         )
     benchmarks = benchmarks or [each for each in recipe.benchmarks if not is_file(each)]
     examples = recipe.benchmark_examples if benchmark_examples is None else benchmark_examples or None
@@ -69,7 +69,7 @@ def evaluate(
         for name, each in tasks.items():
             size = recipe.training.get("per_device_eval_batch_size", BATCH_SIZE)
             result = run_benchmark(model, opened.processor, each, examples, size)
-            results[name] = result.evaluation, result.facts
+            results[name] = Evaluation(result.metrics, result.predictions), result.facts
             on_progress(done := done + 1, total)
         return results
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from peft_recipes.errors import unknown
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.options import LANGUAGE_TASKS
 
-EMBEDDED_BENCHMARKS = ("docstring-choices",)
 _SPLITS = ("train", "validation", "test", "pretrain")
 
 
@@ -41,10 +39,7 @@ def benchmark_problems(
             "Leave them out."
         )
     for benchmark, name in zip(benchmarks, names, strict=True):
-        if benchmark.startswith(EMBEDDED) and name not in EMBEDDED_BENCHMARKS:
-            valid = [f"{EMBEDDED}{each}" for each in EMBEDDED_BENCHMARKS]
-            problems.append(unknown("benchmark", benchmark, valid, "benchmarks"))
-        elif not name.strip():
+        if not name.strip():
             problems.append(f"benchmarks: expected names or files of lm_eval tasks, got {benchmark!r}.")
         elif name in (*_SPLITS, *splits):
             problems.append(f"benchmarks: '{name}' is the name of a split of the recipe; rename the file.")

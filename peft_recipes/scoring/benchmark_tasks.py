@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.embedded import benchmarks as embedded
 from peft_recipes.embedded.cache import version_of
-from peft_recipes.errors import RecipeError, nearest
-from peft_recipes.recipe.benchmarks import EMBEDDED_BENCHMARKS, benchmark_name, is_file
+from peft_recipes.errors import RecipeError, nearest, unknown
+from peft_recipes.recipe.benchmarks import benchmark_name, is_file
 from peft_recipes.recipe.dataset import EMBEDDED
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def check(benchmarks: Sequence[str]) -> None:
         try:
             if is_file(benchmark):
                 _read_task(Path(benchmark))
+            elif benchmark.startswith(EMBEDDED) and benchmark_name(benchmark) not in embedded.NAMES:
+                valid = [f"{EMBEDDED}{name}" for name in embedded.NAMES]
+                problems.append(unknown("benchmark", benchmark, valid, "benchmarks"))
         except RecipeError as error:
             problems += error.problems
     named = [each for each in benchmarks if not is_file(each) and not each.startswith(EMBEDDED)]
@@ -139,7 +142,7 @@ def _load(benchmark: str) -> list[Task]:
         what = " ".join(str(error).split())[:300]
         raise RecipeError(
             f"benchmarks: '{benchmark}' can't be loaded: {type(error).__name__}: {what} Without a network, name a "
-            f"task with local data, or {EMBEDDED}{EMBEDDED_BENCHMARKS[0]}."
+            f"task with local data, or {EMBEDDED}{embedded.NAMES[0]}."
         ) from error
     tasks = list(loaded["tasks"].values())
     if unsafe := [task.task_name for task in tasks if getattr(task, "UNSAFE_CODE", False)]:

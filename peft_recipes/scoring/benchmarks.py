@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
-from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring.benchmark_tasks import quiet
 
 if TYPE_CHECKING:
@@ -30,12 +29,14 @@ BATCH_SIZE = 8
 class Benchmark:
     """One benchmark's result.
 
-    evaluation: its metrics, and the columns id (doc id; in a group "task/doc id") and the compared metric.
+    metrics: every metric of the tasks. predictions: the columns `id` (doc id; in a group "task/doc id") and the compared
+    metric, as in predictions.parquet.
     facts: its entry in run.json: `metric` (the compared one), `higher_is_better`, `share` (from 0 to 1, shown in
     percent), `examples`, `tasks` (lm_eval's names), `filter` (of the answers), `lm_eval` (its version).
     """
 
-    evaluation: Evaluation
+    metrics: dict[str, float]
+    predictions: dict[str, list[Any]]
     facts: dict[str, Any]
 
 
@@ -92,7 +93,7 @@ def _result(tasks: Sequence[Task], samples: dict[str, list[dict[str, Any]]]) -> 
         "filter": first[tasks[0].task_name],
         "lm_eval": importlib.metadata.version("lm_eval"),
     }
-    return Benchmark(Evaluation(metrics, {"id": [name for name, _ in rows], metric: scores}), facts)
+    return Benchmark(metrics, {"id": [name for name, _ in rows], metric: scores}, facts)
 
 
 def _is_mean(values: list[Any], metric: float) -> bool:

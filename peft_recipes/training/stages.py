@@ -212,7 +212,7 @@ def _store(
     afterwards is recorded in its `checks`.
     """
     benchmarks = _benchmarks(setup, trained, lines)
-    evaluations |= {name: result.evaluation for name, result in benchmarks.items()}
+    evaluations |= {name: Evaluation(result.metrics, result.predictions) for name, result in benchmarks.items()}
     data = run_facts(setup, parameters) | {"training": figures}
     data["metrics"] = {split: result.metrics for split, result in evaluations.items()}
     data["per_class"] = evaluations["test"].per_class

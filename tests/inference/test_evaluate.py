@@ -29,8 +29,8 @@ def test_an_adapter_of_plain_peft_is_compared_with_its_base(tiny, words, tmp_pat
     row = result["results"]["words"]
     tasks = benchmark_tasks.load([str(words)])["words"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny("llama")), AutoTokenizer.from_pretrained(tiny("llama"))
-    before = run_benchmark(model, tokenizer, tasks).evaluation.metrics
-    after = run_benchmark(PeftModel.from_pretrained(model, folder), tokenizer, tasks).evaluation.metrics
+    before = run_benchmark(model, tokenizer, tasks).metrics
+    after = run_benchmark(PeftModel.from_pretrained(model, folder), tokenizer, tasks).metrics
     assert row["base"] == before["acc"] and row["adapter"] == after["acc"] and before != after
     assert row["difference"]["estimate"] == pytest.approx(after["acc"] - before["acc"])
     low, high = row["difference"]["ci95"]

@@ -113,11 +113,11 @@ def test_answers_are_generated_and_a_metric_that_is_no_mean_has_pseudo_values(wo
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny("llama"))
     said = benchmarks.run_benchmark(model, tokenizer, tasks["say"], 5)
-    assert said.facts["metric"] == "exact_match" and set(said.evaluation.predictions["exact_match"]) <= {0.0, 1.0}
+    assert said.facts["metric"] == "exact_match" and set(said.predictions["exact_match"]) <= {0.0, 1.0}
     brier = benchmarks.run_benchmark(model, tokenizer, tasks["brier"])
     assert brier.facts["metric"] == "brier_score" and not brier.facts["higher_is_better"] and not brier.facts["share"]
-    values = brier.evaluation.predictions["brier_score"]
-    assert sum(values) / len(values) == pytest.approx(brier.evaluation.metrics["brier_score"])
+    values = brier.predictions["brier_score"]
+    assert sum(values) / len(values) == pytest.approx(brier.metrics["brier_score"])
 
 
 @pytest.mark.parametrize(
