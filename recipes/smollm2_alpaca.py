@@ -31,6 +31,8 @@ recipe = Recipe(
             "test": 100,
         }
     },
+    metric="rougeL",
+    generation={"max_new_tokens": 128},
     max_length=256,
     training={
         "num_train_epochs": 1,
@@ -61,10 +63,11 @@ recipe = Recipe(
     ],
     embedded={
         "model": "embedded:smollm2-135m-instruct",
-        "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 8, "test": 40},
+        "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 40, "test": 120},
         "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 40}},
+        "generation": {"max_new_tokens": 64},
         "max_length": 128,
-        "training": {"max_steps": 10, "eval_steps": 0.5},
+        "training": {"max_steps": 60},
         "arms": {  # learning rates: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, validation split
             "full": {"learning_rate": 1e-4},
             "lora": {"learning_rate": 1e-2},

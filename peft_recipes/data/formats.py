@@ -108,7 +108,7 @@ def _only(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
 def _sft_format(columns: list[str], source: Dataset) -> tuple[str, tuple[str, ...]]:
     """`source.format`, or the first format whose columns exist, and those columns. Raises RecipeError if none fits."""
     formats = {
-        "prompt-completion": ("prompt", "completion"),
+        "prompt-completion": (source.prompt, source.completion),
         "messages": ("messages",),
         "alpaca": ("instruction", "output"),
         "text": (source.text,),
@@ -122,6 +122,9 @@ def _sft_format(columns: list[str], source: Dataset) -> tuple[str, tuple[str, ..
                 f"({', '.join(needed)}). Its columns: {', '.join(columns)}."
             )
         return source.format, needed
+    for key in ("prompt", "completion"):  # the defaults may be missing, a name from the user may not
+        if (column := getattr(source, key)) not in (key, *columns):
+            raise RecipeError(missing_column(column, key, columns, source.path))
     for name, needed in formats.items():
         if all(column in columns for column in needed):
             return name, needed
@@ -154,7 +157,7 @@ def sft_rows(rows: datasets.Dataset, source: Dataset, chat: bool) -> tuple[datas
                 check_text(rows, column, source.path)
     examples = []
     for row in rows:
-        prompt, completion = _prompt_completion(row, name, source.path)
+        prompt, completion = _prompt_completion(row, name, source)
         if completion.strip():
             examples.append({"id": row["id"], **_as_trl(prompt, completion, chat)})
     if not examples:
@@ -162,20 +165,22 @@ def sft_rows(rows: datasets.Dataset, source: Dataset, chat: bool) -> tuple[datas
     return datasets.Dataset.from_list(examples), empty + len(rows) - len(examples)
 
 
-def _prompt_completion(row: dict[str, Any], name: str, path: str) -> tuple[list[dict[str, str]], str]:
+def _prompt_completion(row: dict[str, Any], name: str, source: Dataset) -> tuple[list[dict[str, str]], str]:
     """The prompt of a row as messages, and its completion as text. name: the row's format."""
     if name == "alpaca":
         context = str(row.get("input") or "")
         text = row["instruction"] + (f"\n\n{context}" if context.strip() else "")
         return [{"role": "user", "content": text}], row["output"]
     if name == "messages":
-        messages = checked_messages(row["messages"], "messages", row["id"], path)
+        messages = checked_messages(row["messages"], "messages", row["id"], source.path)
         if len(messages) < 2 or messages[-1].get("role") != "assistant":
-            raise RecipeError(f"dataset '{path}', row {row['id']}: messages must end with an answer of the assistant.")
+            raise RecipeError(
+                f"dataset '{source.path}', row {row['id']}: messages must end with an answer of the assistant."
+            )
         return [dict(m) for m in messages[:-1]], messages[-1]["content"]
     prompt, completion = (
-        checked_messages(row[key], key, row["id"], path) if isinstance(row[key], list) else row[key]
-        for key in ("prompt", "completion")
+        checked_messages(row[key], key, row["id"], source.path) if isinstance(row[key], list) else row[key]
+        for key in (source.prompt, source.completion)
     )
     messages = [dict(m) for m in prompt] if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     return messages, completion[-1]["content"] if isinstance(completion, list) else completion

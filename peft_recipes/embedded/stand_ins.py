@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import datasets, models, packages, storage
+from peft_recipes.embedded import arithmetic, datasets, models, packages, storage
 from peft_recipes.embedded.cache import build_once, version_of
 from peft_recipes.errors import RecipeError, unknown
 
@@ -91,6 +91,13 @@ DATASETS: dict[str, StandIn] = {
     "docstring-questions": _docstrings(
         "instruction: 'What does numpy.cumsum do?', input: empty, output: what its docstring says",
         datasets.docstring_questions,
+    ),
+    "arithmetic": StandIn(
+        description="2,400 word problems of two operations, worked out, as openai/gsm8k has them",
+        origin="templates and a random seed; train and test from different templates and numbers",
+        licence="Apache-2.0",
+        builder=arithmetic.arithmetic,
+        inputs=arithmetic.inputs,
     ),
     "docstring-preferences": _docstrings(
         "prompt: 'What does numpy.cumsum do?', chosen: what its docstring says, rejected: another object's",

@@ -22,6 +22,7 @@ from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.scoring import benchmark_tasks
+from peft_recipes.scoring.answers import max_new_tokens
 from peft_recipes.tasks.registry import task_of
 
 if TYPE_CHECKING:
@@ -72,12 +73,19 @@ def plan(
             planned[name]["trial"] = timed(task, prepared, name, run_steps)
     note = None if config.model_type in ARCHITECTURES else architecture_of(config).note
     notes += prepared.interval_problems() if prepared else []
+    answered = _answers(recipe, prepared)
+    if answered:
+        notes.append(
+            "The base and each arm answer {prompts:,} prompts, with at most {max_new_tokens:,} new tokens each: up to "
+            "{tokens:,} tokens a run.".format(**answered, tokens=answered["prompts"] * answered["max_new_tokens"])
+        )
     return {
         "recipe": recipe.name,
         "model": recipe.model,
         "dataset": recipe.dataset.path,
         "embedded": recipe.uses_stand_ins,
         "rows": rows,
+        "answers": answered,
         "hardware": choose(recipe.training, recipe.threads).to_dict(),
         "processes": spread.processes if spread else 1,
         "distributed": spread.kind if spread else None,
@@ -104,6 +112,12 @@ def _arm(task: Task, prepared: Prepared | None, config: Any, name: str, spread: 
         "checkpoint_bytes": meta_checkpoint_bytes(model, arm),
         "memory": memory(task, prepared, config, name, spread),
     }
+
+
+def _answers(recipe: Recipe, prepared: Prepared | None) -> dict[str, int] | None:
+    """How many prompts a run answers to be scored, and the most new tokens of an answer; None if it answers none."""
+    prompts = [prompt for split in (prepared.prompts if prepared else {}).values() for prompt in split]
+    return {"prompts": len(prompts), "max_new_tokens": max_new_tokens(recipe, prompts)} if prompts else None
 
 
 def steps(recipe: Recipe, rows: dict[str, int] | None) -> int | None:

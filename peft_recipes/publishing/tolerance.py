@@ -72,7 +72,7 @@ def compare_metrics(
             if value is not None and same_conditions:
                 bounds = _noise_bounds(value, metric, 0 if table is None else len(table))
             elif value is not None:
-                bounds = _bootstrap_interval(table, metric, task)
+                bounds = _bootstrap_interval(table, metric, task, metrics)
             held = None if bounds is None else new is not None and bounds[0] <= new <= bounds[1]
             rows.append(MetricComparison(split, metric, value, new, bounds, held))
     return rows
@@ -88,14 +88,23 @@ def _noise_bounds(value: float, metric: str, examples: int) -> Interval:
     return value - margin, value + margin
 
 
-def _bootstrap_interval(table: pandas.DataFrame | None, metric: str, task: str) -> Interval | None:
-    """Return the 95 % bootstrap interval of a metric over the test examples; None if these are not stored."""
+def _bootstrap_interval(
+    table: pandas.DataFrame | None, metric: str, task: str, metrics: dict[str, float]
+) -> Interval | None:
+    """Return the 95 % bootstrap interval of a metric over the test examples; None if these are not stored.
+
+    metrics: all of the split's.
+    """
     if table is None or len(table) < 2:
         return None
     if metric == "macro_f1" and {"label", "prediction"} <= set(table):
         low, high = _macro_f1_interval(table)
     elif metric == "perplexity":
-        low, high = (math.exp(bound) for bound in _bootstrap_interval(table, "loss", task) or (-math.inf, math.inf))
+        bounds = _bootstrap_interval(table, "loss", task, metrics) or (-math.inf, math.inf)
+        low, high = (math.exp(bound) for bound in bounds)
+    elif metric == "bits_per_byte" and metrics.get("loss"):  # the loss in another unit
+        bounds = _bootstrap_interval(table, "loss", task, metrics) or (-math.inf, math.inf)
+        low, high = (bound * metrics[metric] / metrics["loss"] for bound in bounds)
     elif (scores := example_scores(table, metric, task)) is not None:
         low, high = metric_interval(scores[0][None], weights=scores[1], resamples=_RESAMPLES)
     else:
@@ -113,8 +122,13 @@ def example_scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.
         return (table["label"] == table["prediction"]).to_numpy(dtype=float), None
     if metric == "token_accuracy" and tokens is not None and "correct_tokens" in table:
         return table["correct_tokens"].to_numpy(dtype=float) / tokens, tokens
+    if metric == "empty_answers" and "answer" in table:
+        return (table["answer"].dropna() == "").to_numpy(dtype=float), None
+    if metric == "ended" and metric in table:
+        return table[metric].dropna().to_numpy(dtype=float), None
     if metric in table and pandas.api.types.is_numeric_dtype(table[metric]):
-        return table[metric].to_numpy(dtype=float), tokens
+        # Examples beyond test_generations have no answer, hence no score of it.
+        return table[metric].dropna().to_numpy(dtype=float), tokens if metric == "loss" else None
     return None
 
 

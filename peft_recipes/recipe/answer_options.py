@@ -27,14 +27,19 @@ def function_path(function: Callable[..., Any]) -> str:
 
     Raises RecipeError for a lambda or a function inside another, which no other process can import.
     """
-    name = getattr(function, "__qualname__", "")
-    if not name.isidentifier():
-        raise RecipeError(f"score: {name or function!r} can't be imported by the runs' processes. Define it with `def` "
-                          "at the top level of a module.")  # fmt: skip
-    module = function.__module__
-    if module in sys.modules and module != "__main__":
+    name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", None)
+    if name.isidentifier() and module in sys.modules and module != "__main__":
         return f"{module}:{name}"
-    return f"{Path(inspect.getsourcefile(function)).resolve()}:{name}"
+    try:  # a recipe module has no name to import it by
+        file = inspect.getsourcefile(function)
+    except TypeError:
+        file = None
+    if not (name.isidentifier() and file and Path(file).is_file()):
+        raise RecipeError(
+            f"score: {name or repr(function)} can't be imported by the runs' processes. Define it with `def` at the "
+            "top level of a module."
+        )
+    return f"{Path(file).resolve()}:{name}"
 
 
 def load_function(path: str, field: str) -> Callable[..., Any]:

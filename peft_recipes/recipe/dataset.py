@@ -17,7 +17,8 @@ class Dataset:
     """Where the examples come from, which columns they have, and how they are split.
 
     path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME". name, revision: as on the Hub.
-    text, label, image: column names; for preferences prompt (optional), chosen, rejected.
+    text, label, image: column names; of prompts and answers prompt, completion; for preferences prompt (optional),
+    chosen, rejected.
     format: of SFT examples: "alpaca", "prompt-completion", "messages" or "text"; None detects it from the columns.
     labels: the class names in order, if the data lacks them (and to plan without loading the data).
     train, validation, test: size of each split in examples (whole number) or as a share (below 1); None: the rest.
@@ -34,6 +35,7 @@ class Dataset:
     label: str = "label"
     image: str = "image"
     prompt: str = "prompt"
+    completion: str = "completion"
     chosen: str = "chosen"
     rejected: str = "rejected"
     format: str | None = None

@@ -91,10 +91,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if callable(self.score):
             self.score = function_path(self.score)
-        if self.metric is None and self.score is not None:
-            self.metric = "score"
-        elif self.metric is None:
-            self.metric = TASKS[self.task].metrics[0] if self.task in TASKS else "accuracy"
+        default = TASKS[self.task].metrics[0] if self.task in TASKS else "accuracy"
+        if self.metric in (None, default):  # a recipe that was read names the default
+            self.metric = default if self.score is None else "score"
         if problems := self.problems():
             raise RecipeError(*problems)
 

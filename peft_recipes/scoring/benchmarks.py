@@ -29,8 +29,8 @@ BATCH_SIZE = 8
 class Benchmark:
     """One benchmark's result.
 
-    metrics: every metric of the tasks. predictions: the columns `id` (doc id; in a group "task/doc id") and the compared
-    metric, as in predictions.parquet.
+    metrics: every metric of the tasks. predictions: the columns of predictions.parquet: `id` (doc id; in a group
+    "task/doc id") and the compared metric.
     facts: its entry in run.json: `metric` (the compared one), `higher_is_better`, `share` (from 0 to 1, shown in
     percent), `examples`, `tasks` (lm_eval's names), `filter` (of the answers), `lm_eval` (its version).
     """

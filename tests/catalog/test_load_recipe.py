@@ -7,7 +7,15 @@ import pytest
 from peft_recipes import Recipe, RecipeError, load_recipe
 from peft_recipes.catalog.recipes import recipe_files
 
-SHIPPED = ["distilbert-imdb", "gpt2-code", "gpt2-sms-spam", "mnist-shift", "smollm2-alpaca", "smollm2-dpo"]
+SHIPPED = [
+    "distilbert-imdb",
+    "gpt2-code",
+    "gpt2-sms-spam",
+    "mnist-shift",
+    "smollm2-alpaca",
+    "smollm2-arithmetic",
+    "smollm2-dpo",
+]
 
 
 def test_every_shipped_recipe_is_listed():

@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distilbert-imdb": {"dataset": _ROWS},
     "gpt2-code": {"dataset": _ROWS, "evaluate_also": _PLAIN},
     "smollm2-alpaca": {"dataset": _ROWS, "evaluate_also": _PLAIN},
+    "smollm2-arithmetic": {"dataset": {**_ROWS, "name": None}},
     "smollm2-dpo": {"dataset": _ROWS},
     "mnist-shift": {
         "dataset": {**_ROWS, "path": "embedded:mnist", "pretrain": 64},
@@ -102,7 +103,9 @@ def _data(root: Path) -> None:
     _lines(root / "stanfordnlp/imdb", [{"text": t, "label": i % 2} for i, t in enumerate(texts)])
     _lines(root / "flytech/python-codes-25k", [{"output": t} for t in texts])
     _lines(root / "tatsu-lab/alpaca", answers)
+    _lines(root / "openai/gsm8k", [{"question": t, "answer": f"{t} #### {i}"} for i, t in enumerate(texts)])
     _lines(root / "trl-lib/ultrafeedback_binarized", pairs)
+    (root / "my_scores.py").write_text("def polite(prediction, row):\n    return float('please' in prediction)\n")
     (root / "plain.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:16]))
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     named = [{"prompt": p["prompt"], "better": p["chosen"], "worse": p["rejected"]} for p in pairs]

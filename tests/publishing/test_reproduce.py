@@ -231,3 +231,21 @@ def test_changed_conditions_are_named():
     assert changed_conditions(here, here) == []
     was = {**here, "threads": 4, "versions": {"torch": "2.12.0", "peft": "0.21.2"}, "dataset_fingerprint": "x"}
     assert changed_conditions(was, here) == ["threads: 4, here 2", "torch: 2.12.0, here 2.13.0", "data: x, here None"]
+
+
+def test_the_figures_of_answers_have_intervals_over_the_answered_examples():
+    random = np.random.default_rng(0)
+    table = pandas.DataFrame({
+        "split": "test", "loss": random.random(30), "tokens": 5, "rougeL": [*random.random(20), *[None] * 10],
+        "answer": ["x", ""] * 10 + [None] * 10, "ended": [True, False] * 10 + [None] * 10,
+        "answer_tokens": [*random.integers(1, 9, 20), *[None] * 10],
+    })  # fmt: skip
+    answered = table.iloc[:20]
+    metrics = {
+        "loss": table["loss"].mean(), "bits_per_byte": 2 * table["loss"].mean(), "rougeL": answered["rougeL"].mean(),
+        "ended": 0.5, "empty_answers": 0.5, "answer_tokens": answered["answer_tokens"].mean(),
+    }  # fmt: skip
+    found = compare_metrics({"test": metrics}, {"test": metrics}, table, "sft", same_conditions=False)
+    assert all(row.held for row in found)
+    loss, bits = (next(row.bounds for row in found if row.metric == name) for name in ("loss", "bits_per_byte"))
+    assert bits == pytest.approx([2 * bound for bound in loss])

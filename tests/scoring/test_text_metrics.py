@@ -90,6 +90,7 @@ def test_rouge_and_chrf_are_their_libraries_sentence_scores():
 def test_a_function_of_the_user_sees_the_answer_and_its_row():
     given = recipe(score=length_share)
     assert given.metric == "score" and given.score.endswith(":length_share")
+    assert Recipe.from_dict({**recipe().to_dict(), "score": given.score}).metric == "score"
     values = scorer(given)(["abc", "abcdef"], ["", ""], [{"most": 6}, {"most": 6}])
     assert values.tolist() == [0.5, 1.0]
 

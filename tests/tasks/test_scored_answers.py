@@ -99,3 +99,12 @@ def test_a_scan_selects_by_the_loss_and_answers_nothing(instruct):
     task = task_of(instruct(metric="f1"))
     task.reads_test = False
     assert task.prepare().prompts == {}
+
+
+def test_a_plan_says_what_the_answers_cost(instruct):
+    planned = plan(instruct(metric="f1", test_generations=6), ["lora"], trial=True)
+    answers = planned["answers"]
+    assert answers["prompts"] == 6 and answers["max_new_tokens"] > 1
+    assert any(f"up to {6 * answers['max_new_tokens']} tokens a run" in note for note in planned["notes"])
+    assert planned["arms"]["lora"]["trial"]["answer_seconds"] > 0
+    assert plan(instruct(), ["lora"])["answers"] is None

@@ -26,7 +26,8 @@ def show_recipes(recipes: list[Recipe]) -> None:
 
 def _trial(trial: dict[str, Any]) -> str:
     total = formats.seconds(trial["estimated_seconds"]) if trial["estimated_seconds"] else "?"
-    return f"{total} ({formats.seconds(trial['seconds_per_step'])} a step)"
+    answers = f", answers up to {formats.seconds(trial['answer_seconds'])}" if trial.get("answer_seconds") else ""
+    return f"{total} ({formats.seconds(trial['seconds_per_step'])} a step){answers}"
 
 
 def _sent(memory: dict[str, Any]) -> str:
