@@ -39,6 +39,7 @@ CHANGED = [
     (r"^peft-recipes compare (\S+) --embedded --launch (\S+) --processes (\d+)",
      r"peft-recipes plan \1 --embedded --config \2 --processes 4", "a launch starts as many processes"),
     (r"--processes 8", "--processes 4", "batches here have four examples"),
+    (r"--benchmarks \S+", "--benchmarks my_task.yaml", "lm_eval's own are on the Hub, the embedded one takes a minute"),
     (r"--jobs 4", "--jobs 1", "runs are trained in this process"),
 ]  # fmt: skip
 # Commands that are checked but not run: their first words, and why. `make` targets and files must exist.

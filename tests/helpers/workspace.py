@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmark_files import choices
 from small import compared_here, sentences
 
 from peft_recipes import Recipe, load_recipe, train
@@ -106,6 +107,7 @@ def _data(root: Path) -> None:
     _lines(root / "openai/gsm8k", [{"question": t, "answer": f"{t} #### {i}"} for i, t in enumerate(texts)])
     _lines(root / "trl-lib/ultrafeedback_binarized", pairs)
     (root / "my_scores.py").write_text("def polite(prediction, row):\n    return float('please' in prediction)\n")
+    choices(root, "my_task")
     (root / "plain.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:16]))
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     named = [{"prompt": p["prompt"], "better": p["chosen"], "worse": p["rejected"]} for p in pairs]
