@@ -5,6 +5,7 @@ What the numbers mean: docs/concepts/measurements.md; how the verdict is decided
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_recipes.reporting import facts
@@ -261,10 +262,18 @@ def _forgetting_interval(comparison: Comparison, split: str, name: str) -> str:
     entry = (((comparison.get("forgetting") or {}).get(split) or {}).get("arms") or {}).get(name)
     if not entry:
         return ""
-    scale, digits = (100, 1) if fmt.is_share(facts.shown_as(comparison, split)) else (1, 3)
-    low, high = (fmt.signed(scale * bound, digits) for bound in entry["ci95"])
-    verdict = {"worse": "forgot", "better": "gained", "equivalent": "kept"}.get(entry["verdict"], "not shown")
-    return f", 95 % interval {low} to {high}: {verdict}"
+    share = fmt.is_share(facts.shown_as(comparison, split))
+    margin = facts.number(comparison["forgetting"][split].get("margin")) or 0
+    return f", {interval_and_verdict(entry['ci95'], margin, share, entry['verdict'])}"
+
+
+def interval_and_verdict(ci95: Sequence[float], margin: float, share: bool, verdict: str) -> str:
+    """Return "95 % interval -1.6 to -0.3: forgot" for a change from the base, with digits that fit the verdict."""
+    scale = 100 if share else 1
+    low, high = (scale * bound for bound in ci95)
+    digits = _digits(low, high, scale * margin, start=1 if share else 3)
+    words = {"worse": "forgot", "better": "gained", "equivalent": "kept"}.get(verdict, "not shown")
+    return f"95 % interval {fmt.signed(low, digits)} to {fmt.signed(high, digits)}: {words}"
 
 
 def change(amount: float, metric: str) -> str:
