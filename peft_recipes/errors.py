@@ -19,6 +19,10 @@ class RecipeError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class JudgeError(RuntimeError):
+    """A judge that can't be asked. The message says why; runs and replies until then are kept."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest of `names`, or "" when none is close."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)

@@ -31,6 +31,7 @@ recipe = Recipe(
             "test": 100,
         }
     },
+    benchmarks=["arc_easy"],  # what is forgotten
     metric="rougeL",
     generation={"max_new_tokens": 128},
     max_length=256,
@@ -66,6 +67,7 @@ recipe = Recipe(
         "dataset": {"path": "embedded:docstring-questions", "train": 1_000, "validation": 40, "test": 120},
         "evaluate_also": {"plain": {"path": "embedded:docstring-text", "name": None, "test": 40}},
         "generation": {"max_new_tokens": 64},
+        "benchmarks": ["embedded:docstring-choices"],
         "max_length": 128,
         "training": {"max_steps": 60},
         "arms": {  # learning rates: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, validation split

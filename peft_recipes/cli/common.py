@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from peft_recipes.distributed.processes import OtherRankFailed, is_rank_zero, joined, wait_for_rank_zero_to_fail
 from peft_recipes.distributed.quiet import quiet_libraries
-from peft_recipes.errors import RecipeError
+from peft_recipes.errors import JudgeError, RecipeError
 from peft_recipes.runs.checkpoints import disk_full
 from peft_recipes.training.interruption import EXIT_CODES
 
@@ -60,7 +60,8 @@ def command(panel: str, name: str | None = None) -> Callable[[Callable[..., None
 def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions into one message and an exit code, without a traceback.
 
-    2 for a user error, 130 after Ctrl-C, 143 after SIGTERM, 1 for a full disk. Also silences the libraries' logging.
+    2 for a user error, 130 after Ctrl-C, 143 after SIGTERM, 1 for a full disk or a judge that can't be asked. Also
+    silences the libraries' logging.
     """
 
     @wraps(function)
@@ -75,6 +76,9 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from None
         except OtherRankFailed:  # the rank that failed reports the error; the launcher exits with its code
             raise typer.Exit(0) from None
+        except JudgeError as error:
+            say(f"Error: {error}")
+            raise typer.Exit(1) from None
         except tuple(EXIT_CODES) as error:
             if is_rank_zero():
                 say("Interrupted. Finished runs are kept; run the same command to continue.")

@@ -3,7 +3,8 @@
 Which process does what:
 
 - The caller's process (this file, pool.py) checks the arguments, downloads and prepares the data once for all runs,
-  starts the worker processes, and computes the statistics, reports and cards at the end. It loads no model weights.
+  starts the worker processes, asks the judge, if there is one (judging.py), and computes the statistics, reports and
+  cards at the end. It loads no weights but those of a local judge.
 - Each run is trained, evaluated and saved by a worker process of its own (worker.py), or under `launch` by one worker
   for each rank. Runs go on one after another, or `jobs` at a time.
 - After the runs, one more process reloads every trained adapter (adapters/check_process.py).
@@ -20,6 +21,7 @@ from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
+from peft_recipes.comparison.judging import check_judged, judge_runs
 from peft_recipes.comparison.pool import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes
 from peft_recipes.comparison.turns import measure_in_turns
 from peft_recipes.data.cache import stored
@@ -71,12 +73,14 @@ def compare(
 
     Raises:
         RecipeError: an argument or the recipe is wrong; nothing has been written.
+        JudgeError: the judge of the answers can't be asked; the runs and its replies until then are kept.
         KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once the runs in progress have written a checkpoint.
     """
     counters = read_counters()
     seeds = _check_seeds(seeds)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
+    check_judged(recipe, names)
     configuration, environments = _read_launch(recipe, names, launch, processes, jobs), job_environments(jobs)
     if measure and launch is not None:
         raise RecipeError("--measure takes times in one process: leave out --launch, or --measure.")
@@ -107,7 +111,13 @@ def compare(
         _check_adapters(output, recipe, todo)
         if measure:
             notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
-        return collect(recipe, names, seeds, output, estimates=estimates, asked=asked, notes=notes)
+        on_reply = partial(_report_judging, on_progress, len(todo))
+        return collect(recipe, names, seeds, output, estimates=estimates, asked=asked, notes=notes, on_reply=on_reply)
+
+
+def _report_judging(on_progress: Callable[[Progress], None] | None, jobs: int, done: int, total: int) -> None:
+    if on_progress is not None:
+        on_progress(Progress(("judge", 0), jobs, jobs, "running", done, total, "replies"))
 
 
 def _warnings(counters: dict[str, float], orders: list[Order]) -> list[str]:
@@ -182,10 +192,12 @@ def collect(
     estimates: dict[str, Any] | None = None,
     asked: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
+    on_reply: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Collect the runs below `output` into a Comparison; write its files and the runs' model cards.
 
     estimates: estimated memory of each arm. asked: how the comparison was called. notes: added to the runs' own.
+    on_reply: called with the number of a judge's replies so far, and of its questions. Raises JudgeError.
     """
     from peft_recipes.cards.write import write_cards
     from peft_recipes.reporting.write import write_reports
@@ -194,9 +206,12 @@ def collect(
     folder = output / recipe.name
     runs = {(arm, seed): _run_or_failure(output, recipe, (arm, seed)) for arm in arms for seed in seeds}
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
+    judged = judge_runs(recipe, runs, base, folder, on_reply)
     data = comparison_data(recipe, runs, base, list(arms), list(seeds))
     data["asked"] = asked
     data["notes"] += notes
+    if judged is not None:
+        data["judge"] = judged
     for arm, estimate in (estimates or {}).items():
         data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)

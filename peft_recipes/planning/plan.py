@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,13 @@ def plan(
             "The base and each arm answer {prompts:,} prompts, with at most {max_new_tokens:,} new tokens each: up to "
             "{tokens:,} tokens a run.".format(**answered, tokens=answered["prompts"] * answered["max_new_tokens"])
         )
+    judgements = _judgements(recipe, rows, names)
+    if judgements:
+        notes.append(
+            "The judge '{}' is asked up to {each_seed:,} questions a seed, and {base:,} once for the base.".format(
+                recipe.judge.model, **judgements
+            )
+        )
     return {
         "recipe": recipe.name,
         "model": recipe.model,
@@ -86,6 +93,7 @@ def plan(
         "embedded": recipe.uses_stand_ins,
         "rows": rows,
         "answers": answered,
+        "judgements": judgements,
         "hardware": choose(recipe.training, recipe.threads).to_dict(),
         "processes": spread.processes if spread else 1,
         "distributed": spread.kind if spread else None,
@@ -144,6 +152,17 @@ def _tokens(task: Task, prepared: Prepared | None, steps: int | None) -> int | N
     else:
         examples = len(lengths) * training.get("num_train_epochs", 3)
     return round(examples * sum(lengths) / len(lengths))
+
+
+def _judgements(recipe: Recipe, rows: dict[str, int] | None, arms: Collection[str]) -> dict[str, int] | None:
+    """The most questions that a judge is asked for each seed, and once for the base; None without a judge.
+
+    Every answer is compared with full's, in both orders. Equal answers are ties, and are not asked.
+    """
+    if recipe.judge is None:
+        return None
+    answers = min(recipe.test_generations, rows["test"]) if rows else recipe.test_generations
+    return {"each_seed": 2 * answers * sum(arm != "full" for arm in arms), "base": 2 * answers}
 
 
 def _data(recipe: Recipe, task: Task) -> tuple[Prepared | None, list[str]]:

@@ -26,6 +26,7 @@ from peft_recipes.recipe.serialization import read_yaml, to_yaml
 from peft_recipes.reporting.formats import metric_title, quality
 from peft_recipes.runs.folder import RUN_FILE, Run, read_run, resolved_recipe
 from peft_recipes.runs.outputs import OUTPUTS
+from peft_recipes.runs.predictions import PREFERENCES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -243,8 +244,7 @@ def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[hub_c
         RECIPE_FILE: _portable_yaml(folder / RECIPE_FILE),
     }
     left_out = {}
-    if (folder / PREDICTIONS).is_file():
-        files[PREDICTIONS] = folder / PREDICTIONS
+    files |= {name: folder / name for name in (PREDICTIONS, PREFERENCES) if (folder / name).is_file()}
     if (folder / OUTPUTS).is_file():
         if is_local_path(run.data["dataset"]):
             left_out[OUTPUTS] = "it holds two examples of local data"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas
 
+from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.reporting.formats import is_share
 from peft_recipes.statistics.bootstrap import metric_interval
@@ -69,7 +70,9 @@ def compare_metrics(
         table = None if predictions is None else predictions[predictions["split"] == split]
         for metric, value in metrics.items():
             new, bounds = here.get(split, {}).get(metric), None
-            if value is not None and same_conditions:
+            if metric == PREFERENCE:  # computed from the answers of two runs, by a judge
+                bounds = None
+            elif value is not None and same_conditions:
                 bounds = _noise_bounds(value, metric, 0 if table is None else len(table))
             elif value is not None:
                 bounds = _bootstrap_interval(table, metric, task, metrics)

@@ -24,6 +24,8 @@ class Metric:
     needs: str | None = None
 
 
+PREFERENCE = "preference"  # the only one that needs the answers of two runs: comparison/judging.py
+
 # Every metric by name. A new metric is a row here, and its name in the rows of the tasks that compute it.
 METRICS = {
     "loss": Metric("loss", higher_is_better=False, share=False),
@@ -47,11 +49,12 @@ METRICS = {
     "score": Metric("score", share=False, generated=True, needs="score"),
     "acc": Metric("accuracy"),
     "acc_norm": Metric("normalised accuracy"),
+    PREFERENCE: Metric("win rate against full", generated=True, needs="judge"),
     "ended": Metric("answers ended by the model"),
     "answer_tokens": Metric("answer length", share=False),
     "empty_answers": Metric("empty answers", higher_is_better=False),
 }
-# Metrics of generated answers that have a reference.
+# Metrics of generated answers.
 ANSWER_METRICS = tuple(name for name, metric in METRICS.items() if metric.generated)
 
 

@@ -14,6 +14,7 @@ from peft_recipes.recipe.answer_options import answer_problems, function_path
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.benchmarks import benchmark_problems
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset, Pretraining
+from peft_recipes.recipe.judge import Judge, judge_problems
 from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.options import GUARDS, LANGUAGE_TASKS, TASKS, training_problems
 from peft_recipes.recipe.serialization import dataclass_from_dict, key_problems, merge, read_yaml, to_yaml
@@ -46,6 +47,7 @@ class Recipe:
     generation: options of transformers' GenerationConfig for the scored answers ({"do_sample": True, ...}); the default
     is greedy, with as many new tokens as the longest reference needs.
     test_generations: the most examples of a split that are answered: a random sample, the same for every arm.
+    judge: for the metric "preference", who compares an arm's answers with full's, see `Judge`.
     evaluate_also: more evaluation sets, to measure forgetting: name -> what differs from `dataset`, e.g.
     {"clean": {"transform": None}} or another `path`, whose test split is used.
     benchmarks: for causal models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"),
@@ -76,6 +78,7 @@ class Recipe:
     answer_pattern: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     test_generations: int = 200
+    judge: Judge | None = None
     evaluate_also: dict[str, dict[str, Any]] = field(default_factory=dict)
     pretraining: Pretraining | None = None
     benchmarks: list[str] = field(default_factory=list)
@@ -141,6 +144,8 @@ class Recipe:
         plain["arms"] = {name: arm.to_dict() for name, arm in self.arms.items()}
         if self.pretraining is not None:
             plain["pretraining"] = dataclasses.asdict(self.pretraining)
+        if self.judge is not None:
+            plain["judge"] = dataclasses.asdict(self.judge)
         return copy.deepcopy(plain)
 
     @classmethod
@@ -151,7 +156,7 @@ class Recipe:
         problems = key_problems(given, cls, "the recipe")
         names = [f.name for f in dataclasses.fields(cls)]
         values = {key: value for key, value in given.items() if key in names}
-        for key, part in (("dataset", Dataset), ("pretraining", Pretraining)):
+        for key, part in (("dataset", Dataset), ("pretraining", Pretraining), ("judge", Judge)):
             if values.get(key) is not None:
                 values[key], more = dataclass_from_dict(values[key], part, key)
                 problems += more
@@ -235,7 +240,7 @@ def _value_problems(recipe: Recipe) -> list[str]:
     for key, minimum in _LEAST.items():
         if (value := getattr(recipe, key)) is not None and value < minimum:
             problems.append(f"{key}: expected {minimum} or more, got {value}.")
-    problems += answer_problems(recipe)
+    problems += [*answer_problems(recipe), *judge_problems(recipe)]
     problems += [unknown("check", name, GUARDS, "skip_checks") for name in recipe.skip_checks if name not in GUARDS]
     return problems + [
         f"prompts[{i}]: expected a mapping with 'kind' and 'prompt', got {prompt!r}."

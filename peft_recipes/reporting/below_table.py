@@ -1,4 +1,4 @@
-"""The lines below a report's table: what several comparisons mean for the verdicts, and checks that failed."""
+"""The lines below a report's table: what several comparisons mean for the verdicts, the judge, failed checks."""
 
 from __future__ import annotations
 
@@ -28,6 +28,49 @@ def several(comparison: Comparison) -> list[str]:
         f"comparison by itself: were all arms equal to it, the chance of at least one false verdict would be up to "
         f"{100 * chance:.0f} %. With intervals that hold for all {count} together (Bonferroni), {result}."
     ]
+
+
+def judged(comparison: Comparison) -> list[str]:
+    """Return who judged the answers, how biased, and the wins, ties and losses of each arm; nothing without a judge."""
+    judge = comparison.get("judge")
+    if not judge:
+        return []
+    total, share = judge["total"], judge["first_position_share"]
+    replies = sum(total.get(reply, 0) for reply in ("first", "second", "tie", "invalid"))
+    where = " at an endpoint" if judge["endpoint"] else ""
+    template = ", with the recipe's own template" if judge["own_template"] else ""
+    lines = [
+        f"Answers judged by {facts.plain(judge['model'])}{where}{template}, each pair in both orders; an answer wins "
+        "if it is preferred in both."
+    ]
+    if share is not None:
+        lines[0] += (
+            f" Where the judge preferred one, it was the first in {fmt.percent(share)} (50 %: no position bias)."
+        )
+    if replies:
+        lines[0] += f" {fmt.count(total['invalid'])} of {fmt.count(replies)} replies were invalid."
+    for name, arm in judge["arms"].items():
+        label = mentioned(comparison, name) if name in facts.arms(comparison) else "the untuned base"
+        lines.append(
+            f"{label[:1].upper()}{label[1:]} against {FULL_NAME}: {_counted(arm['wins'], 'win')}, "
+            f"{_counted(arm['ties'], 'tie')}{_reasons(arm)} and {_counted(arm['losses'], 'loss', 'losses')}."
+        )
+    return lines
+
+
+def _reasons(arm: dict[str, int]) -> str:
+    """Return the known reasons of an arm's ties, in brackets."""
+    reasons = {
+        "identical": "of equal answers",
+        "contradictions": "where the judge contradicted itself",
+        "unreadable": "with an invalid reply",
+    }
+    parts = [f"{fmt.count(arm[key])} {words}" for key, words in reasons.items() if arm.get(key)]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{fmt.count(number)} {one if number == 1 else many or f'{one}s'}"
 
 
 def failed_checks(comparison: Comparison) -> list[str]:

@@ -59,7 +59,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "table": rows.table(comparison),
         "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
-        "several": below_table.several(comparison),
+        "several": [*below_table.several(comparison), *below_table.judged(comparison)],
         "failed_checks": below_table.failed_checks(comparison),
         "ranks": rank_sentences.rank_lines(comparison),
         "forgetting": sentences.forgetting(comparison),

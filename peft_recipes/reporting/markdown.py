@@ -35,7 +35,7 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
         parts.append(f"**{escape(sentences.verdict_headline(comparison, name))}**")
         parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
     parts.append(table_markdown(comparison))
-    parts += [escape(line) for line in below_table.several(comparison)]
+    parts += [escape(line) for line in [*below_table.several(comparison), *below_table.judged(comparison)]]
     parts += [escape(line) for line in below_table.failed_checks(comparison)]
     parts += [escape(line) for line in [*rank_sentences.rank_lines(comparison), *sentences.forgetting(comparison)]]
     for title, caption, alt, path in images:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.reporting import below_table, facts, rank_sentences, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.details import BASE_LABEL
@@ -101,6 +102,8 @@ MEANINGS = {
     "metric": "mean over seeds on the test split, which is used once, at the end; ± one standard deviation over seeds",
     "preference_accuracy": "share of test pairs where the arm's preference for the chosen answer over the rejected one "
     "is stronger than the untrained base's; ties count half, so the base has 50 % by definition; mean over seeds",
+    PREFERENCE: "share of test prompts where the judge prefers the arm's answer to full's; ties count half: full has "
+    "50 % by definition; mean over seeds",
     "likelihood": "share of test pairs where the model gives the chosen answer the higher log-probability per token, "
     "without comparison to the base",
     "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and "

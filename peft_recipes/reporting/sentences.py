@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.reporting import facts
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
@@ -133,6 +134,8 @@ def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:
     """Return "keeps 99.1 % of full fine-tuning's accuracy", or both losses. `owner`: "full's", "full fine-tuning's"."""
     metric, arms = facts.metric(comparison), facts.arms(comparison)
     mine, theirs = facts.mean(arms[name]), facts.mean(arms[against])
+    if metric == PREFERENCE and facts.is_full(against, arms[against]):
+        return f"wins {fmt.quality(mine, metric)} of the comparisons with {owner} answers, where a tie is half a win"
     if fmt.is_share(metric) and theirs and theirs > 0:
         verb = "keeps" if mine <= theirs else "reaches"
         return f"{verb} {100 * mine / theirs:.1f} % of {owner} {fmt.metric_title(metric)}"

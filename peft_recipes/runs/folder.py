@@ -68,7 +68,7 @@ def read_run(folder: Path) -> Run | None:
 def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
     """A hash of all that determines a run's figures: of two runs with one signature, one need not be trained."""
     plain = recipe.to_dict()
-    for key in ("title", "description", "margin", "embedded", "name", "checkpoint_seconds"):
+    for key in ("title", "description", "margin", "embedded", "name", "checkpoint_seconds", "judge"):
         plain.pop(key)
     if not recipe.scores_answers:  # a run has all other metrics of its task
         plain.pop("metric")

@@ -1,4 +1,4 @@
-"""The evaluation of one split, and predictions.parquet: one row per test example."""
+"""The evaluation of one split, and the tables with a row per test example: predictions and preferences."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ class Evaluation:
     metrics: dict[str, float]
     predictions: dict[str, list[Any]]
     per_class: list[dict[str, Any]] | None = None
+
+
+PREFERENCES = "preferences.parquet"
+
+
+def write_preferences(folder: Path, columns: dict[str, list[Any]] | None) -> None:
+    """Write preferences.parquet: one row per judged test example. None deletes that of an earlier comparison."""
+    import pandas
+
+    if columns is None:
+        (folder / PREFERENCES).unlink(missing_ok=True)
+        return
+    temporary = folder / f".{PREFERENCES}"
+    pandas.DataFrame({"split": "test", **columns}).to_parquet(temporary, index=False)
+    temporary.replace(folder / PREFERENCES)
 
 
 def write_predictions(folder: Path, evaluations: dict[str, Evaluation]) -> None:

@@ -52,12 +52,13 @@ def answer(
     recipe: Recipe,
     precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     together: bool = False,
+    on_answers: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[dict[str, Any]]:
     """Answer prompts; return for each its text, its number of tokens and whether the model ended it itself.
 
     prompts: as `Prepared.prompts` has them. precision: the context of the forward passes. Every rank calls it: each
     answers a part, and all get all answers. together: all ranks answer all prompts, as a model needs it whose weights
-    are sharded.
+    are sharded. on_answers: called with the number of this rank's answers so far, and of all of them.
     """
     rank, count = (0, 1) if together else (processes.rank(), processes.count())
     own = prompts[rank::count]
@@ -66,7 +67,12 @@ def answer(
     longest, ends = max_new_tokens(recipe, prompts), end_token_ids(model)
     fitting = [p["prompt_ids"] for p in own if (left := room(model, len(p["prompt_ids"]))) is None or left > 0]
     with precision():
-        generated = iter(generate(model, fitting, tokenizer.pad_token_id, longest, options, batch_size))
+        generated = iter(
+            generate(
+                model, fitting, tokenizer.pad_token_id, longest, options, batch_size,
+                lambda done: on_answers(done, len(fitting)),
+            )
+        )  # fmt: skip
     answers = []
     for prompt in own:
         left = room(model, len(prompt["prompt_ids"]))
@@ -83,21 +89,26 @@ def scored(
 ) -> tuple[dict[str, float], dict[str, list[Any]]]:
     """Score answers; return the split's metrics and its columns of predictions.parquet.
 
-    examples: the size of the split; examples without an answer have None in the columns.
+    examples: the size of the split; examples without an answer have None in the columns. Without a scorer, for a judge,
+    there are the answers without a value of the metric.
     """
     texts, references = [a["answer"] for a in answers], [p["reference"] for p in prompts]
-    values = scorer(recipe)(texts, references, [p["row"] for p in prompts])
     metrics = {
-        recipe.metric: float(values.mean()),
         "ended": float(np.mean([a["ended"] for a in answers])),
         "answer_tokens": float(np.mean([a["answer_tokens"] for a in answers])),
         "empty_answers": float(np.mean([not text for text in texts])),
     }
     columns: dict[str, list[Any]] = {
-        name: [None] * examples for name in ("prompt", "answer", "reference", recipe.metric, "answer_tokens", "ended")
+        name: [None] * examples for name in ("prompt", "answer", "reference", "answer_tokens", "ended")
     }
-    for prompt, given, value in zip(prompts, answers, values.tolist(), strict=True):
-        row = {**given, "prompt": prompt["prompt"], "reference": prompt["reference"], recipe.metric: value}
+    for prompt, given in zip(prompts, answers, strict=True):
+        row = {**given, "prompt": prompt["prompt"], "reference": prompt["reference"]}
         for name, cells in columns.items():
             cells[prompt["index"]] = row[name]
+    if (score := scorer(recipe)) is not None:
+        values = score(texts, references, [p["row"] for p in prompts])
+        metrics = {recipe.metric: float(values.mean()), **metrics}
+        columns[recipe.metric] = [None] * examples
+        for prompt, value in zip(prompts, values.tolist(), strict=True):
+            columns[recipe.metric][prompt["index"]] = value
     return metrics, columns

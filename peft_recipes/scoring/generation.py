@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,13 +28,15 @@ def generate(
     max_new_tokens: int,
     options: dict[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
+    on_answers: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, up to its end token if the model gives one; greedy unless `options` say so.
 
     Batching does not change an answer. The logits of the shortest prompt's first two tokens, behind padding and the
-    common prefix, are compared with those of the prompt alone: a model that gives others (without a cache that can be
-    shared, or one that does not mask its padding) answers without the prefix, or in batches of equal lengths.
-    options: of GenerationConfig. A batch that does not fit in memory is halved.
+    common prefix, are compared with those of the prompt alone: a model that gives others (without a cache that can
+    be shared, or one that does not mask its padding) answers without the prefix, or in batches of equal lengths.
+    options: of GenerationConfig. A batch that does not fit in memory is halved. on_answers: called after each batch
+    with the number of prompts answered so far.
     """
     was_training = model.training
     model.eval()
@@ -48,6 +50,7 @@ def generate(
             settings = _settings(model, [prompts[i] for i in batch], pad_token_id, max_new_tokens, options)
             for i, new in zip(batch, batching.generate([prompts[i] for i in batch], settings), strict=True):
                 answers[i] = new
+            on_answers(len(answers))
 
     try:
         find_executable_batch_size(answer_rest, starting_batch_size=batch_size)()

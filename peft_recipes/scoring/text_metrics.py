@@ -27,6 +27,7 @@ import numpy as np
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.answer_options import load_function
+from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.scoring.pseudo_values import pseudo_values
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ _CODE_BLOCK = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE
 _MISSING = object()
 
 
-def scorer(recipe: Recipe) -> Scores:
+def scorer(recipe: Recipe) -> Scores | None:
     """Return the recipe's metric as a function of answers, references and rows, which gives values [examples].
 
+    None for the win rate of a judge, which needs the answers of two runs (comparison/judging.py).
     Imports the user's own score: not for a recipe that was downloaded. Raises RecipeError if it can't be imported.
     """
+    if recipe.metric == PREFERENCE:
+        return None
     if recipe.metric == "score":
         return _user_scores(load_function(recipe.score, "score"), recipe.score)
     if recipe.metric == "bleu":

@@ -38,7 +38,7 @@ FOLDER, FILE, WINNERS = "scan", "scan.json", "recipe.yaml"
 # Fields of a recipe that a short run does not read.
 _WITHOUT_EFFECT = (
     "title", "description", "margin", "embedded", "name", "metric", "checkpoint_seconds", "arms", "score",
-    "answer_pattern", "generation", "test_generations",
+    "answer_pattern", "generation", "test_generations", "judge",
 )  # fmt: skip
 
 

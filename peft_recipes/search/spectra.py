@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
+from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import Run, read_run
@@ -84,9 +85,12 @@ def read_full_run(folder: str | Path) -> FullRun:
     folder = Path(folder)
     run = _read_run(folder)
     recipe = resolved_recipe(folder / "recipe.yaml")
+    notes = []
+    if recipe.metric == PREFERENCE:
+        recipe = recipe.with_changes({"metric": "loss", "judge": None})
+        notes.append("Compared by the loss: a win rate needs the answers of two runs and a judge.")
     task = task_of(recipe)
     prepared = task.prepare()
-    notes = []
     if run.data["environment"].get("dataset_fingerprint") != prepared.fingerprint:
         notes.append("The data differs from the data that the run was trained and tested on.")
     if recipe.pretraining is not None and run.data["environment"].get("peft_recipes") != code_version():

@@ -53,6 +53,8 @@ TWO_SEEDS = (
     "of one in twenty, and one in eight where only one of the two arms varies with the seed. Use three seeds or more."
 )
 
+_FEW_SEEDS = {1: ONE_SEED, 2: TWO_SEEDS}
+
 # Calibrated, not derived (benchmarks/statistics_calibration.py). Each is a compromise between no run effects, where
 # the interval is too wide, and medium ones, where it is too narrow.
 _SLACK = 0.1  # lower bound of runs - noise, as a share of `examples`: false claims without run effects 3 -> 4 %
@@ -113,7 +115,7 @@ def paired_difference(
     estimate = float((shares * averaged).mean())
     options = {"resamples": resamples, "seed": seed, "confidence": confidence, "bounded": share}
     interval = _interval(averaged, (arm, full), shares, **options)
-    return Difference(estimate, interval, *arm.shape, note={1: ONE_SEED, 2: TWO_SEEDS}.get(len(arm)))
+    return Difference(estimate, interval, *arm.shape, note=_FEW_SEEDS.get(len(arm)))
 
 
 def metric_interval(
@@ -135,6 +137,18 @@ def metric_interval(
     averaged = values.sum(axis=0) / len(values)
     options = {"resamples": resamples, "seed": seed, "confidence": confidence, "bounded": share}
     return _interval(averaged, (values,), shares, **options)
+
+
+def difference_from(values: np.ndarray, fixed: float, *, confidence: float = 0.95) -> Difference:
+    """Compute an arm's metric minus a fixed value, with the interval of `metric_interval`. `values`: [seeds, examples].
+
+    For a win rate against full: full's own is 0.5 by definition and does not vary, so as one of two arms it would only
+    count degrees of freedom that are not there. Raises ValueError as `metric_interval`.
+    """
+    values = _scores(values, "values")
+    interval = metric_interval(values, confidence=confidence, share=True)
+    low, high = (bound - fixed for bound in interval)
+    return Difference(float(values.mean()) - fixed, (low, high), *values.shape, note=_FEW_SEEDS.get(len(values)))
 
 
 def simultaneous(comparisons: int, confidence: float = 0.95) -> float:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peft_recipes.recipe.arm import rank_of
-from peft_recipes.recipe.metrics import METRICS, margin_for
+from peft_recipes.recipe.metrics import METRICS, PREFERENCE, margin_for
 from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
+from peft_recipes.runs.predictions import PREFERENCES
 from peft_recipes.statistics import conditions
-from peft_recipes.statistics.bootstrap import Difference, paired_difference, simultaneous, verdict
+from peft_recipes.statistics.bootstrap import Difference, difference_from, paired_difference, simultaneous, verdict
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _arm(
 def _measured(recipe: Recipe, runs: list[Run], timed: list[Run]) -> dict[str, Any]:
     """Return means over all runs, and medians of time, memory and latency over the `timed` ones."""
     first = runs[0].data
-    values = [run.metrics["test"][recipe.metric] for run in runs]
+    values = [run.metrics["test"][recipe.metric] for run in runs if recipe.metric in run.metrics["test"]]
 
     def median(*path: str) -> float | None:
         values = [_at(run.data, path) for run in timed]
@@ -161,7 +162,9 @@ def _measured(recipe: Recipe, runs: list[Run], timed: list[Run]) -> dict[str, An
             "mean": statistics.fmean(values),
             "sd": statistics.stdev(values) if len(values) > 1 else None,
             "values": values,
-        },
+        }
+        if values  # none of a win rate without a full run to win against
+        else None,
         "metrics": _means([run.metrics for run in runs]),
         "training_seconds": median("training", "seconds"),
         "warmup_seconds": median("training", "warmup_seconds"),
@@ -199,7 +202,11 @@ def _at(data: Any, path: Sequence[str]) -> float | None:
 
 def _means(metrics: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     return {
-        split: {name: statistics.fmean(m[split][name] for m in metrics) for name in metrics[0][split]}
+        split: {
+            name: statistics.fmean(m[split][name] for m in metrics)
+            for name in metrics[0][split]
+            if all(name in m[split] for m in metrics)
+        }
         for split in metrics[0]
         if all(split in m for m in metrics)  # a further set may have failed to evaluate with one seed
     }
@@ -246,17 +253,21 @@ def _difference(
     if not shared:
         return None
     ours, theirs = ([scores(runs[name, seed], recipe) for seed in shared] for name in (arm, against))
-    names = f"'{arm}' and '{against}'"
-    share = METRICS[recipe.metric].share
-    difference = _paired(ours, theirs, names, share)
+
+    def difference(confidence: float = 0.95) -> Difference:
+        if recipe.metric == PREFERENCE and against == FULL:  # the win rate is against full already
+            return difference_from(np.stack([values for _, values, _ in ours]), 0.5, confidence=confidence)
+        return _paired(ours, theirs, f"'{arm}' and '{against}'", METRICS[recipe.metric].share, confidence)
+
+    found = difference()
     entry = {
         "against": against,
-        **difference.to_dict(),
+        **found.to_dict(),
         "margin": margin,
-        "verdict": verdict(difference, margin, recipe.higher_is_better),
+        "verdict": verdict(found, margin, recipe.higher_is_better),
     }
     if together > 1:
-        wider = _paired(ours, theirs, names, share, simultaneous(together))
+        wider = difference(simultaneous(together))
         entry["ci95_simultaneous"] = list(wider.ci95)
         entry["verdict_simultaneous"] = verdict(wider, margin, recipe.higher_is_better)
     return entry
@@ -343,8 +354,9 @@ def scores(run: Run, recipe: Recipe, split: str = "test", metric: str | None = N
     """
     import pandas
 
-    examples = pandas.read_parquet(run.folder / "predictions.parquet")
-    return example_scores(examples[examples["split"] == split], recipe.task, metric or recipe.metric)
+    metric = metric or recipe.metric
+    examples = pandas.read_parquet(run.folder / (PREFERENCES if metric == PREFERENCE else "predictions.parquet"))
+    return example_scores(examples[examples["split"] == split], recipe.task, metric)
 
 
 def example_scores(examples: pandas.DataFrame, task: str, metric: str) -> Scores:

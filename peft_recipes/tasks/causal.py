@@ -233,7 +233,7 @@ class Causal(Task):
     ) -> tuple[dict[str, float], dict[str, list[Any]]]:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         precision, sharded = trainer.accelerator.autocast, is_sharded(model)
-        given = answers.answer(model, prepared.processor, prompts, self.recipe, precision, together=sharded)
+        given = answers.answer(model, prepared.processor, prompts, self.recipe, precision, sharded, trainer.on_answers)
         return answers.scored(given, prompts, self.recipe, examples)
 
     def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:

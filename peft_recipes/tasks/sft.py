@@ -11,6 +11,7 @@ from peft_recipes.data import formats
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
+from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.scoring import answers
 from peft_recipes.scoring.text_metrics import scorer
 from peft_recipes.tasks.causal import Causal
@@ -41,10 +42,12 @@ class SupervisedFineTuning(Causal):
         if not self.recipe.scores_answers:
             return {}
         scorer(self.recipe)  # a score that can't be imported is an error before anything is trained
+        # A judge compares the answers to the test split alone.
+        unscored = set(texts) - {"test"} if self.recipe.metric == PREFERENCE else {"train", "validation"}
         scored = {
             name: self._scored_prompts_of(name, raw[name], rows, prepared)
             for name, rows in texts.items()
-            if name not in ("train", "validation") and "prompt" in rows.column_names
+            if name not in unscored and "prompt" in rows.column_names
         }
         if self.reads_test and "test" not in scored:
             raise RecipeError(

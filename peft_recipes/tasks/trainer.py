@@ -33,13 +33,15 @@ class TrainerMixin(MethodMixin, CheckpointMixin):
     to run.json. pass_figures: seconds and peak_memory_bytes of a pass over the data before the first step (a frozen
     backbone's features, a reference's log-probabilities); None without one. recipe_batch_size: the recipe's
     per_device_train_batch_size, which a run on several ranks splits between them. on_data: called with the seconds that
-    each step waited for its batches, collated in this process.
+    each step waited for its batches, collated in this process. on_answers: called while prompts are answered to be
+    scored, with the number answered so far and of all.
     """
 
     batches = "padded"
     pass_figures: dict[str, Any] | None = None
     recipe_batch_size = 8
     on_data: Callable[[float], None] = staticmethod(lambda seconds: None)
+    on_answers: Callable[[int, int], None] = staticmethod(lambda done, of: None)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

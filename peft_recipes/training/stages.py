@@ -161,6 +161,7 @@ def _trainer(setup: Setup, model: nn.Module, lines: TextIO) -> tuple[Trainer, St
     arguments = setup.task.arguments(setup.arm, setup.run.seed, hardware, folder, quiet)
     trainer = setup.task.trainer(model, setup.prepared, arguments, callbacks)
     trainer.on_data = meter.add_data_seconds
+    trainer.on_answers = lambda done, of: log(lines, stage="answer", step=done, of=of)
     trainer.recipe_batch_size = recipe.training.get("per_device_train_batch_size", 8)
     trainer.remove_callback(PrinterCallback)  # its lines are in log.jsonl
     return trainer, meter

@@ -26,6 +26,7 @@ MODELS = {
     "openai-community/gpt2": "gpt2",
     "distilbert/distilbert-base-uncased": "distilbert",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "llama",
+    "Qwen/Qwen2.5-1.5B-Instruct": "llama",
     "my-org/my-bert": "distilbert",
     "my-org/my-model": "llama",
 }

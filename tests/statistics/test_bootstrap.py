@@ -10,6 +10,7 @@ from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.statistics import bootstrap
 from peft_recipes.statistics.bootstrap import (
     Difference,
+    difference_from,
     metric_interval,
     paired_difference,
     simultaneous,
@@ -47,6 +48,17 @@ def test_without_a_disagreement_among_n_examples_a_rate_of_3_in_n_is_not_exclude
         assert difference.estimate == 0 and low == -high
         assert high == pytest.approx(min(3 / examples, 1), rel=0.01)
         assert verdict(difference, 0.01, True) == called
+
+
+def test_a_win_rate_is_compared_with_one_half_like_the_metric_of_one_arm():
+    wins = np.random.default_rng(0).choice([0.0, 0.5, 1.0], (3, 60), p=[0.2, 0.3, 0.5])
+    difference = difference_from(wins, 0.5)
+    low, high = metric_interval(wins, share=True)
+    assert difference.estimate == pytest.approx(wins.mean() - 0.5) and difference.examples == 60
+    assert difference.ci95 == pytest.approx((low - 0.5, high - 0.5)) and difference.note is None
+    ties = difference_from(np.full((1, 100), 0.5), 0.5)  # an unseen win or loss moves it by one half
+    assert ties.estimate == 0 and ties.ci95 == pytest.approx((-0.015, 0.015), rel=0.02) and ties.note
+    assert difference_from(np.ones((1, 20)), 0.5).ci95[1] == 0.5
 
 
 def test_one_disagreement_widens_the_interval_about_as_clopper_and_pearson():

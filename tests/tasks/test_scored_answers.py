@@ -34,6 +34,8 @@ def test_every_answer_is_stored_with_its_score(compared):
         assert metrics["answer_tokens"] == pytest.approx(answered["answer_tokens"].mean())
         assert metrics["ended"] == pytest.approx(answered["ended"].astype(float).mean())
         assert metrics["bits_per_byte"] > 0
+        log = [json.loads(line) for line in (compared.folder / arm / "seed-0" / "log.jsonl").read_text().splitlines()]
+        assert [(e["step"], e["of"]) for e in log if e.get("stage") == "answer"][-1] == (6, 6)
         assert answered["prompt"].str.len().gt(0).all() and answered["reference"].str.len().gt(0).all()
 
 
