@@ -15,7 +15,7 @@ from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.scoring.benchmarks import BATCH_SIZE, run_benchmark
 from peft_recipes.statistics.bootstrap import paired_difference, verdict
-from peft_recipes.statistics.results import example_scores
+from peft_recipes.statistics.scores import example_scores
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +64,8 @@ def evaluate(
         nonlocal done
         results: Results = {}
         if with_test:
-            results["test"] = evaluate_test(opened, model), _test_facts(opened)
+            test = evaluate_test(opened, model)
+            results["test"] = test, _test_facts(opened, test)
             on_progress(done := done + 1, total)
         for name, each in tasks.items():
             size = recipe.training.get("per_device_eval_batch_size", BATCH_SIZE)
@@ -92,13 +93,14 @@ def evaluate(
     }
 
 
-def _test_facts(opened: OpenedAdapter) -> dict[str, Any]:
-    metric = opened.recipe.metric
+def _test_facts(opened: OpenedAdapter, test: Evaluation) -> dict[str, Any]:
+    recipe = opened.recipe
+    metric = recipe.metric if recipe.metric in test.metrics else recipe.selection_metric  # a judge is not asked
     return {
         "metric": metric,
         "higher_is_better": METRICS[metric].higher_is_better,
         "share": METRICS[metric].share,
-        "margin": opened.recipe.margin,
+        "margin": recipe.margin if metric == recipe.metric else None,
     }
 
 

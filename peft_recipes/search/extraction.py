@@ -275,7 +275,7 @@ def _difference(recipe: Recipe, extracted: Run, trained: Run, margin: float) -> 
     import numpy as np
 
     from peft_recipes.statistics.bootstrap import paired_difference, verdict
-    from peft_recipes.statistics.results import scores
+    from peft_recipes.statistics.scores import scores
 
     ids, values, weights = scores(extracted, recipe)
     trained_ids, trained_values, _ = scores(trained, recipe)

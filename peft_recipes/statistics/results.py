@@ -5,27 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from peft_recipes.recipe.arm import rank_of
 from peft_recipes.recipe.metrics import METRICS, PREFERENCE, margin_for
-from peft_recipes.recipe.options import CAUSAL_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
-from peft_recipes.runs.predictions import PREFERENCES
 from peft_recipes.statistics import conditions
-from peft_recipes.statistics.bootstrap import Difference, difference_from, paired_difference, simultaneous, verdict
+from peft_recipes.statistics.bootstrap import Difference, difference_from, simultaneous, verdict
+from peft_recipes.statistics.forgetting import forgetting
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
-
-if TYPE_CHECKING:
-    import pandas
+from peft_recipes.statistics.scores import paired, scores
 
 FULL = "full"
 _CURVE_POINTS = 200  # the most per curve in comparison.json
-
-Scores = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # ids, scores and weights of the examples of a split
 
 
 def comparison_data(
@@ -62,7 +57,7 @@ def comparison_data(
         "differences": differences,
         "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
         "rank_groups": rank_groups({arm: recipe.arms[arm] for arm in arms}),
-        "forgetting": _forgetting(recipe, runs, base, arms, seeds),
+        "forgetting": forgetting(recipe, runs, base, arms, seeds),
         "samples": first["samples"],
         "environment": first["environment"],
         "notes": _notes(recipe, finished) + conditions.notes(timings, timed),
@@ -257,7 +252,7 @@ def _difference(
     def difference(confidence: float = 0.95) -> Difference:
         if recipe.metric == PREFERENCE and against == FULL:  # the win rate is against full already
             return difference_from(np.stack([values for _, values, _ in ours]), 0.5, confidence=confidence)
-        return _paired(ours, theirs, f"'{arm}' and '{against}'", METRICS[recipe.metric].share, confidence)
+        return paired(ours, theirs, f"'{arm}' and '{against}'", METRICS[recipe.metric].share, confidence)
 
     found = difference()
     entry = {
@@ -278,14 +273,6 @@ def _shared(runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Seq
     return [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
 
 
-def _paired(ours: list[Scores], theirs: list[Scores], names: str, share: bool, confidence: float = 0.95) -> Difference:
-    ids = ours[0][0]
-    if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
-        raise RuntimeError(f"The runs of {names} were not tested on the same examples.")
-    stacked = (np.stack([s for _, s, _ in runs]) for runs in (ours, theirs))
-    return paired_difference(*stacked, weights=ours[0][2], confidence=confidence, share=share)
-
-
 def _ranks(
     recipe: Recipe,
     runs: dict[tuple[str, int], Run],
@@ -303,71 +290,3 @@ def _ranks(
     return rank_verdicts(
         recipe, arms, validation, lambda arm, best: _difference(recipe, runs, arm, seeds, margin, best), margin
     )
-
-
-def _forgetting(
-    recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
-) -> dict[str, dict[str, Any]]:
-    """Compare each arm with the untuned base on the `evaluate_also` splits and the benchmarks: after minus before.
-
-    Each is compared by its own `metric`: the recipe's, or the benchmark's. The base is the same for every seed. The
-    margin is 1 point, or 1 % of the base's value where that is no share.
-    """
-    changes: dict[str, dict[str, Any]] = {}
-    if not base.ok:
-        return changes
-    for split, (metric, higher, share) in _compared_with_base(recipe, base).items():
-        before, value = scores(base, recipe, split, metric), base.metrics[split][metric]
-        margin = 0.01 if share else 0.01 * abs(value)
-        changes[split] = {"metric": metric, "higher_is_better": higher, "share": share}
-        changes[split]["benchmark"] = split in (base.data.get("benchmarks") or {})
-        changes[split] |= {"before": value, "margin": margin, "arms": {}}
-        for arm in arms:
-            done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
-            if done:
-                after = [scores(run, recipe, split, metric) for run in done]
-                change = _paired(after, [before] * len(done), f"'{arm}'", share)
-                changes[split]["arms"][arm] = {
-                    "after": statistics.fmean(run.metrics[split][metric] for run in done),
-                    **change.to_dict(),
-                    "verdict": verdict(change, margin, higher),
-                }
-    return changes
-
-
-def _compared_with_base(recipe: Recipe, base: Run) -> dict[str, tuple[str, bool, bool]]:
-    """What forgetting is measured on: name -> metric, whether higher is better, whether it is shown in percent."""
-    found = {}
-    for split in recipe.evaluate_also:
-        if split in base.metrics:
-            metric = recipe.metric if recipe.metric in base.metrics[split] else recipe.selection_metric
-            found[split] = (metric, METRICS[metric].higher_is_better, METRICS[metric].share)
-    for name, facts in (base.data.get("benchmarks") or {}).items():
-        found[name] = (facts["metric"], facts["higher_is_better"], facts["share"])
-    return found
-
-
-def scores(run: Run, recipe: Recipe, split: str = "test", metric: str | None = None) -> Scores:
-    """Return ids, scores and weights of a split's examples; the weighted mean of the scores is the metric.
-
-    metric: the recipe's, if None; of a benchmark its own.
-    """
-    import pandas
-
-    metric = metric or recipe.metric
-    examples = pandas.read_parquet(run.folder / (PREFERENCES if metric == PREFERENCE else "predictions.parquet"))
-    return example_scores(examples[examples["split"] == split], recipe.task, metric)
-
-
-def example_scores(examples: pandas.DataFrame, task: str, metric: str) -> Scores:
-    """Return ids, scores and weights of the rows of predictions.parquet that one split has.
-
-    Examples without a score are left out: those beyond test_generations have no answer.
-    """
-    if metric == "accuracy" and "accuracy" not in examples:
-        examples = examples.assign(accuracy=examples["label"] == examples["prediction"])
-    examples = examples[examples[metric].notna()]
-    weights = None
-    if metric == "loss" and task in CAUSAL_TASKS:
-        weights = examples["tokens"].to_numpy(dtype=float)
-    return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), weights
