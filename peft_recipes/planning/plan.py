@@ -19,6 +19,7 @@ from peft_recipes.models.architectures import architecture_of
 from peft_recipes.models.module_matching import matched_modules
 from peft_recipes.planning.memory import memory
 from peft_recipes.planning.scaling import Spread
+from peft_recipes.recipe.benchmarks import benchmark_name
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.scoring import benchmark_tasks
@@ -79,6 +80,10 @@ def plan(
             "The base and each arm answer {prompts:,} prompts, with at most {max_new_tokens:,} new tokens each: up to "
             "{tokens:,} tokens a run.".format(**answered, tokens=answered["prompts"] * answered["max_new_tokens"])
         )
+    if recipe.benchmarks:
+        names_of = ", ".join(map(benchmark_name, recipe.benchmarks))
+        most = f"at most {recipe.benchmark_examples:,}" if recipe.benchmark_examples else "all"
+        notes.append(f"The base and each arm are evaluated on benchmarks: {names_of}, on {most} examples of each.")
     judgements = _judgements(recipe, rows, names)
     if judgements:
         notes.append(

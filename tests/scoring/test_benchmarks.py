@@ -12,10 +12,11 @@ from benchmark_files import choices
 from small import compared_here
 from typer.testing import CliRunner
 
-from peft_recipes import RecipeError
+from peft_recipes import RecipeError, plan, train
 from peft_recipes.cli.app import app
 from peft_recipes.reporting.sentences import forgetting
 from peft_recipes.scoring import benchmark_tasks, benchmarks
+from peft_recipes.training import stages
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,21 @@ def test_a_wrong_benchmark_is_one_message_before_anything_is_written(
         result = CliRunner().invoke(app, [*command[:1], "recipe.yaml", *command[1:], "--benchmarks", benchmark])
         assert result.exit_code == 2 and message in " ".join(result.stderr.split()), result.stderr
         assert result.stdout == "" and not (tmp_path / "adapters").exists()
+
+
+def test_a_plan_says_which_benchmarks_a_run_is_evaluated_on(instruct, words):
+    notes = plan(instruct(benchmarks=[str(words)]), ["lora"])["notes"]
+    assert any("benchmarks: words, on at most 200 examples of each" in note for note in notes)
+
+
+def test_a_benchmark_that_fails_is_a_failed_check_of_a_run_that_is_kept(instruct, words, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no values")
+
+    monkeypatch.setattr(stages, "run_benchmark", fail)
+    run = train(instruct(benchmarks=[str(words)]), "lora", output=tmp_path)
+    assert run.ok and run.failed_checks == {"benchmark words": "no values"}
+    assert "words" not in run.metrics and "test" in run.metrics
 
 
 def test_without_lm_eval_the_message_is_the_command_that_installs_it(instruct, monkeypatch):
