@@ -10,7 +10,7 @@ from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.adapters.open import evaluate as evaluate_test
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.benchmarks import benchmark_problems, is_file
-from peft_recipes.recipe.metrics import METRICS, margin_for
+from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.scoring.benchmarks import BATCH_SIZE, run_benchmark
@@ -125,10 +125,7 @@ def _compared(base: Evaluation | None, adapter: Evaluation, facts: dict[str, Any
     others, theirs, _ = example_scores(pandas.DataFrame(base.predictions), task, metric)
     assert np.array_equal(ids, others), f"the base and the adapter have other examples of {metric}"
     difference = paired_difference(ours[None], theirs[None], weights=weights, share=share)
-    value = row["base"]
-    margin = facts.get("margin") or (
-        margin_for(metric, value) if metric in METRICS else 0.01 if share else 0.01 * abs(value)
-    )
+    margin = facts.get("margin") or (0.01 if share else 0.01 * abs(row["base"]))
     fields = {key: value for key, value in difference.to_dict().items() if key not in ("seeds", "note")}
     return {
         **row,

@@ -101,7 +101,7 @@ def fingerprint(benchmarks: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm_eval: its log, and its bars where stderr is no terminal; what it prints goes to stderr."""
+    """Silence lm_eval's log. Its bars, and what it prints, go to stderr, and nowhere where that is no terminal."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -149,6 +149,8 @@ def _load(benchmark: str) -> list[Task]:
         raise RecipeError(f"benchmarks: '{unsafe[0]}' runs code that the model writes, which is not done here.")
     if images := [task.task_name for task in tasks if getattr(task, "MULTIMODAL", False)]:
         raise RecipeError(f"benchmarks: '{images[0]}' shows the model images or sound; a language model reads text.")
+    if sum(len(task.eval_docs) for task in tasks) < 2:
+        raise RecipeError(f"benchmarks: '{benchmark}' has one example: the interval of a difference needs two.")
     return tasks
 
 

@@ -83,6 +83,8 @@ def _result(tasks: Sequence[Task], samples: dict[str, list[dict[str, Any]]]) -> 
     metric = (means or names)[0]
     scores = values[metric] if means else _pseudo_values(aggregations[metric], values[metric])
     scores = [float(score) for score in scores]
+    if not all(map(math.isfinite, scores)):
+        raise RuntimeError(f"{sum(not math.isfinite(score) for score in scores)} scores of {metric} are not finite.")
     higher = bool(tasks[0].higher_is_better().get(metric, True))
     facts = {
         "metric": metric,
