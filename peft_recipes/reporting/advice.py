@@ -9,7 +9,7 @@ import math
 import shlex
 
 from peft_recipes.models.architecture_table import ARCHITECTURES
-from peft_recipes.recipe.metrics import METRICS, margin_for
+from peft_recipes.recipe.metrics import METRICS, PREFERENCE, margin_for
 from peft_recipes.reporting import facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.commands import clean, compare_command, pair
@@ -51,6 +51,8 @@ def failed_arms(comparison: Comparison) -> list[str]:
 def not_learning(comparison: Comparison) -> list[str]:
     """Arms that are not better than the untuned base by more than the margin."""
     lines, metric = [], facts.metric(comparison)
+    if metric == PREFERENCE:  # a judge compares arm and base with full, not with each other
+        return []
     base = facts.base_value(comparison)
     gains = {name: facts.gain(comparison, name) for name in facts.measured(comparison)}
     idle = [name for name, gained in gains.items() if gained is not None and gained < _margin(comparison)]
