@@ -60,7 +60,7 @@ def _ask_endpoint(judge: Judge, questions: Sequence[str]) -> Iterator[tuple[str,
         message = message.replace(key, "***") if key else message
         raise JudgeError(message[:_SHOWN]) from None  # the cause has the headers
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for a slow endpoint
         client.close()
 
 
