@@ -14,6 +14,7 @@ from typing import Any
 
 from peft_recipes.reporting import formats
 from peft_recipes.reporting.markdown import escape_inline, table_markdown
+from peft_recipes.reporting.rows import DECIDES
 from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_sentence
 
 HERE = Path(__file__).parent
@@ -32,7 +33,7 @@ def results(comparison: dict[str, Any]) -> str:
         "",
         f'<img src="{folder}/plots/parameters.png" alt="Quality against trained parameters" width="520">',
         "",
-        table_markdown(comparison, most=5),
+        table_markdown(comparison, most=DECIDES),
         "",
         *(f"- {escape_inline(line)}" for line in forgetting(comparison)),
         "",
@@ -174,7 +175,7 @@ def index(comparisons: list[dict[str, Any]]) -> str:
             f"{escape_inline(comparison['title'])}. Base `{comparison['model']}`, data `{comparison['dataset']}`, "
             f"seeds {', '.join(map(str, comparison['seeds']))}.",
             "",
-            table_markdown(comparison, most=5),
+            table_markdown(comparison, most=DECIDES),
             "",
             *_folders(HERE / name),
             "",

@@ -48,7 +48,7 @@ class Comparison:
         """The results as numbers, one row for each arm and the base."""
         import pandas
 
-        from peft_recipes.reporting.rows import records
+        from peft_recipes.reporting.records import records
 
         return pandas.DataFrame(records(self.data))
 

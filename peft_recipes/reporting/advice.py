@@ -159,7 +159,8 @@ def more_evidence(comparison: Comparison) -> list[str]:
 def length_of_training(comparison: Comparison) -> list[str]:
     """Validation still improves at the last step, or was better before; for the headline arm and full."""
     lines, metric = [], facts.selection_metric(comparison)
-    sign = 1 if METRICS[metric].higher_is_better else -1
+    known = METRICS.get(metric)
+    sign = 1 if (known.higher_is_better if known else comparison.get("higher_is_better", True)) else -1
     for name in dict.fromkeys([sentences.headline_arm(comparison), facts.reference(comparison)]):
         points = curve(facts.arms(comparison).get(name) or {}, "validation")
         if len(points) < 3:

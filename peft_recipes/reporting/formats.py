@@ -25,6 +25,11 @@ def metric_title(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
 
 
+def capitalized(text: str) -> str:
+    """Return `text` with a capital first letter, the others as they are: "Macro F1", "ROUGE-L"."""
+    return text[:1].upper() + text[1:]
+
+
 def _or_nothing(show: Callable[..., str]) -> Callable[..., str]:
     """Make a format show `NOTHING` for a value that is missing or not finite."""
 

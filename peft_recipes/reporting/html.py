@@ -10,7 +10,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from peft_recipes.reporting import advice, below_table, details, facts, figure_style, rank_sentences, rows, sentences
+from peft_recipes.reporting import (
+    advice,
+    answer_figures,
+    below_table,
+    details,
+    differing,
+    facts,
+    figure_style,
+    rank_sentences,
+    rows,
+    sentences,
+)
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 from peft_recipes.reporting.figure_style import Plot
@@ -37,8 +48,9 @@ def render_html(comparison: Comparison, plots: list[Plot] | None = None) -> str:
 
 
 def unbroken(text: str) -> str:
-    """Prevent line breaks between a number and its unit or its minus sign."""
+    """Prevent line breaks between a number and its unit or its minus sign, and within ROUGE-L."""
     text = re.sub(r"(\d) (%|[kMGT]?B|ms|s|min|h|points?|k|M)(?![\w])", "\\1\u00a0\\2", text)
+    text = re.sub(r"(?<=[A-Z])-(?=[A-Z]\b)", "\u2011", text)
     return re.sub(r"(?<=[\s(])-(?=\d)", "\u2212", text)  # a line can break after a hyphen
 
 
@@ -59,6 +71,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "table": rows.table(comparison),
         "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
+        "alarms": answer_figures.alarms(comparison),
         "several": [*below_table.several(comparison), *below_table.judged(comparison)],
         "failed_checks": below_table.failed_checks(comparison),
         "ranks": rank_sentences.rank_lines(comparison),
@@ -69,6 +82,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
             for sample in details.samples(comparison)
         ],
         "answers": _answers(comparison),
+        "differing": differing.differing(comparison),
         "steps": [sentences.code_spans(step) for step in advice.next_steps(comparison)],
         "conditions": details.conditions(comparison),
         "notes": details.notes(comparison),

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from peft_recipes.reporting import advice, below_table, details, facts, rank_sentences, rows, sentences
+from peft_recipes.reporting import (
+    advice,
+    answer_figures,
+    below_table,
+    details,
+    differing,
+    facts,
+    rank_sentences,
+    rows,
+    sentences,
+)
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -34,13 +44,21 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
     if name is not None:
         parts.append(f"**{escape(sentences.verdict_headline(comparison, name))}**")
         parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
-    parts.append(table_markdown(comparison))
+    parts.append(table_markdown(comparison, most=rows.DECIDES))
+    parts += [f"**{escape(line)}**" for line in answer_figures.alarms(comparison)]
     parts += [escape(line) for line in [*below_table.several(comparison), *below_table.judged(comparison)]]
     parts += [escape(line) for line in below_table.failed_checks(comparison)]
     parts += [escape(line) for line in [*rank_sentences.rank_lines(comparison), *sentences.forgetting(comparison)]]
     for title, caption, alt, path in images:
         parts += [f"## {escape(title)}", f"![{escape(alt)}]({path})"] + ([escape(caption)] if caption else [])
-    parts += [*_per_class(comparison), *_answers(comparison), *_next_steps(comparison), *_conditions(comparison)]
+    parts += _more_figures(comparison)
+    parts += [
+        *_per_class(comparison),
+        *_answers(comparison),
+        *_differing(comparison),
+        *_next_steps(comparison),
+        *_conditions(comparison),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -54,9 +72,19 @@ def pipe_table(header: list[str], cells: list[list[str]], left: tuple[int, ...] 
 def table_markdown(comparison: Comparison, most: int = 9) -> str:
     """Return the comparison's table, with the columns up to the priority `most` (3: quality and costs)."""
     table = rows.table(comparison)
-    columns = [column for column in table.columns if column.priority <= most]
+    return _arm_table([column for column in table.columns if column.priority <= most], table.rows)
+
+
+def _more_figures(comparison: Comparison) -> list[str]:
+    """Return the columns that the first table does not have."""
+    table = rows.table(comparison)
+    shown = [row for row in table.rows if row.kind != "failed"]
+    return ["## More figures", _arm_table(table.more, shown)] if table.more else []
+
+
+def _arm_table(columns: list[rows.Column], arms: list[rows.Row]) -> str:
     lines = []
-    for row in table.rows:
+    for row in arms:
         if row.kind == "failed":
             cells = [f"*{escape(row.reason)}*", *[""] * (len(columns) - 1)]
         else:
@@ -88,6 +116,21 @@ def _answers(comparison: Comparison) -> list[str]:
         for label, answer in answers:
             parts += [f"**{escape(label)}**", fence(answer or "(nothing)")]
     return ["## Answers side by side", *parts] if parts else []
+
+
+def _differing(comparison: Comparison) -> list[str]:
+    """Return a line for each arm, and of the first one an example each way; the page has more."""
+    arms = differing.differing(comparison)
+    if not arms:
+        return []
+    parts = ["## Where the arms differ", *(escape(arm.line) for arm in arms)]
+    for group in arms[0].groups[:2]:
+        for example in group.examples[:1]:
+            answers = [(one.label, one.text or "(nothing)") for one in example.answers]
+            texts = [("Prompt", example.prompt), ("Reference", example.reference), *answers]
+            lines = [f"- {escape(title)}: {escape(facts.shorten(text, 300))}" for title, text in texts if text]
+            parts += [f"**{escape(group.title)}**; example {escape(example.title)}:", "\n".join(lines)]
+    return parts
 
 
 def _next_steps(comparison: Comparison) -> list[str]:

@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_recipes.recipe.metrics import PREFERENCE
-from peft_recipes.reporting import below_table, facts, rank_sentences, sentences
+from peft_recipes.reporting import answer_figures, below_table, facts, rank_sentences, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.details import BASE_LABEL
 from peft_recipes.reporting.facts import Comparison
 
+DECIDES = 3  # the columns up to this priority decide: they come first, the others on demand
 SYMBOLS = {"equivalent": "≈", "better": "▲", "worse": "▼", "not shown": "?"}  # readable without colour
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, and a second line in a smaller font (a spread, a share of full's)."""
+    """A cell: its text, a second line in a smaller font (a spread, a share of full's), and a shorter text."""
 
     text: str = fmt.NOTHING
     sub: str = ""
+    short: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} ({self.sub})" if self.sub else self.text
@@ -31,7 +33,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column. `meaning`: a one-line definition. `priority`: narrow tables keep the lowest, with the title `short`."""
+    """A column. `meaning`: a one-line definition. `priority`: narrow tables keep the lowest, with the title `short`;
+    those up to `DECIDES` are shown first."""
 
     key: str
     title: str
@@ -58,6 +61,16 @@ class Table:
 
     columns: list[Column]
     rows: list[Row]
+
+    @property
+    def first(self) -> list[Column]:
+        """The columns that decide: quality and costs."""
+        return [column for column in self.columns if column.priority <= DECIDES]
+
+    @property
+    def more(self) -> list[Column]:
+        """The other columns."""
+        return [column for column in self.columns if column.priority > DECIDES]
 
 
 def table(comparison: Comparison) -> Table:
@@ -89,6 +102,7 @@ def _base_row(comparison: Comparison) -> Row:
         "likelihood": _likelihood(base),
         "latency_ms": Cell(fmt.milliseconds(speed("latency_ms"))),
         "generation": Cell(fmt.rate(speed("generation_tokens_per_second"))),
+        **{f"answers:{key}": Cell(answer_figures.shown(base, key)) for key in answer_figures.figures(comparison)},
     }
     for split in facts.extra_splits(comparison):
         cells[f"split:{split}"] = Cell(
@@ -114,7 +128,8 @@ MEANINGS = {
     "training_seconds": "sum of optimiser-step times, median over seeds, without the first 3 steps, loading, "
     "evaluation and saving; second figure: speed compared with full",
     "peak_memory_bytes": "peak during the training steps: allocated memory on a GPU, resident memory on a CPU; "
-    "second figure: share of full's; plan: the estimate before training",
+    "second figure: share of full's",
+    "planned_memory": "the estimate of the peak memory before training",
     "checkpoint_bytes": "measured bytes on disk to restore the arm on top of the base; second figure: share of full's",
     "tokens": "non-padding tokens trained on per second; second figure: share of padding in the computed positions",
     "examples": "examples trained on per second; second figure: share of padding in the computed positions",
@@ -129,17 +144,20 @@ def _columns(comparison: Comparison) -> list[Column]:
     name, texts = fmt.metric_title(metric), MEANINGS
     unit = "tokens" if comparison.get("task") in ("sft", "language-modeling", "dpo") else "examples"
     memory, checkpoint = "peak_memory_bytes", "checkpoint_bytes"
+    answers = answer_figures.figures(comparison).items()
     return [
-        Column("metric", f"Test {name}", texts.get(metric, texts["metric"]), 0, _metric, name.capitalize()),
+        Column("metric", f"Test {name}", texts.get(metric, texts["metric"]), 0, _metric, fmt.capitalized(name)),
         Column("difference", "Against full", texts["difference"], 1, _difference),
         Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
-        *(_split_column(comparison, split) for split in facts.extra_splits(comparison)),
+        *(_split_column(comparison, split, index) for index, split in enumerate(facts.extra_splits(comparison))),
+        Column("trainable_parameters", "Trained parameters", texts["trainable_parameters"], 2, _parameters, "Trained"),
+        Column("training_seconds", "Training time", texts["training_seconds"], 2, _time, "Time"),
+        Column(memory, "Peak memory", texts[memory], 2, _memory, "Memory"),
+        Column(checkpoint, "Checkpoint", texts[checkpoint], 2, _checkpoint, "On disk"),
+        *(_answer_column(key, title, meaning) for key, (title, meaning) in answers),
         Column("likelihood", "Chosen is likelier", texts["likelihood"], 4, lambda c, arm: _likelihood(_arm(c, arm))),
         Column("ranks", "Against the best rank", texts["ranks"], 4, _rank, "Best rank"),
-        Column("trainable_parameters", "Trained parameters", texts["trainable_parameters"], 2, _parameters, "Trained"),
-        Column("training_seconds", "Training time", texts["training_seconds"], 3, _time, "Time"),
-        Column(memory, "Peak memory", texts[memory], 2, _memory, "Memory"),
-        Column(checkpoint, "Checkpoint", texts[checkpoint], 2, lambda c, arm: _share_of_full(c, arm, checkpoint)),
+        Column("planned_memory", "Planned memory", texts["planned_memory"], 5, _planned, "Plan"),
         Column("throughput", f"{unit.capitalize()}/s", texts[unit], 6, lambda c, arm: _throughput(_arm(c, arm), unit)),
         Column("latency_ms", "Latency", texts["latency_ms"], 6, _latency),
         Column("generation", "Generated tokens/s", texts["generation"], 6, _generation, "Gen. tok/s"),
@@ -147,11 +165,20 @@ def _columns(comparison: Comparison) -> list[Column]:
     ]
 
 
-def _split_column(comparison: Comparison, split: str) -> Column:
-    """Return the column of an extra split, such as `clean`, or of a benchmark."""
+def _answer_column(key: str, title: str, meaning: str) -> Column:
+    def cell(comparison: Comparison, name: str) -> Cell:
+        return Cell(answer_figures.shown(_arm(comparison, name), key))
+
+    return Column(f"answers:{key}", title, f"{meaning}; mean over seeds", 4, cell)
+
+
+def _split_column(comparison: Comparison, split: str, index: int) -> Column:
+    """Return the column of an extra split, such as `clean`, or of a benchmark; the first is among those that decide."""
     shown, name = facts.plain(split), fmt.metric_title(facts.split_metric(comparison, split))
+    priority = DECIDES if index == 0 else DECIDES + 1
     meaning = f"{name} on '{shown}', which shows what tuning made the model forget; second figure: change from the base"
-    return Column(f"split:{split}", f"{shown.capitalize()} {name}", meaning, 2, lambda c, arm: _split(c, arm, split))
+    title = f"{fmt.capitalized(shown)} {name}"
+    return Column(f"split:{split}", title, meaning, priority, lambda c, arm: _split(c, arm, split))
 
 
 def _verdict_meaning(comparison: Comparison) -> str:
@@ -215,7 +242,8 @@ def _likelihood(entry: dict) -> Cell:
 
 def _parameters(comparison: Comparison, name: str) -> Cell:
     arm = _arm(comparison, name)
-    return Cell(fmt.count(arm.get("trainable_parameters")), _known(facts.parameter_share(arm), fmt.percent))
+    count, share = arm.get("trainable_parameters"), _known(facts.parameter_share(arm), fmt.percent)
+    return Cell(fmt.count(count), share, fmt.short_count(count))
 
 
 def _known(value: float | None, show: Callable[[Any], str]) -> str:
@@ -238,10 +266,15 @@ def _share_of_full(comparison: Comparison, name: str, key: str) -> Cell:
 
 
 def _memory(comparison: Comparison, name: str) -> Cell:
-    cell = _share_of_full(comparison, name, "peak_memory_bytes")
-    planned = facts.number((_arm(comparison, name).get("estimated_memory") or {}).get("total"))
-    plan = f"plan {fmt.human_bytes(planned)}" if planned is not None else ""
-    return Cell(cell.text, ", ".join(filter(None, [cell.sub, plan])))
+    return _share_of_full(comparison, name, "peak_memory_bytes")
+
+
+def _checkpoint(comparison: Comparison, name: str) -> Cell:
+    return _share_of_full(comparison, name, "checkpoint_bytes")
+
+
+def _planned(comparison: Comparison, name: str) -> Cell:
+    return Cell(fmt.human_bytes((_arm(comparison, name).get("estimated_memory") or {}).get("total")))
 
 
 def _throughput(arm: dict, unit: str) -> Cell:
@@ -264,45 +297,3 @@ def _speed(figures: dict | None, show: Callable[[Any], str]) -> Cell:
     return Cell(
         show(own), _known(facts.number(figures.get("merged")), lambda v: f"merged {show(v)}".removesuffix(" ms"))
     )
-
-
-def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the table's raw numbers for pandas: one flat dict per row, the base first; None for no value."""
-    metric, splits = (
-        facts.metric(comparison),
-        {split: facts.split_metric(comparison, split) for split in facts.extra_splits(comparison)},
-    )
-    rows = []
-    if base := comparison.get("base"):
-        rows.append({
-            "arm": "base", "label": BASE_LABEL, "status": base.get("status", "ok"),
-            metric: facts.base_value(comparison),
-            **{f"{split}_{own}": facts.base_value(comparison, split) for split, own in splits.items()},
-            "total_parameters": facts.number(base.get("total_parameters")),
-        })  # fmt: skip
-    for name, arm in facts.arms(comparison).items():
-        difference, latency = facts.difference(comparison, name) or {}, arm.get("latency_ms") or {}
-        low, high = difference.get("ci95") or (None, None)
-        lowest, highest = difference.get("ci95_simultaneous") or (None, None)
-        rows.append({
-            "arm": name, "label": facts.label(comparison, name), "status": arm.get("status", "ok"),
-            metric: facts.mean(arm),
-            **{f"{split}_{own}": facts.split_value(arm, split, own) for split, own in splits.items()},
-            "sd": facts.spread(arm), "seeds": facts.seeds_done(arm), "against": difference.get("against"),
-            "difference": difference.get("estimate"), "ci95_low": low, "ci95_high": high,
-            "verdict": difference.get("verdict"), "ci95_simultaneous_low": lowest, "ci95_simultaneous_high": highest,
-            "verdict_simultaneous": difference.get("verdict_simultaneous"), "method": arm.get("method"),
-            "rank": arm.get("rank"),
-            **{key: facts.number(arm.get(key)) for key in _FIGURES},
-            "latency_ms": facts.number(latency.get("adapter")),
-            "latency_merged_ms": facts.number(latency.get("merged")),
-            "error": sentences.failure(arm) if facts.mean(arm) is None else None,
-        })  # fmt: skip
-    columns = list(dict.fromkeys(key for row in reversed(rows) for key in row))
-    return [{key: row.get(key) for key in columns} for row in rows]
-
-
-_FIGURES = (
-    "trainable_parameters", "total_parameters", "checkpoint_bytes", "peak_memory_bytes", "learning_rate", "steps",
-    "training_seconds", "examples_per_second", "tokens_per_second",
-)  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_recipes.recipe.metrics import PREFERENCE
-from peft_recipes.reporting import facts
+from peft_recipes.reporting import answer_figures, facts
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -177,9 +177,11 @@ def _costs(comparison: Comparison, name: str, against: str) -> str:
 
 
 def caveats(comparison: Comparison, name: str) -> list[str]:
-    """Return what limits the verdict: one seed, failed seeds, stand-ins."""
+    """Return what limits the verdict: a loss alone, one seed, failed seeds, stand-ins."""
     arm, difference = facts.arms(comparison)[name], facts.difference(comparison, name)
-    lines, done = [], facts.seeds_done(arm)
+    done = facts.seeds_done(arm)
+    alone = answer_figures.loss_alone(comparison) if facts.mean(arm) is not None else ""
+    lines = [alone] if alone else []
     seeds = facts.number((difference or {}).get("seeds")) or done
     if facts.mean(arm) is not None and seeds == 1:
         covered = "the interval covers the test examples only, not the variation between seeds"
@@ -291,7 +293,7 @@ def code_spans(text: str) -> list[tuple[bool, str]]:
 
 def _a_metric(metric: str) -> str:
     title = fmt.metric_title(metric)
-    return f"{'an' if title[0] in 'aeiou' else 'a'} {title}"
+    return f"{'an' if title[0] in 'aeiou' or title == 'F1' else 'a'} {title}"
 
 
 def _subject(comparison: Comparison, name: str) -> str:

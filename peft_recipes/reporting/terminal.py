@@ -12,12 +12,24 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from peft_recipes.reporting import advice, below_table, details, facts, rank_sentences, rows, sentences
+from peft_recipes.reporting import (
+    advice,
+    answer_figures,
+    below_table,
+    details,
+    differing,
+    facts,
+    rank_sentences,
+    rows,
+    sentences,
+)
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
 COLOURS = {"equivalent": "green", "better": "blue", "worse": "yellow", "not shown": "bright_black"}
 ANSWER_LIMIT = 220
+LABEL_WIDTH = 16  # of a line of an arm's label: a label may have two lines, as a cell has
+GAP = 2  # between columns
 
 
 def render_terminal(comparison: Comparison, console: Console) -> None:
@@ -40,12 +52,13 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     for row in table.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
-    for line in below_table.failed_checks(comparison):
+    for line in [*answer_figures.alarms(comparison), *below_table.failed_checks(comparison)]:
         console.print(Text(line, style="yellow"))
     if not any(key.startswith("split:") for key in keys):
         lines += sentences.forgetting(comparison)
     if "latency_ms" not in keys and (latency := sentences.latency(comparison)):
         lines.append(latency)
+    lines += [arm.line for arm in differing.differing(comparison)[:1]]
     for line in lines:
         console.print(Text(line))
     _print_answers(comparison, console)
@@ -88,10 +101,10 @@ def _print_steps(steps: list[str], console: Console) -> None:
 
 def _fitting(table: rows.Table, width: int) -> list[rows.Column]:
     """Return the most important columns that fit into `width` characters; at least one."""
-    room = width - max((len(_label(row)) for row in table.rows), default=3) - 1
+    room = width - max((len(line) for row in table.rows for line in _label(row).split("\n")), default=3)
     kept: list[rows.Column] = []
     for column in sorted(table.columns, key=lambda column: column.priority):
-        room -= _width(table, column) + 3
+        room -= _width(table, column) + GAP
         if room < 0 and kept:
             break
         kept.append(column)
@@ -106,7 +119,7 @@ def _width(table: rows.Table, column: rows.Column) -> int:
 
 
 def _table(table: rows.Table, columns: list[rows.Column]) -> object:
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1))
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, GAP - 1, 0, 0))
     shown.add_column("Arm", no_wrap=True)
     for column in columns:
         heading = textwrap.fill(column.short or column.title, _width(table, column))
@@ -118,7 +131,7 @@ def _table(table: rows.Table, columns: list[rows.Column]) -> object:
 
 
 def _label(row: rows.Row) -> str:
-    return facts.shorten(row.label, 26)
+    return "\n".join(textwrap.wrap(facts.shorten(row.label, 6 * LABEL_WIDTH), LABEL_WIDTH, break_on_hyphens=False))
 
 
 def _cell(row: rows.Row, column: rows.Column) -> Text:
@@ -130,7 +143,7 @@ def _cell(row: rows.Row, column: rows.Column) -> Text:
         return Text("")
     if column.key == "verdict":
         return Text(f"{rows.SYMBOLS[cell.text]} {cell.text}", style=COLOURS[cell.text])
-    text = Text(cell.text)
+    text = Text(cell.short or cell.text)
     if cell.sub:
         text.append(f"\n{cell.sub}", style="dim")
     return text

@@ -15,6 +15,7 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
 from peft_recipes.statistics import conditions
 from peft_recipes.statistics.bootstrap import Difference, difference_from, simultaneous, verdict
+from peft_recipes.statistics.disagreements import answers_cut_at, disagreements
 from peft_recipes.statistics.forgetting import forgetting
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
 from peft_recipes.statistics.scores import paired, scores
@@ -58,6 +59,8 @@ def comparison_data(
         "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
         "rank_groups": rank_groups({arm: recipe.arms[arm] for arm in arms}),
         "forgetting": forgetting(recipe, runs, base, arms, seeds),
+        "disagreements": disagreements(recipe, runs, arms, seeds, FULL) if full else {},
+        "answers_cut_at": answers_cut_at(finished),
         "samples": first["samples"],
         "environment": first["environment"],
         "notes": _notes(recipe, finished) + conditions.notes(timings, timed),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+_COMMANDS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell", "chrome-headless-shell")
+CHROMIUM = next(filter(None, map(shutil.which, _COMMANDS)), None)
 
 # Waits in the page until an expression is true and returns its value.
 _WAIT = """new Promise((resolve, reject) => {
@@ -33,6 +40,7 @@ class Browser:
             [command, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder}",
              "--window-size=1440,1000", "about:blank"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            start_new_session=True,
         )  # fmt: skip
         self.requests: list[str] = []
         for line in self.process.stderr:
@@ -41,14 +49,22 @@ class Browser:
                 break
 
     def close(self) -> None:
-        self.process.terminate()
+        with contextlib.suppress(ProcessLookupError):  # the whole group: the command may be a script that starts it
+            os.killpg(self.process.pid, signal.SIGTERM)
         self.process.communicate()
 
-    def visit(self, address: str, steps: list[str], screenshot: Path | None = None) -> list[Any]:
-        """Open an address, wait for each JavaScript expression in turn to be true, and return their values."""
-        return asyncio.run(self._visit(address, steps, screenshot))
+    def visit(
+        self, address: str, steps: list[str], screenshot: Path | None = None, *, width: int = 0, dark: bool = False
+    ) -> list[Any]:
+        """Open an address, wait for each JavaScript expression in turn to be true, and return their values.
 
-    async def _visit(self, address: str, steps: list[str], screenshot: Path | None) -> list[Any]:
+        width: of the window in CSS pixels (default: the one it has). dark: prefer a dark page.
+        """
+        return asyncio.run(self._visit(address, steps, screenshot, width, dark))
+
+    async def _visit(
+        self, address: str, steps: list[str], screenshot: Path | None, width: int, dark: bool
+    ) -> list[Any]:
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://{self.address}/json/list") as answer:
                 page = next(row for row in await answer.json(content_type=None) if row["type"] == "page")
@@ -56,6 +72,11 @@ class Browser:
                 self._socket, self._number = socket, 0
                 await self._send("Network.enable")
                 await self._send("Page.enable")
+                if width:
+                    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                    await self._send("Emulation.setDeviceMetricsOverride", **size)
+                theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+                await self._send("Emulation.setEmulatedMedia", features=[theme])
                 await self._send("Page.navigate", url=address)
                 values = [await self._value(step) for step in steps]
                 if screenshot is not None:

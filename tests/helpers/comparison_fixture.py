@@ -7,6 +7,7 @@ three seeds; one arm ran out of memory. `sft_comparison` has a loss as its metri
 from __future__ import annotations
 
 import base64
+import copy
 import math
 import random
 import struct
@@ -225,3 +226,54 @@ def sft_comparison(**changes: Any) -> dict:
         "samples": None, "environment": environment(), "notes": [],
     }  # fmt: skip
     return comparison | changes
+
+
+def with_scored_answers(comparison: dict, ended: float = 0.97, **by_arm: float) -> dict:
+    """Add invented figures of scored answers to the base and every arm; `by_arm`: share of ended answers of an arm."""
+    for name, entry in [("base", comparison["base"]), *comparison["arms"].items()]:
+        test = entry["metrics"].get("test")
+        if test:
+            test |= {"ended": by_arm.get(name, ended), "answer_tokens": 41.25, "empty_answers": 0.005}
+            test |= {"bits_per_byte": 0.913, "rougeL": 0.4}
+    return comparison | {"answers_cut_at": 64}
+
+
+def crowded_comparison() -> dict:
+    """Invent a comparison with twelve arms, long names, three extra splits and every optional column."""
+    comparison = sft_comparison(recipe="a-recipe-whose-name-is-rather-long-as-names-of-recipes-can-be", seeds=[0, 1, 2])
+    lora, full = comparison["arms"]["lora"], comparison["arms"]["full"]
+    lora |= {"training_seconds": 12_345.0, "estimated_memory": {"total": 3_210_000_000}, "padding_share": 0.213}
+    lora["metric"] = {"mean": 0.4321, "sd": 0.0123, "values": [0.43, 0.44, 0.4263]}
+    full["metric"] = {"mean": 0.5321, "sd": 0.0123, "values": [0.53, 0.54, 0.5263]}
+    base = comparison["base"]
+    for entry in (lora, full, base):
+        entry["metrics"] |= {
+            "test": {"rougeL": 0.4321, "loss": 1.8, "likelihood_accuracy": 0.75},
+            **{split: {"rougeL": 0.31} for split in ("plain", "instructions_in_another_language", "clean")},
+        }
+    names = [f"{kind}-on-every-linear-layer-with-a-long-name-{n}" for n in range(5) for kind in ("lora", "ia3")]
+    arms = {"full": full, **{name: copy.deepcopy(lora) for name in names}}
+    arms["withalongnamethathasnoplaceforalinebreakatallhowevernarrowthetableis"] = copy.deepcopy(lora)
+    open_ = difference(-0.1, -0.10123, 0.00512, "not shown", seeds=3, examples=200)
+    comparison |= {"metric": "rougeL", "higher_is_better": True, "margin": 0.01, "arms": arms}
+    comparison["differences"] = {name: dict(open_) for name in arms if name != "full"}
+    comparison["disagreements"] = {name: disagreement("score", "Word" * 80) for name in list(arms)[1:4]}
+    return with_scored_answers(comparison)
+
+
+def disagreement(kind: str = "right", text: str = "The answer is 7.", prompt: str | None = "What is 3 + 4?") -> dict:
+    """Invent where an arm differs from full: 2 examples gained, 1 lost, 1 changed."""
+    better, worse = (1.0, 0.0) if kind == "right" else (0.83, 0.25)
+
+    def example(number: int, score: float, other: float) -> dict:
+        return {
+            "id": f"test-{number}", "prompt": prompt, "reference": "7", "answer": text,
+            "answer_against": f"{text} Or {number}.", "score": score, "score_against": other,
+        }  # fmt: skip
+
+    return {
+        "against": "full", "seed": 0, "kind": kind, "examples": 200,
+        "gained": {"count": 12, "examples": [example(n, better, worse) for n in range(2)]},
+        "lost": {"count": 15, "examples": [example(2, worse, better)]},
+        "changed": {"count": 3, "examples": [example(3, worse, worse)]},
+    }  # fmt: skip

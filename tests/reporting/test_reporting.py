@@ -10,11 +10,11 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from comparison_fixture import answers, difference, image_comparison, sft_comparison
+from page import EVIL, Page
 from rich.console import Console
 
 from peft_recipes.reporting import advice, below_table, details, facts, rows, sentences
@@ -23,11 +23,11 @@ from peft_recipes.reporting.figure_style import arm_styles, spread_out
 from peft_recipes.reporting.html import render_html
 from peft_recipes.reporting.markdown import escape, fence, render_markdown, table_markdown
 from peft_recipes.reporting.plots import plots, sample_sheet
+from peft_recipes.reporting.records import records
 from peft_recipes.reporting.terminal import render_terminal
 from peft_recipes.reporting.write import write_reports
 
 TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 3\nValueError: loss is nan\n"
-EVIL = "<script>alert('x')</script>|`a`[red]\n$x_1$"
 
 
 def small(**lora) -> dict:
@@ -41,36 +41,6 @@ def small(**lora) -> dict:
     comparison["arms"] = {"full": full, "lora": arm}
     comparison["differences"] = {"lora": difference(-0.004, -0.011, 0.003, "equivalent", margin=0.015)}
     return comparison
-
-
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text without style."""
-
-    VOID = ("meta", "link", "img", "br", "path", "use")
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text, self.open, self.balanced = "", [], True
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            self.balanced &= bool(self.open) and self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data if self.open[-1:] != ["style"] else ""
-
-    def all(self, tag: str) -> list[dict]:
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -310,14 +280,14 @@ def test_several_arms_come_with_the_chance_of_a_false_verdict_and_the_intervals_
     assert "not shown instead of worse" in render_html(comparison).replace("\u00a0", " ")
     meaning = next(c.meaning for c in rows.table(comparison).columns if c.key == "difference")
     assert meaning.endswith("of this arm by itself")
-    record = next(row for row in rows.records(comparison) if row["arm"] == "lora-conv")
+    record = next(row for row in records(comparison) if row["arm"] == "lora-conv")
     assert record["verdict_simultaneous"] == "not shown" and record["ci95_simultaneous_low"] == -0.041 - 0.01
 
 
 def test_records_are_raw_numbers_for_pandas():
     import pandas
 
-    frame = pandas.DataFrame(rows.records(image_comparison())).set_index("arm")
+    frame = pandas.DataFrame(records(image_comparison())).set_index("arm")
     assert list(frame.index[:2]) == ["base", "full"]
     assert frame.loc["lora", "difference"] == -0.085 and frame.loc["lora", "verdict"] == "worse"
     assert frame.loc["base", "clean_accuracy"] == 0.986
@@ -492,7 +462,8 @@ def test_untrusted_markup_is_text_in_markdown():
     table = table_markdown(comparison).splitlines()
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
     assert len(bars) == 1 and len(table) == 2 + 1 + len(comparison["arms"])
-    assert len(page.all("tr")) == 1 + 1 + len(comparison["arms"]) + 3
+    more = 1 + 1 + len(comparison["arms"]) - 1  # the arm that failed is in the first table alone
+    assert len(page.all("tr")) == 1 + 1 + len(comparison["arms"]) + more + 3
 
 
 def test_a_narrow_markdown_table_keeps_quality_and_costs():
@@ -527,7 +498,7 @@ def test_the_table_fits_the_terminal_without_cut_figures(width):
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
     assert "90.4 %" in shown and "What to try next" in shown
-    assert ("Examples/s" in shown.split("(no room here")[0]) == (width == 200)
+    assert ("Examples/s" in shown.split("(no room here")[0]) == (width >= 120)
 
 
 def test_the_terminal_shows_why_an_arm_failed():

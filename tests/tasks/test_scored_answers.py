@@ -49,6 +49,21 @@ def test_the_arms_are_compared_by_their_answers_on_the_same_examples(compared):
     assert "f1" in data["base"]["metrics"]["test"]
 
 
+def test_the_comparison_has_the_examples_on_which_the_arms_differ(compared):
+    stored = {}
+    for arm in ("full", "lora"):
+        rows = pandas.read_parquet(compared.folder / arm / "seed-0" / "predictions.parquet")
+        stored[arm] = rows[rows["f1"].notna()].set_index("id")
+    entry, change = compared.data["disagreements"]["lora"], stored["lora"]["f1"] - stored["full"]["f1"]
+    assert (entry["against"], entry["seed"], entry["examples"]) == ("full", 0, 6)
+    assert (entry["gained"]["count"], entry["lost"]["count"]) == ((change > 0).sum(), (change < 0).sum())
+    for example in (each for kind in ("gained", "lost", "changed") for each in entry[kind]["examples"]):
+        assert stored["lora"]["answer"][example["id"]] == example["answer"]
+        assert stored["full"]["f1"][example["id"]] == example["score_against"]
+    page = (compared.folder / "comparison.html").read_text(encoding="utf-8")
+    assert "Ended answers" in page and "Where the arms differ" in page
+
+
 def test_a_reloaded_adapter_gives_the_same_answers(compared):
     folder = compared.folder / "lora" / "seed-0"
     opened = open_adapter(folder)
