@@ -14,7 +14,7 @@ from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import bases
 from peft_recipes.recipe.arm import Arm
-from peft_recipes.recipe.dataset import Dataset
+from peft_recipes.recipe.dataset import MULTI_LABEL, REGRESSION, Dataset
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import resolved_recipe
 from peft_recipes.tasks.base import Task
@@ -42,6 +42,8 @@ def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -
                         dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
         if not (base or named):
             raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
+        if recipe.task == "text-classification":
+            recipe = _with_problem_type(saved, recipe, trust_remote_code)
     # A downloaded recipe must not be able to run code, its base's or a score's: only the user can allow it.
     own_code = {"metric": "loss", "score": None, "generation": {}} if recipe.score and not trust_remote_code else {}
     settings = {"model": base or recipe.model, "trust_remote_code": trust_remote_code, **own_code}
@@ -61,12 +63,31 @@ def _task_name(saved: SavedAdapter) -> str:
     )
 
 
+def _with_problem_type(saved: SavedAdapter, recipe: Recipe, trust_remote_code: bool) -> Recipe:
+    """Return the recipe with what the adapter predicts: a number if its head (or its base's) has one output, else as
+    its base's configuration says.
+    """
+    config = bases.load_config(dataclasses.replace(recipe, trust_remote_code=trust_remote_code))
+    sizes = _head_sizes(saved) or [config.num_labels]
+    several = getattr(config, "problem_type", None) == MULTI_LABEL
+    found = REGRESSION if sizes[-1] == 1 else MULTI_LABEL if several else None
+    return dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, problem_type=found), metric=None)
+
+
+def _head_sizes(saved: SavedAdapter) -> list[int]:
+    """Return the number of outputs of each saved head."""
+    return [tensor.shape[0] for name, tensor in saved.tensors.items() if name.endswith(_HEADS)]
+
+
 def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
-    """Return the class names of a classifier, or None if the adapter has no head of its own (the base's is used).
+    """Return the class names of a classifier, or None if the adapter has no head of its own (the base's is used), or
+    predicts a number.
 
     The names are those that the run tested; else the base's, if there are as many as the saved head has rows; else
     numbers.
     """
+    if recipe.dataset.problem_type == REGRESSION:
+        return None
     try:
         if saved.run.get("per_class"):
             return [row["label"] for row in saved.run["per_class"]]
@@ -74,8 +95,7 @@ def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
         pass
     if recipe.dataset.labels:
         return list(recipe.dataset.labels)
-    sizes = [tensor.shape[0] for name, tensor in saved.tensors.items() if name.endswith(_HEADS)]
-    if not sizes:
+    if not (sizes := _head_sizes(saved)):
         return None
     names = [str(name) for name in (bases.load_config(recipe).id2label or {}).values()]
     named = len(names) == sizes[-1] and not all(name.startswith("LABEL_") for name in names)

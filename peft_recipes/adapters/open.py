@@ -21,6 +21,7 @@ from peft_recipes.hardware.device import Hardware, choose
 from peft_recipes.models import bases
 from peft_recipes.models.quantisation import dequantised
 from peft_recipes.models.virtual_tokens import read_last_token
+from peft_recipes.recipe.dataset import CLASSES
 from peft_recipes.recipe.options import LANGUAGE_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.predictions import Evaluation
@@ -53,6 +54,11 @@ class OpenedAdapter:
     def quantise(self) -> str | None:
         """How the base was quantised in training ("nf4", "int8"); None: not at all."""
         return base_quantisation(self.saved, self.recipe)
+
+    @property
+    def problem_type(self) -> str:
+        """What a classifier predicts: one class, several classes or a number."""
+        return self.recipe.dataset.problem_type or CLASSES
 
     @property
     def generates(self) -> bool:

@@ -92,7 +92,8 @@ class Base:
         from peft_recipes.models import bases
         from peft_recipes.models.meta import label_options
 
-        options = {} if self.recipe.task in LANGUAGE_TASKS else label_options(self.recipe.dataset.labels)
+        source = self.recipe.dataset
+        options = {} if self.recipe.task in LANGUAGE_TASKS else label_options(source.labels, source.problem_type)
         return bases.load_config(self.recipe, **options)
 
     @functools.cached_property

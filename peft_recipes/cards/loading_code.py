@@ -13,7 +13,7 @@ from peft_recipes.cards.metadata import kind_of
 from peft_recipes.cards.redaction import is_local_path, short
 from peft_recipes.data import formats
 from peft_recipes.models import bases
-from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.dataset import CLASSES, EMBEDDED, REGRESSION
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.runs.folder import BASE
@@ -63,6 +63,8 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
         dtype="torch.bfloat16" if data["environment"].get("precision") == "bf16" else "torch.float32",
         weights_file=OWN_FILES.get(data["method"]),
         max_length=recipe.max_length,
+        pairs=len(recipe.dataset.text_columns) > 1,
+        problem_type=recipe.dataset.problem_type or CLASSES,
         prompt=recipe.prompts[0]["prompt"] if recipe.prompts else "Once upon a time",
         plain_prompt=formats.PLAIN_PROMPT,
     )
@@ -79,6 +81,8 @@ def _options(recipe: Recipe, data: dict[str, Any], quantise: str | None) -> list
     labels = [row["label"] for row in data.get("per_class") or []] or list(recipe.dataset.labels or [])
     names = ", ".join(f"{index}: {_literal(label)}" for index, label in enumerate(labels))
     options = [f"num_labels={len(labels)}"] if labels else []
+    if (kind := recipe.dataset.problem_type) not in (None, CLASSES):
+        options = [*(["num_labels=1"] if kind == REGRESSION else options), f'problem_type="{kind}"']
     options += [f"id2label={{{names}}}"] if 0 < len(labels) <= _MOST_LABELS else []
     options += ["trust_remote_code=True"] if recipe.trust_remote_code else []
     return options + (["quantization_config=quantised"] if quantise else [])

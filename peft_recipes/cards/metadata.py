@@ -19,7 +19,14 @@ from peft_recipes.reporting.formats import metric_title
 from peft_recipes.runs.folder import BASE
 
 # Our metrics -> the names on the Hub.
-_HUB_METRICS = {"macro_f1": "f1", "token_accuracy": "accuracy"}
+_HUB_METRICS = {
+    "macro_f1": "f1",
+    "micro_f1": "f1",
+    "token_accuracy": "accuracy",
+    "mcc": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
 _LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "openrail")
 
 

@@ -32,11 +32,16 @@ Column = Annotated[str | None, Option("--column", metavar="NAME", help="Read the
 def predict(
     adapter: Adapter,
     text: Annotated[list[str], Option("--text", metavar="T", help="Classify this text; repeatable.")] = [],  # noqa: B006
+    text_pair: Annotated[
+        list[str], Option("--text-pair", metavar="T", help="The second text of a pair, one for each --text.")
+    ] = [],  # noqa: B006
     file: File = None,
     image: Annotated[
         list[Path], Option("--image", metavar="PATH", help="Classify an image or a folder of them; repeatable.")
     ] = [],  # noqa: B006
-    column: Column = None,
+    column: Annotated[
+        list[str], Option("--column", metavar="NAME", help="Read the texts from this column; twice for pairs.")
+    ] = [],  # noqa: B006
     output: Annotated[
         Path | None, Option("--output", metavar="FILE", help="Write rows and results to csv, jsonl or parquet.")
     ] = None,
@@ -47,13 +52,15 @@ def predict(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Classify texts or images with a saved adapter: label and probability."""
+    """Classify texts, pairs or images with a saved adapter: label and probability, several labels, or a number."""
     import datasets
 
     from peft_recipes.cli.output.answers import show_predictions
     from peft_recipes.inference import inputs, predict
 
     _check_one_given({"--text": text, "--file": file, "--image": image})
+    if text_pair and len(text_pair) != len(text):
+        raise RecipeError(f"--text-pair: {len(text_pair)} for {len(text)} --text; give one for each.")
     if output is not None:
         inputs.check_writable(output)
     predictor = predict.Predictor(adapter, base or None, batch_size=batch_size, trust_remote_code=trust_remote_code)
@@ -61,14 +68,16 @@ def predict(
         names, results = predict.predict_file(predictor, file, output, column)
     else:
         files = inputs.image_files(image)
-        names = text or [str(path) for path in files]
-        results = predictor.texts(text) if text else predictor.images(files)
+        columns = [text, text_pair] if text_pair else [text or [str(path) for path in files]]
+        names = list(zip(*columns, strict=True))
+        results = predictor.texts(*columns) if text else predictor.images(files)
         if output is not None:
-            rows = datasets.Dataset.from_dict({"text" if text else "image": names})
+            keys = ["text", "text_pair"] if text else ["image"]
+            rows = datasets.Dataset.from_dict(dict(zip(keys, columns, strict=False)))
             predict.write_results(rows, results, output)
     if as_json or output is None:
-        key = "image" if image else "text"
-        rows = [{key: name, **result} for name, result in zip(names, results, strict=True)]
+        keys = ["image"] if image else ["text", "text_pair"]
+        rows = [dict(zip(keys, name, strict=False)) | result for name, result in zip(names, results, strict=True)]
         show(as_json, rows, lambda: show_predictions(names, results), ensure_ascii=False)
     if output is not None:
         say(f"{len(results)} rows in {output}")

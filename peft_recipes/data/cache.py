@@ -12,7 +12,7 @@ from peft_recipes.data.prepared import Prepared
 from peft_recipes.recipe.recipe import Recipe
 
 _REST = "prepared.json"
-_FIELDS = ("ids", "fingerprint", "labels", "notes", "samples", "prompts")
+_FIELDS = ("ids", "fingerprint", "labels", "notes", "samples", "prompts", "problem_type")
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
             first_row.setdefault(value, row)
     if source.labels:
         for value, row in first_row.items():
-            if _class_index(value, source.labels) is None:
+            if class_index(value, source.labels) is None:
                 raise RecipeError(
                     f"dataset '{source.path}', row {row}: label {value!r} is not one of dataset.labels: "
                     f"{', '.join(source.labels)}."
@@ -58,7 +58,7 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
     return sorted(str(value) for value in first_row)
 
 
-def _class_index(value: Any, labels: list[str]) -> int | None:
+def class_index(value: Any, labels: list[str]) -> int | None:
     """The index of a label: by its name, or the label itself where the names are not numbers."""
     if str(value) in labels:
         return labels.index(str(value))
@@ -74,7 +74,7 @@ def classification_rows(rows: datasets.Dataset, source: Dataset, column: str, la
     if name not in rows.column_names:
         raise RecipeError(missing_column(name, column, rows.column_names, source.path))
     are_indices = isinstance(rows.features[source.label], ClassLabel)
-    indices = [value if are_indices else _class_index(value, labels) for value in rows[source.label]]
+    indices = [value if are_indices else class_index(value, labels) for value in rows[source.label]]
     for row, index in zip(rows["id"], indices, strict=True):
         if index is None or not 0 <= index < len(labels):
             raise RecipeError(

@@ -15,6 +15,7 @@ class Prepared:
     ids: the example ids of each split, in its order. folder: where a comparison stores the data for its runs.
     prompts: by split, the examples whose answers are scored: "index" in the split, "id", "prompt" as text and as
     "prompt_ids", "reference", "reference_tokens" (with its end token) and "row", the columns of the data.
+    problem_type: of a text classifier, as the data has it (one of `recipe.dataset.PROBLEM_TYPES`).
     """
 
     splits: dict[str, Any]
@@ -25,6 +26,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     samples: list[dict[str, str]] | None = None
     prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    problem_type: str | None = None
     folder: Path | None = None
 
     @property

@@ -57,9 +57,10 @@ def load_test(source: Dataset) -> datasets.Dataset:
     if name not in raw:
         raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + " Set its test_split.")
     rows = _shuffled(_with_ids(raw[name], name), source)
-    if source.text in rows.column_names:
-        texts = rows[source.text]
-        rows = rows.select([i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()])
+    for column in source.text_columns:
+        if column in rows.column_names:
+            texts = rows[column]
+            rows = rows.select([i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()])
     return rows.select(range(_count(source.test, len(rows), len(rows), "test", source)))
 
 
@@ -119,6 +120,10 @@ def _shuffled(rows: datasets.Dataset, source: Dataset) -> datasets.Dataset:
         raise RecipeError(missing_column(source.label, "label", rows.column_names, source.path))
     by_class: dict[object, list[int]] = {}
     for i, label in enumerate(rows[source.label]):
+        if isinstance(label, list):
+            raise RecipeError(
+                f"dataset '{source.path}': dataset.balance needs one class per example; '{source.label}' holds lists."
+            )
         by_class.setdefault(label, []).append(i)
     smallest = min(len(indices) for indices in by_class.values())
     # Shuffled again, as the kept rows of a common class come before the last ones of a rare class.

@@ -10,6 +10,7 @@ import ast
 import gzip
 import hashlib
 import inspect
+import itertools
 import json
 import random
 import re
@@ -35,6 +36,7 @@ TOPICS_PER_LIBRARY = 700
 HELDOUT_PER_LIBRARY = 250
 QUESTIONS, QUESTIONS_PER_LIBRARY = 5_000, 1_000
 PREFERENCES_PER_LIBRARY = 300
+PAIRS_PER_LIBRARY = {"train": 480, "validation": 60, "test": 160}  # even numbers: objects are taken two at a time
 FUNCTION_LINES = range(5, 41)
 
 _LIBRARY_NAMES = re.compile(r"(?i)pytorch|numpy|pandas|torch|sympy|networkx|c?python|\b(?:np|pd|nx)(?=\.)")
@@ -84,6 +86,29 @@ def docstring_preferences() -> dict[str, Dataset]:
         pairs += zip(rows[::2], rows[1::2], strict=False)
     rows = [{"prompt": a.question, "chosen": a.text, "rejected": b.text} for a, b in _shuffled(pairs)]
     return _split("train", rows)
+
+
+def docstring_pairs() -> dict[str, Dataset]:
+    """`object` (its name), `paragraph` and `label`: whether the paragraph is of that object's docstring.
+
+    Half of the objects have swapped paragraphs two by two, within their library and their split: neither the library
+    nor the text alone gives the label away, and no object is in two splits.
+    """
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"object": Value("string"), "paragraph": Value("string"),
+                         "label": ClassLabel(names=["another object's", "its own"])})  # fmt: skip
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in PAIRS_PER_LIBRARY}
+    for objects in _trainable_objects(sum(PAIRS_PER_LIBRARY.values())):  # in the order of a hash: unrelated neighbours
+        taken = iter(objects)
+        for split, count in PAIRS_PER_LIBRARY.items():
+            chosen = list(itertools.islice(taken, count))
+            for number, (a, b) in enumerate(zip(chosen[::2], chosen[1::2], strict=False)):
+                own = number % 2
+                for row, other in ((a, b), (b, a)):
+                    text = row.text if own else other.text
+                    rows[split].append({"object": row.name, "paragraph": text, "label": own})
+    return {split: Dataset.from_list(_shuffled(found), features=features) for split, found in rows.items()}
 
 
 def docstring_text() -> dict[str, Dataset]:

@@ -103,6 +103,11 @@ DATASETS: dict[str, StandIn] = {
         "prompt: 'What does numpy.cumsum do?', chosen: what its docstring says, rejected: another object's",
         datasets.docstring_preferences,
     ),
+    "docstring-pairs": _docstrings(
+        "object: a name, paragraph: the prose of a docstring, label: whether it is that object's or another's of its "
+        "library",
+        datasets.docstring_pairs,
+    ),
     "docstring-text": _docstrings(
         "text: plain English on which no stand-in is trained, to measure what a model forgot",
         datasets.docstring_text,

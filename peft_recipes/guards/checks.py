@@ -69,14 +69,36 @@ def more_than_one_class(train: datasets.Dataset, labels: list[str], path: str) -
         )
 
 
-def missing_classes(splits: dict[str, datasets.Dataset], labels: list[str]) -> list[str]:
-    """Return a note for each evaluation split without any example of a training class, whose accuracy says little."""
-    in_train = set(splits["train"]["label"])
+def labels_differ(train: datasets.Dataset, labels: list[str] | None, path: str) -> None:
+    """Check that the labels of the train split are not all the same: classes, lists of classes, or numbers (None)."""
+    values = train["label"]
+    if labels is not None and not isinstance(values[0], list):
+        more_than_one_class(train, labels, path)
+    elif all(value == values[0] for value in values):
+        raise RecipeError(
+            f"dataset '{path}': all {len(train)} training rows have the same label, {values[0]}. Is the file sorted by "
+            "label? Set other sizes or another dataset.seed."
+        )
+
+
+def missing_classes(splits: dict[str, datasets.Dataset], labels: list[str] | None) -> list[str]:
+    """Return a note for each evaluation split without any example of a training class, whose accuracy says little.
+
+    labels: the class names; None for labels that are numbers.
+    """
+    if labels is None:
+        return []
+    in_train = _classes(splits["train"])
     return [
         f"The {split} split has no example of: {', '.join(labels[i] for i in sorted(missing))}."
         for split in ("validation", "test")
-        if split in splits and (missing := in_train - set(splits[split]["label"]))
+        if split in splits and (missing := in_train - _classes(splits[split]))
     ]
+
+
+def _classes(rows: datasets.Dataset) -> set[int]:
+    """The ids of the classes that occur; a label is a class id or a list of them."""
+    return {i for label in rows["label"] for i in (label if isinstance(label, list) else [label])}
 
 
 def has_labelled_tokens(rows: datasets.Dataset, max_length: int, split: str) -> tuple[datasets.Dataset, int]:
@@ -112,7 +134,9 @@ def padding_is_set(model: nn.Module, tokenizer: Any, batch: dict[str, Any]) -> N
             "would read the wrong token. Set one in the base's tokenizer and configuration."
         )
     mask, labels = batch.get("attention_mask"), batch.get("labels")
-    if mask is not None and labels is not None and mask.shape == labels.shape and bool((labels[mask == 0] >= 0).any()):
+    per_token = mask is not None and labels is not None and mask.shape == labels.shape
+    # Labels of several classes are floats [examples, classes], which may have the mask's shape by chance.
+    if per_token and not labels.is_floating_point() and bool((labels[mask == 0] >= 0).any()):
         raise RuntimeError("A padding token of the first batch has a label: the model would learn to write padding.")
 
 

@@ -18,6 +18,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.inference.generate import Sampling, generate_answer, length_and_speed, prompt_tokens
 from peft_recipes.inference.playground_evidence import evidence_markdown
 from peft_recipes.inference.predict import Predictor
+from peft_recipes.inference.predictions import in_words
 from peft_recipes.inference.variants import BASE, Variants
 
 if TYPE_CHECKING:
@@ -136,29 +137,34 @@ def _generation(gradio: Any, variants: Variants, lock: threading.Lock) -> None:
 
 
 def _classification(gradio: Any, variants: Variants, lock: threading.Lock) -> None:
-    """Lay out an input and the class probabilities of each variant; of the base only if its head is trained."""
+    """Lay out an input and what each variant predicts (probabilities, a number); of the base if its head is trained."""
     untrained = any(adapter.has_own_head for adapter in variants.adapters.values())
     names = [name for name in variants.names if not (name == BASE and untrained)]
     takes_images = variants.first.recipe.task == "image-classification"
     if takes_images:
-        box = gradio.Image(type="pil", label="Image", height=260, elem_id="image", sources=["upload", "clipboard"])
+        options = {"type": "pil", "height": 260, "elem_id": "image", "sources": ["upload", "clipboard"]}
+        boxes = [gradio.Image(label="Image", **options)]
     else:
-        box = gradio.Textbox(label="Text", lines=4, elem_id="text")
+        columns = variants.first.recipe.dataset.text_columns
+        labels = ["First text", "Second text"] if len(columns) > 1 else ["Text"]
+        ids = ["text", "text-pair"]
+        boxes = [gradio.Textbox(label=label, lines=4, elem_id=i) for label, i in zip(labels, ids, strict=False)]
     button = gradio.Button("Ask", variant="primary", elem_id="ask")
     with gradio.Row():
         answers = [gradio.Label(label=name, num_top_classes=5, elem_id=f"answer-{name}") for name in names]
 
-    def ask(example: Any) -> list[dict[str, float]] | dict[str, float]:
-        if example is None or (isinstance(example, str) and not example.strip()):
+    def ask(*example: Any) -> Any:
+        if any(part is None or (isinstance(part, str) and not part.strip()) for part in example):
             raise gradio.Error("Choose an image first." if takes_images else "Write a text first.")
-        probabilities = []
+        found = []
         with lock:
             for name in names:
                 predictor = Predictor(variants.adapter(name), model=variants.model(name))
                 classify = predictor.images if takes_images else predictor.texts
-                probabilities.append(classify([example])[0]["probabilities"])
-        return probabilities if len(probabilities) > 1 else probabilities[0]
+                result = classify(*([part] for part in example))[0]
+                found.append(result["probabilities"] if "probabilities" in result else in_words(result)[0])
+        return found if len(found) > 1 else found[0]
 
-    button.click(ask, [box], answers, api_name="ask")
-    if not takes_images:
-        box.submit(ask, [box], answers, api_name=False)
+    button.click(ask, boxes, answers, api_name="ask")
+    for box in () if takes_images else boxes:
+        box.submit(ask, boxes, answers, api_name=False)

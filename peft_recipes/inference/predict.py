@@ -1,4 +1,4 @@
-"""Classify texts or images with a saved adapter, in batches that fit the memory."""
+"""Classify texts, pairs of texts or images with a saved adapter, in batches that fit the memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import nn
 
 from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.data import images
+from peft_recipes.data.encoding import encode
 from peft_recipes.errors import RecipeError
 from peft_recipes.inference import inputs
+from peft_recipes.inference.predictions import result, write_results
 from peft_recipes.models.positions import position_limit
 
 if TYPE_CHECKING:
-    import datasets
     from PIL.Image import Image
 
 
@@ -54,19 +55,36 @@ class Predictor:
             self._model = self.adapter.attach(self.adapter.load_base())
         return self._model
 
-    def texts(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Classify texts. Returns for each: `label`, `probability`, and the `probabilities` of all classes by name."""
+    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Classify texts, or pairs of texts. Returns for each what predictions.py says: its class, classes or number.
+
+        pairs: the second text of each pair. Raises RecipeError for pairs where the adapter was trained on single texts,
+        and the reverse.
+        """
         if self.takes_images:
             raise RecipeError(f"{self.adapter.folder} classifies images, not texts: use --image.")
+        self._check_pairs(pairs is not None)
         tokenizer = self.adapter.processor
-        tokens = tokenizer(list(texts), truncation=True, max_length=self._max_length())["input_ids"] if texts else []
-        tokens = [ids or [tokenizer.pad_token_id] for ids in tokens]  # an empty text is a padding token
+        columns = encode(tokenizer, texts, pairs, self._max_length(), self.model.config)
+        tokens = [ids or [tokenizer.pad_token_id] for ids in columns["input_ids"]]  # an empty text is a padding token
+        columns |= {"input_ids": tokens, "attention_mask": [[1] * len(ids) for ids in tokens]}
 
         def batch(indices: Sequence[int]) -> dict[str, torch.Tensor]:
-            return tokenizer.pad({"input_ids": [tokens[i] for i in indices]}, return_tensors="pt")
+            chosen = {key: [values[i] for i in indices] for key, values in columns.items()}
+            return tokenizer.pad(chosen, return_tensors="pt")
 
         # Sorted by length, so that little is padded; the longest first, so that memory runs out early or not at all.
         return self._run_batches(batch, np.argsort([-len(ids) for ids in tokens], kind="stable").tolist())
+
+    def _check_pairs(self, given: bool) -> None:
+        columns = self.adapter.recipe.dataset.text_columns
+        if self.adapter.saved.is_run and given != (len(columns) > 1):
+            if given:
+                raise RecipeError(f"{self.adapter.folder} was trained on single texts: leave out the second ones.")
+            raise RecipeError(
+                f"{self.adapter.folder} was trained on pairs ({', '.join(columns)}): give both texts, --text A "
+                "--text-pair B, or a file with both columns."
+            )
 
     def images(self, pictures: Sequence[Image | Path]) -> list[dict[str, Any]]:
         """Classify images or image files. Returns the same as `texts`. The recipe's transforms are not applied."""
@@ -96,7 +114,7 @@ class Predictor:
         from accelerate.utils import find_executable_batch_size
         from tqdm.auto import tqdm
 
-        probabilities: dict[int, np.ndarray] = {}
+        logits: dict[int, np.ndarray] = {}
         device = next(self.model.parameters()).device
 
         def halve() -> int:
@@ -105,48 +123,40 @@ class Predictor:
 
         @find_executable_batch_size(starting_batch_size=self.batch_size, reduce_batch_size_fn=halve)
         def run(batch_size: int) -> None:
-            while len(probabilities) < len(order):  # a smaller batch continues where memory ran out
-                indices = order[len(probabilities) : len(probabilities) + batch_size]
+            while len(logits) < len(order):  # a smaller batch continues where memory ran out
+                indices = order[len(logits) : len(logits) + batch_size]
                 with torch.no_grad():
-                    logits = self.model(**{key: value.to(device) for key, value in batch(indices).items()}).logits
-                probabilities.update(zip(indices, logits.float().softmax(-1).cpu().numpy(), strict=True))
+                    output = self.model(**{key: value.to(device) for key, value in batch(indices).items()}).logits
+                logits.update(zip(indices, output.float().cpu().numpy(), strict=True))
                 bar.update(len(indices))
 
         with tqdm(total=len(order), unit=" examples", disable=None if len(order) > self.batch_size else True) as bar:
             run()
         names = self.model.config.id2label
         labels = self.adapter.labels or [str(names[i]) for i in range(len(names))]
-        results = []
-        for _, values in sorted(probabilities.items()):
-            by_label = dict(zip(labels, map(float, values), strict=True))
-            label = max(by_label, key=by_label.__getitem__)
-            results.append({"label": label, "probability": by_label[label], "probabilities": by_label})
-        return results
+        return [result(self.adapter.problem_type, values, labels) for _, values in sorted(logits.items())]
 
 
 def predict_file(
-    predictor: Predictor, path: str | Path, output: str | Path | None = None, column: str | None = None
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Classify the texts of a file; return them with their results. output: also write the file's rows with these."""
+    predictor: Predictor, path: str | Path, output: str | Path | None = None, columns: Sequence[str] = ()
+) -> tuple[list[tuple[str, ...]], list[dict[str, Any]]]:
+    """Classify the texts of a file; return them (one, or the two of a pair) with their results.
+
+    columns: the names of the columns; (): those of the recipe. output: also write the file's rows with these.
+    """
     if output is not None:
         inputs.check_writable(Path(output))
+    adapter = predictor.adapter
     if predictor.takes_images:
-        raise RecipeError(f"{predictor.adapter.folder} classifies images: use --image FILE or --image FOLDER.")
-    rows, column = inputs.read_texts(path, column, [predictor.adapter.recipe.dataset.text])
-    texts = list(rows[column])
-    results = predictor.texts(texts)
+        raise RecipeError(f"{adapter.folder} classifies images: use --image FILE or --image FOLDER.")
+    own = adapter.recipe.dataset.text_columns
+    if len(columns) > 2 or (len(columns) == 1 and len(own) == 2):
+        raise RecipeError(f"--column: expected {len(own) if len(own) > 1 else '1 or 2'} columns, got {len(columns)}.")
+    texts = []
+    for column in columns or (own if len(own) > 1 else [None]):  # None: whichever column has texts
+        rows, found = inputs.read_texts(path, column, own)
+        texts.append(list(rows[found]))
+    results = predictor.texts(*texts)
     if output is not None:
         write_results(rows, results, Path(output))
-    return texts, results
-
-
-def write_results(rows: datasets.Dataset, results: list[dict[str, Any]], output: Path) -> None:
-    """Write rows with their results as the columns label and probability.
-
-    Columns of that name are kept, and the results are in predicted_label and predicted_probability then.
-    """
-    for key in ("label", "probability"):
-        name = key if key not in rows.column_names else f"predicted_{key}"
-        rows = rows.remove_columns([name]) if name in rows.column_names else rows
-        rows = rows.add_column(name, [result[key] for result in results])
-    inputs.write_rows(rows, output)
+    return list(zip(*texts, strict=True)), results

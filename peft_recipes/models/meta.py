@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.kernels import activations
 from peft_recipes.models import bases
 from peft_recipes.models.architecture_table import head_modules
+from peft_recipes.recipe.dataset import CLASSES, REGRESSION
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
 
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def label_options(labels: list[str] | None) -> dict[str, Any]:
-    """Return the config options of a classifier with these class names; empty if the names are unknown."""
+def label_options(labels: list[str] | None, problem_type: str | None = None) -> dict[str, Any]:
+    """Return the config options of a classifier with these class names, or with one output for a regression.
+
+    Empty if the names are unknown and there is one class per example, which a config need not say.
+    """
+    options = {"problem_type": problem_type} if problem_type not in (None, CLASSES) else {}
+    if problem_type == REGRESSION:
+        return {**options, "num_labels": 1}
     if labels is None:
-        return {}
+        return options
     return {
+        **options,
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: i for i, label in enumerate(labels)},

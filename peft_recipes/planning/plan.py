@@ -20,7 +20,7 @@ from peft_recipes.models.module_matching import matched_modules
 from peft_recipes.planning.memory import memory
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.benchmarks import benchmark_name
-from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.dataset import EMBEDDED, REGRESSION
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.scoring.answers import max_new_tokens
@@ -175,7 +175,8 @@ def _data(recipe: Recipe, task: Task) -> tuple[Prepared | None, list[str]]:
     try:
         return task.prepare(), []
     except RecipeError as error:
-        needed = recipe.task.endswith("classification") and recipe.dataset.labels is None
+        named = recipe.dataset.labels is not None or recipe.dataset.problem_type == REGRESSION
+        needed = recipe.task.endswith("classification") and not named
         if needed or recipe.dataset.path.startswith(EMBEDDED) or Path(recipe.dataset.path).exists():
             raise
         return None, [f"Without the data there is no number of steps: {error}"]

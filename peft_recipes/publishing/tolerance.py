@@ -25,6 +25,8 @@ from peft_recipes.statistics.bootstrap import metric_interval
 
 NOISE = 1e-3
 FLIPS = 1_000
+_CORRELATIONS = ("mcc", "pearson", "spearman")  # from -1 to 1
+_CONTINUOUS = ("pearson", "spearman")  # of numbers that are not rounded: nothing flips
 _RESAMPLES = 10_000
 _RULE_OF_THREE = 3.0  # without an error in n examples, the error rate is below 3 / n at 95 % confidence
 
@@ -73,7 +75,7 @@ def compare_metrics(
             if metric == PREFERENCE:  # computed from the answers of two runs, by a judge
                 bounds = None
             elif value is not None and same_conditions:
-                bounds = _noise_bounds(value, metric, 0 if table is None else len(table))
+                bounds = _noise_bounds(value, metric, table)
             elif value is not None:
                 bounds = _bootstrap_interval(table, metric, task, metrics)
             held = None if bounds is None else new is not None and bounds[0] <= new <= bounds[1]
@@ -81,14 +83,19 @@ def compare_metrics(
     return rows
 
 
-def _noise_bounds(value: float, metric: str, examples: int) -> Interval:
+def _noise_bounds(value: float, metric: str, table: pandas.DataFrame | None) -> Interval:
     """Return where a metric may lie that differs by float noise only."""
+    if metric in _CONTINUOUS:
+        return value - NOISE, value + NOISE
     if not is_share(metric):
         return value - NOISE * abs(value), value + NOISE * abs(value)
+    examples = 0 if table is None else len(table)
     margin = max(1, examples // FLIPS) / examples if examples else 1 / FLIPS
-    # One example changes accuracy by 1 / n, and macro F1, a mean over classes, by more.
-    margin = (2 * margin if "f1" in metric else margin) + 1e-12
-    return value - margin, value + margin
+    if "f1" in metric or metric == "mcc":
+        # One example changes accuracy by 1 / n, and what is no mean over examples by its pseudo-values' range / n.
+        column = table[metric].to_numpy(dtype=float) if examples and metric in table else np.zeros(1)
+        margin *= max(2.0, float(np.ptp(column)))
+    return value - margin - 1e-12, value + margin + 1e-12
 
 
 def _bootstrap_interval(
@@ -100,7 +107,7 @@ def _bootstrap_interval(
     """
     if table is None or len(table) < 2:
         return None
-    if metric == "macro_f1" and {"label", "prediction"} <= set(table):
+    if metric == "macro_f1" and "macro_f1" not in table and {"label", "prediction"} <= set(table):
         low, high = _macro_f1_interval(table)
     elif metric == "perplexity":
         bounds = _bootstrap_interval(table, "loss", task, metrics) or (-math.inf, math.inf)
@@ -109,7 +116,8 @@ def _bootstrap_interval(
         bounds = _bootstrap_interval(table, "loss", task, metrics) or (-math.inf, math.inf)
         low, high = (bound * metrics[metric] / metrics["loss"] for bound in bounds)
     elif (scores := example_scores(table, metric, task)) is not None:
-        low, high = metric_interval(scores[0][None], weights=scores[1], resamples=_RESAMPLES)
+        bounded = is_share(metric) and metric not in _CORRELATIONS
+        low, high = metric_interval(scores[0][None], weights=scores[1], resamples=_RESAMPLES, share=bounded)
     else:
         return None
     if high - low < 1e-12 and is_share(metric):  # macro F1 of all right or all wrong: no variation
@@ -121,7 +129,7 @@ def example_scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.
     """Return per-example scores whose (weighted) mean is the metric, and the weights; None if they are not stored."""
     counted = task in CAUSAL_TASKS and "tokens" in table and table["tokens"].notna().all()  # not of a benchmark
     tokens = table["tokens"].to_numpy(dtype=float) if counted else None
-    if metric == "accuracy" and {"label", "prediction"} <= set(table):
+    if metric == "accuracy" and metric not in table and {"label", "prediction"} <= set(table):
         return (table["label"] == table["prediction"]).to_numpy(dtype=float), None
     if metric == "token_accuracy" and tokens is not None and "correct_tokens" in table:
         return table["correct_tokens"].to_numpy(dtype=float) / tokens, tokens

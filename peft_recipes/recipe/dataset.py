@@ -10,6 +10,12 @@ from peft_recipes.recipe.type_checks import type_problems
 EMBEDDED = "embedded:"
 FORMATS = ("alpaca", "prompt-completion", "messages", "text")
 TRANSFORMS = ("rotation", "noise")
+# transformers' names of what a classifier learns: one class, several classes, or a number.
+PROBLEM_TYPES = CLASSES, MULTI_LABEL, REGRESSION = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
 
 
 @dataclass
@@ -18,7 +24,9 @@ class Dataset:
 
     path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME". name, revision: as on the Hub.
     text, label, image: column names; of prompts and answers prompt, completion; for preferences prompt (optional),
-    chosen, rejected.
+    chosen, rejected. text may name two columns, the two texts of a pair.
+    problem_type: what the labels of texts are, in transformers' words: "single_label_classification" (a class),
+    "multi_label_classification" (a list of classes) or "regression" (a number); None: as the data has them.
     format: of SFT examples: "alpaca", "prompt-completion", "messages" or "text"; None detects it from the columns.
     labels: the class names in order, if the data lacks them (and to plan without loading the data).
     train, validation, test: size of each split in examples (whole number) or as a share (below 1); None: the rest.
@@ -31,7 +39,7 @@ class Dataset:
     path: str
     name: str | None = None
     revision: str | None = None
-    text: str = "text"
+    text: str | list[str] = "text"
     label: str = "label"
     image: str = "image"
     prompt: str = "prompt"
@@ -40,6 +48,7 @@ class Dataset:
     rejected: str = "rejected"
     format: str | None = None
     labels: list[str] | None = None
+    problem_type: str | None = None
     train: int | float | None = None
     validation: int | float | None = 0.1
     test: int | float | None = 0.2
@@ -50,6 +59,11 @@ class Dataset:
     balance: bool = False
     pretrain: int = 0
     transform: dict[str, float] | None = None
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of texts: one, or the two of a pair."""
+        return [self.text] if isinstance(self.text, str) else self.text
 
     def problems(self, where: str = "dataset") -> list[str]:
         """Return every problem of this dataset, one line each."""
@@ -68,6 +82,14 @@ class Dataset:
             problems.append(f"{where}: the shares of train, validation and test add up to {total:g}, more than 1.")
         if self.format not in (None, *FORMATS):
             problems.append(unknown("format", self.format, FORMATS, where))
+        if not isinstance(self.text, str) and (len(self.text) != 2 or len(set(self.text)) != 2):
+            problems.append(f"{where}.text: expected a column, or the two columns of a pair; got {self.text!r}.")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            problems.append(unknown("problem type", self.problem_type, PROBLEM_TYPES, where))
+        if self.problem_type == REGRESSION and self.labels:
+            problems.append(f"{where}.labels: the labels of a regression are numbers, which have no class names.")
+        if self.balance and self.problem_type in (MULTI_LABEL, REGRESSION):
+            problems.append(f"{where}.balance: needs one class per example, which {self.problem_type} has not.")
         strange = [key for key in self.transform or {} if key not in TRANSFORMS]
         problems += [unknown("key", key, TRANSFORMS, f"{where}.transform") for key in strange]
         for key in ("pretrain", "seed"):

@@ -13,7 +13,8 @@ class Metric:
     """One row of `METRICS`.
 
     title: its name in running text. share: a value from 0 to 1, shown in percent, whose differences are points and
-    whose default margin is one point; the margin of others is 1 % of the full arm's value.
+    whose default margin is one point; the margin of others is 1 % of the full arm's value. A correlation, from -1 to 1,
+    counts as a share: GLUE's tables give it times 100 as well, and a margin of 1 % of one near 0 would be nothing.
     generated: computed from generated answers. needs: the recipe's field without which it can't be computed.
     """
 
@@ -34,6 +35,11 @@ METRICS = {
     "accuracy": Metric("accuracy"),
     "token_accuracy": Metric("token accuracy"),
     "macro_f1": Metric("macro F1"),
+    "micro_f1": Metric("micro F1"),
+    "mcc": Metric("Matthews correlation"),
+    "pearson": Metric("Pearson correlation"),
+    "spearman": Metric("Spearman correlation"),
+    "mse": Metric("mean squared error", higher_is_better=False, share=False),
     "preference_accuracy": Metric("preference accuracy"),
     "likelihood_accuracy": Metric("likelihood accuracy"),
     "margin": Metric("margin", share=False),

@@ -10,6 +10,7 @@ from typing import Any
 
 from peft_recipes.errors import nearest, unknown
 from peft_recipes.recipe import trainer_options
+from peft_recipes.recipe.dataset import CLASSES, MULTI_LABEL, REGRESSION
 from peft_recipes.recipe.metrics import ANSWER_METRICS
 from peft_recipes.recipe.type_checks import describe, fits
 
@@ -32,25 +33,31 @@ class TaskOptions:
     reported: tuple[str, ...]
 
 
-_CLASS_METRICS = ("loss", "accuracy", "macro_f1")
+# The metrics of each problem type of text-classification; the first is the default where a recipe names the type.
+PROBLEM_METRICS = {
+    CLASSES: ("accuracy", "macro_f1", "mcc", "loss"),
+    MULTI_LABEL: ("micro_f1", "macro_f1", "accuracy", "loss"),
+    REGRESSION: ("pearson", "spearman", "mse", "loss"),
+}
+_TEXT_METRICS = tuple(dict.fromkeys(name for names in PROBLEM_METRICS.values() for name in names))
 _TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")
 _PAIR_METRICS = ("loss", "preference_accuracy", "likelihood_accuracy", "margin")
 
 # Every task by name. A new task is a row here, a row in tasks/registry.py and a file in tasks/.
 TASKS = {
     "text-classification": TaskOptions(
-        ("accuracy", "loss"),
+        _TEXT_METRICS,
         "AutoModelForSequenceClassification",
         "transformers.TrainingArguments",
         "SEQ_CLS",
-        _CLASS_METRICS,
+        _TEXT_METRICS,
     ),
     "image-classification": TaskOptions(
-        ("accuracy", "loss"),
+        PROBLEM_METRICS[CLASSES],
         "AutoModelForImageClassification",
         "transformers.TrainingArguments",
         None,
-        _CLASS_METRICS,
+        PROBLEM_METRICS[CLASSES],
     ),
     "sft": TaskOptions(("loss", *ANSWER_METRICS), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
     "language-modeling": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
@@ -62,6 +69,17 @@ TASKS = {
 CAUSAL_TASKS = tuple(name for name, task in TASKS.items() if task.arguments == "trl.SFTConfig")
 # Tasks of a causal language model, whose only head is the LM head.
 LANGUAGE_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class == "AutoModelForCausalLM")
+
+
+def metrics_of(task: str, problem_type: str | None = None) -> tuple[str, ...]:
+    """The metrics that arms of a task can be compared by, the default first.
+
+    problem_type: of a text classifier, where the recipe names it.
+    """
+    if task == "text-classification" and problem_type in PROBLEM_METRICS:
+        return PROBLEM_METRICS[problem_type]
+    return TASKS[task].metrics if task in TASKS else ("accuracy", "loss")
+
 
 # Owned options that may be set to the value they have anyway.
 _LOGGING = {"logging_strategy": "steps", "logging_steps": 1, "logging_nan_inf_filter": False}

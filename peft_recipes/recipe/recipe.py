@@ -16,7 +16,7 @@ from peft_recipes.recipe.benchmarks import benchmark_problems
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset, Pretraining
 from peft_recipes.recipe.judge import Judge, judge_problems
 from peft_recipes.recipe.metrics import METRICS
-from peft_recipes.recipe.options import GUARDS, LANGUAGE_TASKS, TASKS, training_problems
+from peft_recipes.recipe.options import GUARDS, LANGUAGE_TASKS, TASKS, metrics_of, training_problems
 from peft_recipes.recipe.serialization import dataclass_from_dict, key_problems, merge, read_yaml, to_yaml
 from peft_recipes.recipe.type_checks import type_problems
 
@@ -94,7 +94,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if callable(self.score):
             self.score = function_path(self.score)
-        default = TASKS[self.task].metrics[0] if self.task in TASKS else "accuracy"
+        default = metrics_of(self.task, getattr(self.dataset, "problem_type", None))[0]
         if self.metric in (None, default):  # a recipe that was read names the default
             self.metric = default if self.score is None else "score"
         if problems := self.problems():
@@ -230,7 +230,7 @@ def _value_problems(recipe: Recipe) -> list[str]:
     ]
     if not _NAME.match(recipe.name):
         problems.append(f"name: '{recipe.name}' must be letters, digits, '.', '_' and '-' only: it names a folder.")
-    metrics = TASKS[recipe.task].metrics if recipe.task in TASKS else ("accuracy", "loss")
+    metrics = metrics_of(recipe.task, recipe.dataset.problem_type)
     choices = {"task": TASKS, "metric": metrics, "batches": BATCHES, "attention": ATTENTION}
     for key, valid in choices.items():
         if (value := getattr(recipe, key)) not in (None, *valid):
@@ -241,6 +241,10 @@ def _value_problems(recipe: Recipe) -> list[str]:
         if (value := getattr(recipe, key)) is not None and value < minimum:
             problems.append(f"{key}: expected {minimum} or more, got {value}.")
     problems += [*answer_problems(recipe), *judge_problems(recipe)]
+    source = recipe.dataset
+    if recipe.task != "text-classification" and (source.problem_type or not isinstance(source.text, str)):
+        key = "problem_type" if source.problem_type else "text"
+        problems.append(f"dataset.{key}: {getattr(source, key)!r} is for text-classification, not {recipe.task}.")
     problems += [unknown("check", name, GUARDS, "skip_checks") for name in recipe.skip_checks if name not in GUARDS]
     return problems + [
         f"prompts[{i}]: expected a mapping with 'kind' and 'prompt', got {prompt!r}."

@@ -25,5 +25,11 @@ def pseudo_values(statistic: Callable[[np.ndarray], float], counts: np.ndarray) 
         return np.full(count, metric)
     _, first, which = np.unique(counts, axis=0, return_index=True, return_inverse=True)  # most examples are alike
     without = np.array([statistic(total - counts[i]) for i in first])[which.reshape(-1)]
+    return jackknife(metric, without)
+
+
+def jackknife(metric: float, without: np.ndarray) -> np.ndarray:
+    """Return the pseudo-values of `pseudo_values` from the metric without each example [examples]."""
+    count = len(without)
     values = count * metric - (count - 1) * without
     return values - values.mean() + metric

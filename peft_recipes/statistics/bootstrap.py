@@ -207,7 +207,8 @@ def _interval(
         unseen = np.tile(unseen, len(deviations) // resamples)  # the same beside either sign of an effect
         deviations = np.concatenate([deviations + unseen, deviations - unseen])
     low, high = estimate - np.quantile(-deviations, 1 - tail), estimate + np.quantile(deviations, 1 - tail)
-    return float(max(low, least)), float(min(high, most))
+    # A difference of correlations may exceed 1: the limits never leave out the estimate itself.
+    return float(max(low, min(least, estimate))), float(min(high, max(most, estimate)))
 
 
 def _range(arms: tuple[np.ndarray, ...], bounded: bool) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from peft_recipes.kernels import activations
 from peft_recipes.models import bases, quantisation
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset
+from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.predictions import Evaluation
@@ -85,6 +86,10 @@ class Task(ABC):
         """
         return None
 
+    def found(self, prepared: Prepared) -> dict[str, Any]:
+        """What the data settles of the recipe: changes to it, so that it says the same without the data."""
+        return {}
+
     def base_options(self, prepared: Prepared | None) -> dict[str, Any]:
         """Options for the base's configuration (the labels). prepared: None when only a plan is made."""
         return {}
@@ -137,7 +142,7 @@ class Task(ABC):
         if options.get("load_best_model_at_end"):
             best = (options.get("metric_for_best_model") or "loss").removeprefix("eval_")
             # Trainer would take the highest perplexity as the best.
-            options = {"greater_is_better": best not in ("loss", "perplexity")} | options
+            options = {"greater_is_better": METRICS[best].higher_is_better} | options
             if "save_strategy" not in self.recipe.training:  # a best model needs a checkpoint at each evaluation
                 options |= {"save_strategy": options["eval_strategy"], "save_steps": options.get("eval_steps") or 500}
         if processes.count() > 1:

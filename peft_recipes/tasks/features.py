@@ -131,7 +131,7 @@ class FeatureClassifier(torch.nn.Module):
 class FeatureDataset(torch.utils.data.Dataset):
     """The features of a split, in its order: an array in memory, or a memory-mapped file."""
 
-    def __init__(self, features: np.ndarray, labels: list[int], lengths: list[int] | None):
+    def __init__(self, features: np.ndarray, labels: list[Any], lengths: list[int] | None):
         self.features, self.labels, self.lengths = features, labels, lengths
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class FeatureDataset(torch.utils.data.Dataset):
 
 
 def collate_features(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """features [batch, width] and labels [batch]; each example counts as one computed position."""
+    """features [batch, width] and labels [batch] or [batch, classes]; each example counts as one computed position."""
     return {
         FEATURES: torch.from_numpy(np.stack([example[FEATURES] for example in examples])),
         "labels": torch.tensor([example["labels"] for example in examples]),
@@ -161,7 +161,7 @@ def compute_features(
     """
     order = np.argsort([-n for n in lengths], kind="stable") if lengths else np.arange(len(rows))
     features: np.ndarray | None = None
-    labels = np.empty(len(rows), dtype=np.int64)
+    labels: np.ndarray | None = None
     done = 0
     trainer.model.eval()
     loader = torch.utils.data.DataLoader(
@@ -181,8 +181,9 @@ def compute_features(
             in_memory = shape[0] * shape[1] * 4 <= IN_MEMORY_BYTES
             create = np.empty if in_memory else partial(np.lib.format.open_memmap, file, "w+")
             features = create(shape=shape, dtype=np.float32)
+            labels = np.empty((len(rows), *batch_labels.shape[1:]), dtype=batch_labels.dtype)
         indices = order[done : done + len(batch_labels)]
         features[indices], labels[indices] = batch_features, batch_labels
         done += len(indices)
-    assert features is not None and done == len(rows)
+    assert features is not None and labels is not None and done == len(rows)
     return FeatureDataset(features, labels.tolist(), lengths)

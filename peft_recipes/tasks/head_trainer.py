@@ -85,6 +85,7 @@ class HeadTrainer(ClassificationTrainer):
             data_collator=collate_features,
             compute_metrics=self.compute_metrics,
             callbacks=self._callbacks,
+            problem=self.problem,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.recipe_batch_size, trainer.on_data = self.recipe_batch_size, self.on_data

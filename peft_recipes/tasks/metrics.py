@@ -1,4 +1,4 @@
-"""Metrics of a split, from per-example results: classification by scikit-learn, tokens and preferences by NumPy."""
+"""Metrics of a split, from per-example results: scikit-learn for classes, SciPy for correlations, else NumPy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,47 @@ import numpy as np
 
 
 def class_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """accuracy and macro_f1 of class ids [examples]; a class that is never predicted has an F1 of 0."""
-    from sklearn.metrics import accuracy_score, f1_score
+    """accuracy, macro_f1 and mcc of class ids [examples]; a class that is never predicted has an F1 of 0.
+
+    Micro F1 is left out: where each example has one class it is the accuracy.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
+        "mcc": float(matthews_corrcoef(references, predictions)),
+    }
+
+
+def multi_label_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """micro_f1, macro_f1 and accuracy of 0 and 1 [examples, classes]; accuracy: every class of an example is right."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    micro, macro = (f1_score(references, predictions, average=name, zero_division=0) for name in ("micro", "macro"))
+    return {
+        "micro_f1": float(micro), "macro_f1": float(macro), "accuracy": float(accuracy_score(references, predictions))
+    }  # fmt: skip
+
+
+def regression_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """pearson, spearman and mse of numbers [examples]; a correlation with a constant is 0."""
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import mean_squared_error
+
+    constant = len(references) < 2 or np.ptp(predictions) == 0 or np.ptp(references) == 0
+    return {
+        "pearson": 0.0 if constant else float(pearsonr(predictions, references).statistic),
+        "spearman": 0.0 if constant else float(spearmanr(predictions, references).statistic),
+        "mse": float(mean_squared_error(references, predictions)),
     }
 
 
 def per_class(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """label, precision, recall, f1 and support of every class, in the order of `labels`; 0 for 0 divided by 0."""
+    """label, precision, recall, f1 and support of every class, in the order of `labels`; 0 for 0 divided by 0.
+
+    predictions, references: class ids [examples], or 0 and 1 [examples, classes].
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(references, predictions, labels=range(len(labels)), zero_division=0)

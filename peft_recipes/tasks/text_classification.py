@@ -1,17 +1,24 @@
-"""text-classification: assign a text to one of the recipe's classes."""
+"""text-classification: a class, several classes or a number for a text or a pair of texts."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import datasets
 import torch
 from transformers import DataCollatorWithPadding
 
 from peft_recipes.data import formats
+from peft_recipes.data.encoding import encode, separates_pairs
+from peft_recipes.data.labels import labelled_texts
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
+from peft_recipes.recipe.dataset import CLASSES
+from peft_recipes.recipe.options import PROBLEM_METRICS
 from peft_recipes.tasks.classification import Classification
+from peft_recipes.tasks.problem_types import PROBLEM_TYPES
 
 
 class TextClassification(Classification):
@@ -19,24 +26,49 @@ class TextClassification(Classification):
 
     def prepare(self) -> Prepared:
         source, max_length = self.recipe.dataset, self.recipe.max_length
-        raw = self.raw_splits()
-        labels = formats.class_labels(raw, source)
-        splits = {name: formats.classification_rows(rows, source, "text", labels) for name, rows in raw.items()}
-        splits, notes = self.without_duplicates(splits, ["text"])
+        splits, labels = labelled_texts(self.raw_splits(), source)
+        self._check_options(labels.problem_type)
+        splits, notes = self.without_duplicates(splits, ["text", "text_pair"])
         if self.guards("classes"):
-            checks.more_than_one_class(splits["train"], labels, source.path)
-        tokenizer = bases.load_tokenizer(self.recipe)
-        notes += [*checks.missing_classes(splits, labels), *self.notes]
+            checks.labels_differ(splits["train"], labels.names, source.path)
+        tokenizer, config = bases.load_tokenizer(self.recipe), bases.load_config(self.recipe)
+        notes += [*labels.notes, *checks.missing_classes(splits, labels.names), *self.notes]
+        problem = PROBLEM_TYPES[labels.problem_type]
         tokenised = {}
         for name, rows in splits.items():
-            tokens = tokenizer(list(rows["text"]), truncation=True, max_length=max_length)["input_ids"]
-            kept = rows.select_columns(["label"]).rename_columns({"label": "labels"})
-            masks = [[1] * len(t) for t in tokens]
-            tokenised[name] = kept.add_column("input_ids", tokens).add_column("attention_mask", masks)
-            if name == "train" and (cut := sum(len(t) == max_length for t in tokens)):
+            pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+            columns = encode(tokenizer, list(rows["text"]), pairs, max_length, config)
+            targets = problem.targets(rows["label"], len(labels.names or ()))
+            tokenised[name] = datasets.Dataset.from_dict({"labels": targets, **columns})
+            if name == "train" and (cut := sum(len(ids) == max_length for ids in columns["input_ids"])):
                 notes.append(f"{cut} of {len(rows)} training texts reach max_length {max_length}.")
+        if len(source.text_columns) > 1 and not separates_pairs(tokenizer):
+            notes.append(f"The tokenizer of {self.recipe.model} puts nothing between the two texts of a pair.")
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
-        return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, labels, notes)
+        fingerprint = formats.fingerprint(splits)
+        return Prepared(tokenised, ids, fingerprint, tokenizer, labels.names, notes, problem_type=labels.problem_type)
+
+    def _check_options(self, problem_type: str) -> None:
+        """Raise RecipeError for options that don't fit the labels: a metric, a best model's metric, smoothing."""
+        recipe, valid, problems = self.recipe, PROBLEM_METRICS[problem_type], []
+        what = f"the labels of dataset '{recipe.dataset.path}' make it a {problem_type} (dataset.problem_type)"
+        options = ", ".join(valid)
+        if recipe.metric not in valid:
+            problems.append(f"metric: {what}, which '{recipe.metric}' can't measure. Set --set metric={valid[0]} "
+                            f"(possible: {options}).")  # fmt: skip
+        best = (recipe.training.get("metric_for_best_model") or "loss").removeprefix("eval_")
+        if best not in valid:
+            problems.append(f"training.metric_for_best_model: {what}, which '{best}' can't measure. "
+                            f"Possible: {options}.")  # fmt: skip
+        if problem_type != CLASSES and recipe.training.get("label_smoothing_factor"):
+            problems.append(f"training.label_smoothing_factor: {what}, and only one class per text can be smoothed.")
+        if problems:
+            raise RecipeError(*problems)
+
+    def found(self, prepared: Prepared) -> dict[str, Any]:
+        """The problem type of the data, unless it is one class per text, the default."""
+        settled = prepared.problem_type not in (None, CLASSES, self.recipe.dataset.problem_type)
+        return {"dataset": {"problem_type": prepared.problem_type}} if settled else {}
 
     def collator(self, prepared: Prepared) -> DataCollatorWithPadding:
         return DataCollatorWithPadding(prepared.processor)
@@ -45,10 +77,11 @@ class TextClassification(Classification):
         model.config.pad_token_id = model.config.pad_token_id or 0  # `load_base` sets it from the tokenizer
         longest = max(self.lengths(prepared, "train")) if prepared else self.recipe.max_length
         ids = torch.ones(size, longest, dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": ids, "labels": torch.zeros(size, dtype=torch.long)}
+        labels = self.problem(prepared).blank_labels(size, model.config.num_labels)
+        return {"input_ids": ids, "attention_mask": ids, "labels": labels}
 
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return [len(tokens) for tokens in prepared.splits[split]["input_ids"]]
 
     def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return {key: torch.tensor([example[key]]) for key in ("input_ids", "attention_mask")}
+        return {key: torch.tensor([values]) for key, values in example.items() if key != "labels"}

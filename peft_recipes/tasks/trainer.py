@@ -13,7 +13,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -21,8 +20,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from peft_recipes.data.packing import COUNTS, Counts
 from peft_recipes.distributed import processes
 from peft_recipes.kernels import activations
+from peft_recipes.recipe.dataset import CLASSES
 from peft_recipes.tasks.checkpoint_mixin import CheckpointMixin
 from peft_recipes.tasks.method_mixin import MethodMixin
+from peft_recipes.tasks.problem_types import PROBLEM_TYPES, ProblemType
 from peft_recipes.tasks.step_sampler import StepShardSampler, shard_loader
 
 
@@ -141,14 +142,15 @@ class _SeededLengthGroupedSampler(LengthGroupedSampler):
 
 
 class ClassificationTrainer(TrainerMixin, Trainer):
-    """transformers' Trainer with one definition of the loss: the mean over the examples of an optimizer step.
+    """transformers' Trainer with one definition of the loss: the mean over the labels of an optimizer step.
 
     The models' own loss is a mean over each micro-batch, which Trainer then divides by the accumulation steps for some
-    models and not for others.
+    models and not for others. problem: what the labels are; None: one class per example.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, problem: ProblemType | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.problem = problem or PROBLEM_TYPES[CLASSES]
         self.model_accepts_loss_kwargs = True  # so that Trainer passes num_items_in_batch
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
@@ -156,8 +158,8 @@ class ClassificationTrainer(TrainerMixin, Trainer):
         with activations.recomputed():
             output = model(**{k: v for k, v in inputs.items() if k != "labels"})
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        loss = cross_entropy(output.logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        loss = self.step_mean(loss, len(labels), num_items_in_batch, model)
+        loss = self.problem.loss(output.logits.float(), labels, smoothing)
+        loss = self.step_mean(loss, labels.numel(), num_items_in_batch, model)
         return (loss, output) if return_outputs else loss
 
 

@@ -72,6 +72,8 @@ def resolve(
     if recipe.benchmarks and not data:  # a comparison has done so; the libraries cache what it has downloaded
         benchmark_tasks.load(recipe.benchmarks)
     prepared = cache.read(data, recipe) if data else task.prepare()
+    if found := task.found(prepared):
+        recipe = task.recipe = recipe.with_changes(found)
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, target_notes = fit_targets(recipe, config)
     task.recipe, schedule_notes = fit_schedules(recipe, steps(recipe, prepared.rows))

@@ -182,7 +182,7 @@ def test_a_card_without_a_metric_is_valid(made):
     run = read_run(made.folder / "lora" / "seed-0")
     run.data["metrics"]["test"]["loss"] = None
     card = ModelCard(str(run_card(run, load_recipe(made.folder / "recipe.yaml"), made.data, [])))
-    assert {r.metric_type for r in card.data.eval_results} == {"accuracy", "f1"}
+    assert {r.metric_type for r in card.data.eval_results} == {"accuracy", "f1", "matthews_correlation"}
 
 
 def test_writing_the_cards_again_removes_stale_plots(made, tmp_path):

@@ -9,6 +9,7 @@ from peft_recipes.catalog.recipes import recipe_files
 
 SHIPPED = [
     "distilbert-imdb",
+    "distilbert-pairs",
     "gpt2-code",
     "gpt2-sms-spam",
     "mnist-shift",

@@ -22,6 +22,7 @@ import torch
 import transformers
 from benchmark_files import choices
 from peft import AdaLoraConfig, LoraConfig, PeftModel
+from problem_types import recipe_of, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -33,7 +34,8 @@ from peft_recipes.runs.folder import run_folder
 
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
         ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
-        ("padded-pairs", "full"), ("images", "head")]  # fmt: skip
+        ("padded-pairs", "full"), ("images", "head"), ("several", "lora"), ("several", "head"), ("number", "full"),
+        ("number", "head")]  # fmt: skip
 ONE_COPY = [
     ("images", "full"),
     ("classes", "adalora"),
@@ -89,7 +91,14 @@ def recipes(without_dropout, tiny, reviews, questions, preferences, root):
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=7,
     )).save_pretrained(root / "vit")  # fmt: skip
     transformers.ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(root / "vit")
+    labels = {  # 5 steps of 8 and one of 5: a rank without an example left computes a masked one
+        kind: recipe_of(kind, write_rows(kind, root), without_dropout).with_changes({
+            "dataset": {"train": 45, "validation": 9, "test": 13},
+            "training": {"per_device_eval_batch_size": 4, "adam_epsilon": 1e-5}})
+        for kind in ("several", "number")
+    }  # fmt: skip
     return {
+        **labels,
         "sft": sft,
         "text": Recipe(**{**vars(sft), "name": "text", "task": "language-modeling", "metric": None,
                           "benchmarks": [str(choices(root / "benchmark", count=7))],

@@ -347,6 +347,23 @@ def test_an_object_is_in_one_preference_only(libraries):
         assert row["chosen"] == chosen.text and library[row["rejected"]] == chosen.library
 
 
+def test_an_object_of_the_pairs_is_in_one_split_and_in_one_row(libraries):
+    splits = stand_ins.dataset("docstring-pairs")
+    assert set(splits) == {"train", "validation", "test"}
+    text = {row.name: row.text for row in datasets.objects()}
+    library = {row.name: row.library for row in datasets.objects()}
+    owner = {row.text: row.name for row in datasets.objects()}
+    rows = [row for split in splits.values() for row in split]
+    assert len({row["object"] for row in rows}) == len({row["paragraph"] for row in rows}) == len(rows)
+    for name, split in splits.items():
+        named, owners = set(split["object"]), {owner[paragraph] for paragraph in split["paragraph"]}
+        assert named == owners, name  # nothing of another split
+        assert abs(sum(split["label"]) - len(split) / 2) <= 12
+        for row in split:
+            assert (text[row["object"]] == row["paragraph"]) == bool(row["label"])
+            assert library[row["object"]] == library[owner[row["paragraph"]]]
+
+
 def test_topics_are_balanced_shuffled_and_without_library_names(libraries):
     rows = stand_ins.dataset("docstring-topics")["train"]
     names = rows.features["label"].names

@@ -126,6 +126,7 @@ def test_different_padding_tokens_in_model_and_tokenizer_are_rejected(tiny):
     checks.padding_is_set(model, words, {"attention_mask": mask, "labels": torch.tensor([[5, 6, -100]])})
     with pytest.raises(RuntimeError, match="padding token of the first batch has a label"):
         checks.padding_is_set(model, words, {"attention_mask": mask, "labels": torch.tensor([[5, 6, 0]])})
+    checks.padding_is_set(model, words, {"attention_mask": mask, "labels": torch.tensor([[1.0, 0.0, 1.0]])})  # classes
 
 
 def test_answers_without_an_end_token_are_rejected(instruct, tiny, tmp_path):

@@ -36,6 +36,7 @@ _PLAIN = {"plain": {"path": "plain.jsonl", "name": None, "test_split": None, "te
 RECIPES: dict[str, dict[str, Any]] = {
     "gpt2-sms-spam": {"dataset": _ROWS},
     "distilbert-imdb": {"dataset": _ROWS},
+    "distilbert-pairs": {"dataset": {**_ROWS, "name": None}},
     "gpt2-code": {"dataset": _ROWS, "evaluate_also": _PLAIN},
     "smollm2-alpaca": {"dataset": _ROWS, "evaluate_also": _PLAIN},
     "smollm2-arithmetic": {"dataset": {**_ROWS, "name": None}},
@@ -103,6 +104,8 @@ def _data(root: Path) -> None:
     pairs = [{"prompt": f"say {a}", "chosen": b, "rejected": c} for a, b, c in zip(texts, good, bad, strict=False)]
     _lines(root / "ucirvine/sms_spam", [{"sms": t, "label": i % 2} for i, t in enumerate(texts)])
     _lines(root / "stanfordnlp/imdb", [{"text": t, "label": i % 2} for i, t in enumerate(texts)])
+    equal = [{"sentence1": a, "sentence2": b, "label": i % 2} for i, (a, b) in enumerate(itertools.pairwise(texts))]
+    _lines(root / "nyu-mll/glue", equal)
     _lines(root / "flytech/python-codes-25k", [{"output": t} for t in texts])
     _lines(root / "tatsu-lab/alpaca", answers)
     _lines(root / "openai/gsm8k", [{"question": t, "answer": f"{t} #### {i}"} for i, t in enumerate(texts)])
@@ -113,6 +116,13 @@ def _data(root: Path) -> None:
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     named = [{"prompt": p["prompt"], "better": p["chosen"], "worse": p["rejected"]} for p in pairs]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    for name in ("entailment", "tags", "similarity"):
+        rows = [
+            {"text": row["sentence1"], "premise": row["sentence1"], "hypothesis": row["sentence2"], **row,
+             "tags": ["a", "b"][: i % 3], "score": i % 5 + 0.5}
+            for i, row in enumerate(equal)
+        ]  # fmt: skip
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with (root / "reviews.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["body", "stars"])

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from peft_recipes import base_folder, reproduce, train
 from peft_recipes.cli.app import app
 from peft_recipes.publishing.tolerance import NOISE, changed_conditions, compare_metrics, example_scores
+from peft_recipes.tasks import example_scores as example_scores_of
+from peft_recipes.tasks import metrics
 from peft_recipes.tasks.metrics import per_class
 
 
@@ -249,3 +251,24 @@ def test_the_figures_of_answers_have_intervals_over_the_answered_examples():
     assert all(row.held for row in found)
     loss, bits = (next(row.bounds for row in found if row.metric == name) for name in ("loss", "bits_per_byte"))
     assert bits == pytest.approx([2 * bound for bound in loss])
+
+
+def test_metrics_that_are_no_means_over_examples_have_intervals_and_float_noise():
+    random = np.random.default_rng(0)
+    labels = random.normal(size=200)
+    guesses = labels + random.normal(size=200)
+    classes, guessed = (labels > 0).astype(int), (guesses > 0).astype(int)
+    for measure, score, arrays in (
+        (metrics.regression_metrics, example_scores_of.regression_scores, (guesses, labels)),
+        (metrics.class_metrics, example_scores_of.class_scores, (guessed, classes)),
+    ):
+        found, table = measure(*arrays), pandas.DataFrame({"split": "test", **score(*arrays)})
+        for same in (True, False):
+            rows = compare_metrics({"test": found}, {"test": found}, table, "text-classification", same)
+            assert {row.metric for row in rows} == set(found) and all(row.held for row in rows)
+        wide = {row.metric: row.bounds for row in rows}
+        assert all(0.01 < high - low < 0.5 for low, high in (wide[name] for name in found if name != "mse")), wide
+        far = {name: value - 0.5 for name, value in found.items()}
+        assert not any(
+            row.held for row in compare_metrics({"test": found}, {"test": far}, table, "text-classification", False)
+        )

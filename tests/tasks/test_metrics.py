@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, classification_report, f1_score
+from sklearn.metrics import accuracy_score, classification_report, f1_score, matthews_corrcoef
 
 from peft_recipes.tasks import metrics
 
@@ -16,11 +16,12 @@ def predicted():
     return np.where(random.random(300) < 0.7, references, random.integers(0, 5, size=300)), references
 
 
-def test_accuracy_and_macro_f1_equal_sklearns(predicted):
+def test_accuracy_macro_f1_and_mcc_equal_sklearns(predicted):
     predictions, references = predicted
     assert metrics.class_metrics(predictions, references) == {
         "accuracy": accuracy_score(references, predictions),
         "macro_f1": pytest.approx(f1_score(references, predictions, average="macro")),
+        "mcc": pytest.approx(matthews_corrcoef(references, predictions)),
     }
 
 

@@ -40,7 +40,7 @@ def test_an_arm_is_trained_and_its_run_json_is_complete(run, arm):
         assert training["computed_tokens"] == 192 and training["batches"] == "features"
     else:
         assert training["tokens"] <= training["computed_tokens"]
-    assert data["metrics"]["test"].keys() == {"accuracy", "macro_f1", "loss"}
+    assert data["metrics"]["test"].keys() == {"accuracy", "macro_f1", "mcc", "loss"}
     assert [row["label"] for row in data["per_class"]] == ["bad", "good"]
     assert data["environment"]["versions"]["peft"] and data["environment"]["dataset_fingerprint"]
     assert data["latency_ms"]["base"] > 0
@@ -55,7 +55,7 @@ def test_lora_learns_the_classes(classify, tmp_path):
 
 def test_the_metrics_follow_from_the_predictions(run):
     rows = pandas.read_parquet(run("lora").folder / "predictions.parquet")
-    assert list(rows.columns) == ["split", "id", "label", "prediction", "loss"]
+    assert list(rows.columns) == ["split", "id", "label", "prediction", "accuracy", "macro_f1", "mcc", "loss"]
     assert len(rows) == 40 and rows["id"].is_unique
     metrics = run("lora").metrics["test"]
     assert (rows["label"] == rows["prediction"]).mean() == pytest.approx(metrics["accuracy"])

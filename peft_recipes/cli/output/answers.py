@@ -11,17 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from peft_recipes.inference.generate import length_and_speed
+from peft_recipes.inference.predictions import in_words
 from peft_recipes.reporting import facts
 
 
-def show_predictions(names: list[str], results: list[dict[str, Any]]) -> None:
-    """Print a line for each text or image: label, probability, input."""
+def show_predictions(names: list[tuple[str, ...]], results: list[dict[str, Any]]) -> None:
+    """Print a line for each text, pair or image: what was predicted, its probability, the input."""
     console = Console(highlight=False)
-    width = max(len(result["label"]) for result in results)
-    for name, result in zip(names, results, strict=True):
-        shown = escape(facts.shorten(name, max(console.width - width - 12, 20)))
-        console.print(f"[bold]{escape(result['label']):{width}}[/]  {result['probability']:6.1%}  [dim]{shown}[/]",
-                      soft_wrap=True)  # fmt: skip
+    words = [in_words(result) for result in results]
+    width = max(len(predicted) for predicted, _ in words)
+    for name, (predicted, probability) in zip(names, words, strict=True):
+        shown = escape(facts.shorten(" | ".join(name), max(console.width - width - 12, 20)))
+        figure = f"{probability}  " if probability else ""
+        console.print(f"[bold]{escape(predicted):{width}}[/]  {figure}[dim]{shown}[/]", soft_wrap=True)
 
 
 def show_answers(rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,47 @@
+"""Tokenise the texts of a classifier, single ones or pairs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    config: PretrainedConfig,
+) -> dict[str, list[list[int]]]:
+    """Return input_ids and attention_mask of each text, and token_type_ids of pairs where the model takes them.
+
+    pairs: the second text of each pair, None for single texts. Of a pair that is too long, the longer text is cut
+    first, as by the tokenizer's `truncation=True`.
+    """
+    if not texts:
+        return {"input_ids": [], "attention_mask": []}
+    second = {} if pairs is None else {"text_pair": list(pairs)}
+    encoded = tokenizer(list(texts), **second, truncation=True, max_length=max_length)
+    columns = {"input_ids": encoded["input_ids"], "attention_mask": [[1] * len(ids) for ids in encoded["input_ids"]]}
+    if pairs is not None and "token_type_ids" in encoded and _takes_token_types(config):
+        columns["token_type_ids"] = encoded["token_type_ids"]
+    return columns
+
+
+def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a token between the two texts of a pair; GPT-2's does not."""
+    ids, alone = tokenizer("a", "a")["input_ids"], tokenizer("a")["input_ids"]
+    return len(ids) > 2 * len(alone) - tokenizer.num_special_tokens_to_add(pair=False)
+
+
+def _takes_token_types(config: PretrainedConfig) -> bool:
+    """Whether the classifier's forward takes token_type_ids (BERT's does, DistilBERT's does not)."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    if type(config) in CLASSIFIERS:
+        return "token_type_ids" in inspect.signature(CLASSIFIERS[type(config)].forward).parameters
+    return getattr(config, "type_vocab_size", 0) > 1  # a class of the repository's own code
