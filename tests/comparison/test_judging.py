@@ -252,3 +252,12 @@ def test_a_run_alone_reports_the_loss(instruct, tmp_path):
     run = train(instruct(metric="preference", judge=judge), "lora", output=tmp_path)
     assert run.ok and "loss" in run.metrics["test"] and "preference" not in run.metrics["test"]
     assert len(answers(run.folder)) == 8
+
+
+def test_a_misspelt_key_of_the_judge_ends_the_command_before_anything_runs(instruct, tmp_path):
+    instruct().to_yaml(tmp_path / "mine.yaml")
+    changes = ["metric=preference", "judge.model=m", "judge.base_ulr=http://127.0.0.1:9/v1"]
+    command = ["compare", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "out")]
+    failed = CliRunner().invoke(app, [*command, *(word for change in changes for word in ("--set", change))])
+    assert failed.exit_code == 2 and "Unknown key 'base_ulr' in judge. Did you mean 'base_url'?" in failed.stderr
+    assert not (tmp_path / "out").exists()

@@ -56,6 +56,7 @@ _SMALL = {
     },
     "max_length": 48,
     "prompts": [],
+    "benchmarks": [],  # their data is on the Hub
 }
 # What is trained before a page is run: the runs that pages read from adapters/.
 TRAINED = {"gpt2-sms-spam": ["full", "lora"], "smollm2-alpaca": ["lora", "lora-all"], "mnist-shift": ["lora"]}
