@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from transformers import TrainingArguments
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from peft_recipes.recipe import trainer_options
 
@@ -24,15 +24,17 @@ anything is loaded.
 def page() -> str:
     """The text of docs/reference/training-options.md."""
     counts, lines = [], ["| option | class | what happens | where, or why |", "|:---|:---|:---|:---|"]
-    for options in (TrainingArguments, SFTConfig, DPOConfig):
+    base = {f.name: trainer_options.row(f.name, "TrainingArguments") for f in dataclasses.fields(TrainingArguments)}
+    classes: dict[tuple[str, trainer_options.Row], list[str]] = {}  # that have the same row for an option
+    for options in (TrainingArguments, SFTConfig, DPOConfig, RewardConfig, KTOConfig, GRPOConfig):
         rows = {f.name: trainer_options.row(f.name, options.__name__) for f in dataclasses.fields(options)}
         number = Counter(row.status for row in rows.values())
         shares = ", ".join(f"{number[status]} {status}" for status in ("honoured", "owned", "refused"))
         counts.append(f"- {options.__name__}: {len(rows)} options, {shares}.")
-        base = {f.name: trainer_options.row(f.name, "TrainingArguments") for f in dataclasses.fields(TrainingArguments)}
         for name, row in sorted(rows.items()):
             if options is TrainingArguments or base.get(name) != row:
-                lines.append(f"| `{name}` | {options.__name__} | {row.status} | {row.why} |")
+                classes.setdefault((name, row), []).append(options.__name__)
+    lines += [f"| `{name}` | {', '.join(names)} | {row.status} | {row.why} |" for (name, row), names in classes.items()]
     return "\n".join([_HEAD, *counts, "", *lines]) + "\n"
 
 

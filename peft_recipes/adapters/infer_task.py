@@ -45,18 +45,24 @@ def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -
         if recipe.task == "text-classification":
             recipe = _with_problem_type(saved, recipe, trust_remote_code)
     # A downloaded recipe must not be able to run code, its base's or a score's: only the user can allow it.
-    own_code = {"metric": "loss", "score": None, "generation": {}} if recipe.score and not trust_remote_code else {}
+    own_code: dict[str, Any] = {}
+    if (recipe.score or recipe.reward) and not trust_remote_code:
+        own_code = {"metric": "loss", "score": None, "generation": {}}
+    if recipe.reward and not trust_remote_code:
+        training = {key: value for key, value in recipe.training.items() if key in ("use_cpu", "bf16", "fp16")}
+        own_code |= {"task": "sft", "reward": None, "training": training}
     settings = {"model": base or recipe.model, "trust_remote_code": trust_remote_code, **own_code}
     return task_of(dataclasses.replace(recipe, **settings))
 
 
 def _task_name(saved: SavedAdapter) -> str:
-    if saved.config.task_type in _PEFT_TASKS:
-        return _PEFT_TASKS[saved.config.task_type]
+    found = _PEFT_TASKS.get(saved.config.task_type)
     model_class = str((saved.config.auto_mapping or {}).get("base_model_class"))
-    for ending, task in _MODEL_CLASSES.items():
-        if model_class.endswith(ending):
-            return task
+    found = found or next((task for ending, task in _MODEL_CLASSES.items() if model_class.endswith(ending)), None)
+    if found == "text-classification" and _scores_texts(saved):
+        return "reward"
+    if found is not None:
+        return found
     raise RecipeError(
         f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
         f"base is; known are {', '.join(_PEFT_TASKS)}."
@@ -72,6 +78,12 @@ def _with_problem_type(saved: SavedAdapter, recipe: Recipe, trust_remote_code: b
     several = getattr(config, "problem_type", None) == MULTI_LABEL
     found = REGRESSION if sizes[-1] == 1 else MULTI_LABEL if several else None
     return dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, problem_type=found), metric=None)
+
+
+def _scores_texts(saved: SavedAdapter) -> bool:
+    """Whether the saved head is a reward model's: one output, named as a decoder's; an encoder's is a regression's."""
+    heads = {name: len(tensor) for name, tensor in saved.tensors.items() if name.endswith(_HEADS)}
+    return any(name.endswith(".score.weight") and outputs == 1 for name, outputs in heads.items())
 
 
 def _head_sizes(saved: SavedAdapter) -> list[int]:
@@ -95,7 +107,7 @@ def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
         pass
     if recipe.dataset.labels:
         return list(recipe.dataset.labels)
-    if not (sizes := _head_sizes(saved)):
+    if recipe.task == "reward" or not (sizes := _head_sizes(saved)):
         return None
     names = [str(name) for name in (bases.load_config(recipe).id2label or {}).values()]
     named = len(names) == sizes[-1] and not all(name.startswith("LABEL_") for name in names)

@@ -59,6 +59,8 @@ def merge_adapter(
     opened = open_adapter(adapter, base, trust_remote_code=trust_remote_code)
     base_model, hardware = opened.load_base(), opened.hardware()
     inputs, source, notes = real_inputs(opened, base_model, _INPUTS)
+    if source == TEST_SPLIT:
+        opened.task.use_base(base_model, opened.prepared, opened.quantise)
 
     def measure(model: nn.Module) -> tuple[list[torch.Tensor], dict[str, float] | None]:
         logits = compute_logits(model, inputs, hardware)

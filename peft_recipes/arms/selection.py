@@ -90,11 +90,9 @@ class Base:
     @functools.cached_property
     def config(self) -> Any:
         from peft_recipes.models import bases
-        from peft_recipes.models.meta import label_options
+        from peft_recipes.models.meta import head_options
 
-        source = self.recipe.dataset
-        options = {} if self.recipe.task in LANGUAGE_TASKS else label_options(source.labels, source.problem_type)
-        return bases.load_config(self.recipe, **options)
+        return bases.load_config(self.recipe, **head_options(self.recipe))
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -141,6 +139,8 @@ def _obstacle(method: Method, base: Base) -> str:
         return "it works on tokens, and images have none"
     if method.config in ("AdaptionPromptConfig", "TrainableTokensConfig") and task not in LANGUAGE_TASKS:
         return "PEFT saves no classification head with it"
+    if method.config == "AdaptionPromptConfig" and task in ("kto", "grpo"):
+        return "trl's LM head for these tasks does not reach the model inside it"
     if method.config == "PrefixTuningConfig":
         classes = (type(base.model), type(base.model.base_model))
         if not any("past_key_values" in inspect.signature(cls.forward).parameters for cls in classes):

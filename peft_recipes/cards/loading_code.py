@@ -14,14 +14,11 @@ from peft_recipes.cards.redaction import is_local_path, short
 from peft_recipes.data import formats
 from peft_recipes.models import bases
 from peft_recipes.recipe.dataset import CLASSES, EMBEDDED, REGRESSION
+from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.runs.folder import BASE
 
-_AUTO_CLASSES = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
 _MOST_LABELS = 30  # more would dominate the code
 # How a card refers to its own folder, in its code and in its commands; `for_repository` replaces both.
 _HERE = '"."  # this folder, or its repository on the Hub'
@@ -36,7 +33,7 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
     kind = kind_of(data)
     if kind == BASE:
         return None
-    auto, small_cnn = _AUTO_CLASSES.get(recipe.task, "AutoModelForCausalLM"), recipe.model == bases.SMALL_CNN
+    auto, small_cnn = TASKS[recipe.task].auto_class, recipe.model == bases.SMALL_CNN
     quantise = None if kind == "full" else getattr(recipe.arms.get(data["arm"]), "quantise", None)
     image = recipe.task == "image-classification"
     classes = [auto, *(["BitsAndBytesConfig"] if quantise else [])]
@@ -84,6 +81,7 @@ def _options(recipe: Recipe, data: dict[str, Any], quantise: str | None) -> list
     if (kind := recipe.dataset.problem_type) not in (None, CLASSES):
         options = [*(["num_labels=1"] if kind == REGRESSION else options), f'problem_type="{kind}"']
     options += [f"id2label={{{names}}}"] if 0 < len(labels) <= _MOST_LABELS else []
+    options += ["num_labels=1"] if recipe.task == "reward" else []
     options += ["trust_remote_code=True"] if recipe.trust_remote_code else []
     return options + (["quantization_config=quantised"] if quantise else [])
 

@@ -65,6 +65,8 @@ def kind_of(data: dict[str, Any]) -> str:
 
 def pipeline(task: str) -> str:
     """Return the Hub's pipeline tag for a task."""
+    if task == "reward":
+        return "text-classification"  # the Hub's tag for reward models
     return task if task.endswith("classification") else "text-generation"
 
 

@@ -35,6 +35,9 @@ def predict(
     text_pair: Annotated[
         list[str], Option("--text-pair", metavar="T", help="The second text of a pair, one for each --text.")
     ] = [],  # noqa: B006
+    prompt: Annotated[
+        str | None, Option("--prompt", metavar="T", help="Score each --text as an answer to this (reward models).")
+    ] = None,
     file: File = None,
     image: Annotated[
         list[Path], Option("--image", metavar="PATH", help="Classify an image or a folder of them; repeatable.")
@@ -52,7 +55,10 @@ def predict(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Classify texts, pairs or images with a saved adapter: label and probability, several labels, or a number."""
+    """Classify texts, pairs or images with a saved adapter: label and probability, several labels, or a number.
+
+    A reward model scores texts, or answers to --prompt.
+    """
     import datasets
 
     from peft_recipes.cli.output.answers import show_predictions
@@ -61,6 +67,8 @@ def predict(
     _check_one_given({"--text": text, "--file": file, "--image": image})
     if text_pair and len(text_pair) != len(text):
         raise RecipeError(f"--text-pair: {len(text_pair)} for {len(text)} --text; give one for each.")
+    if prompt is not None and not text:
+        raise RecipeError("--prompt needs --text: the answer to score.")
     if output is not None:
         inputs.check_writable(output)
     predictor = predict.Predictor(adapter, base or None, batch_size=batch_size, trust_remote_code=trust_remote_code)
@@ -70,7 +78,7 @@ def predict(
         files = inputs.image_files(image)
         columns = [text, text_pair] if text_pair else [text or [str(path) for path in files]]
         names = list(zip(*columns, strict=True))
-        results = predictor.texts(*columns) if text else predictor.images(files)
+        results = predictor.texts(*columns, prompt=prompt) if text else predictor.images(files)
         if output is not None:
             keys = ["text", "text_pair"] if text else ["image"]
             rows = datasets.Dataset.from_dict(dict(zip(keys, columns, strict=False)))

@@ -169,8 +169,9 @@ def weights_moved(before: dict[str, torch.Tensor], model: nn.Module, name: str) 
     after = {path: gather.full_tensor(weights[path]).cpu() for path in before}  # all of them: gathering is collective
     if before and all(torch.equal(old, after[path]) for path, old in before.items()):
         raise RuntimeError(
-            f"arm '{name}': after training none of its weights has moved. Is its learning rate 0, or does gradient "
-            "checkpointing run without input gradients (transformers#42489)?"
+            f"arm '{name}': after training none of its weights has moved. Is its learning rate 0, does gradient "
+            "checkpointing run without input gradients (transformers#42489), or (grpo) did the answers to a prompt "
+            "always have equal rewards?"
         )
 
 

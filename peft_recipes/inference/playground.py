@@ -85,6 +85,8 @@ def build(adapters: dict[str, OpenedAdapter]) -> gradio.Blocks:
     """Build the page for opened adapters, as gradio's Blocks, without launching it."""
     gradio = _import_gradio()
     first = next(iter(adapters.values()))
+    if first.recipe.task == "reward":
+        raise RecipeError(f"{first.folder} scores texts, which has no page: use `predict --prompt P --text ANSWER`.")
     variants, lock = Variants(adapters), threading.Lock()
     with gradio.Blocks(title="peft-recipes playground", analytics_enabled=False, fill_width=True) as page:
         gradio.Markdown(f"## {', '.join(adapters)} on {public_name(first.base_name)}")

@@ -1,4 +1,4 @@
-"""Classify texts, pairs of texts or images with a saved adapter, in batches that fit the memory."""
+"""Classify texts, pairs of texts or images, or score answers, with a saved adapter, in batches that fit the memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """A classifier: a saved adapter on its base.
+    """A classifier or reward model: a saved adapter on its base.
 
     batch_size: to start with; it is halved each time memory runs out. model: the adapter on its base, if it is loaded
     already. Raises RecipeError: no adapter, or one that does not classify.
@@ -46,6 +46,7 @@ class Predictor:
             raise RecipeError(f"{adapter.folder} is for {adapter.recipe.task}, it writes text: use `generate`.")
         self.adapter, self.batch_size = adapter, batch_size
         self.takes_images = adapter.recipe.task == "image-classification"
+        self.scores = adapter.recipe.task == "reward"
         self._model = model
 
     @property
@@ -55,17 +56,27 @@ class Predictor:
             self._model = self.adapter.attach(self.adapter.load_base())
         return self._model
 
-    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def texts(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, prompt: str | None = None
+    ) -> list[dict[str, Any]]:
         """Classify texts, or pairs of texts. Returns for each what predictions.py says: its class, classes or number.
+
+        A reward model returns a `score`, a number without bounds: of the text as it is, or as an answer to `prompt` in
+        the format of the training data.
 
         pairs: the second text of each pair. Raises RecipeError for pairs where the adapter was trained on single texts,
         and the reverse.
         """
         if self.takes_images:
             raise RecipeError(f"{self.adapter.folder} classifies images, not texts: use --image.")
+        if prompt is not None and not self.scores:
+            raise RecipeError(f"{self.adapter.folder} classifies texts: --prompt is for reward models.")
         self._check_pairs(pairs is not None)
         tokenizer = self.adapter.processor
-        columns = encode(tokenizer, texts, pairs, self._max_length(), self.model.config)
+        if self.scores:
+            columns = self._scored(texts, prompt)
+        else:
+            columns = encode(tokenizer, texts, pairs, self._max_length(), self.model.config)
         tokens = [ids or [tokenizer.pad_token_id] for ids in columns["input_ids"]]  # an empty text is a padding token
         columns |= {"input_ids": tokens, "attention_mask": [[1] * len(ids) for ids in tokens]}
 
@@ -75,6 +86,17 @@ class Predictor:
 
         # Sorted by length, so that little is padded; the longest first, so that memory runs out early or not at all.
         return self._run_batches(batch, np.argsort([-len(ids) for ids in tokens], kind="stable").tolist())
+
+    def _scored(self, texts: Sequence[str], prompt: str | None) -> dict[str, list[Any]]:
+        """The tokens of texts that a reward model scores. Raises RecipeError for one that is too long."""
+        from peft_recipes.tasks.reward import scored_tokens
+
+        tokens = [scored_tokens(text, prompt, self.adapter.processor) for text in texts]
+        longest = self._max_length()
+        for number, ids in enumerate(tokens, 1):
+            if len(ids) > longest:  # the score is read at the end
+                raise RecipeError(f"Text {number} has {len(ids)} tokens, more than {longest}: shorten it.")
+        return {"input_ids": tokens}
 
     def _check_pairs(self, given: bool) -> None:
         columns = self.adapter.recipe.dataset.text_columns
@@ -132,6 +154,8 @@ class Predictor:
 
         with tqdm(total=len(order), unit=" examples", disable=None if len(order) > self.batch_size else True) as bar:
             run()
+        if self.scores:
+            return [{"score": float(values[0])} for _, values in sorted(logits.items())]
         names = self.model.config.id2label
         labels = self.adapter.labels or [str(names[i]) for i in range(len(names))]
         return [result(self.adapter.problem_type, values, labels) for _, values in sorted(logits.items())]

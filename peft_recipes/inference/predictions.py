@@ -40,8 +40,8 @@ def result(problem_type: str, logits: np.ndarray, names: Sequence[str]) -> dict[
 
 def in_words(row: dict[str, Any]) -> tuple[str, str]:
     """Return a result for the terminal: label and probability, the labels with their probabilities, or the number."""
-    if "value" in row:
-        return f"{row['value']:.4g}", ""
+    if "value" in row or "score" in row:
+        return f"{row.get('value', row.get('score')):.4g}", ""
     if "labels" in row:
         return ", ".join(f"{name} {row['probabilities'][name]:.1%}" for name in row["labels"]) or "(none)", ""
     return row["label"], f"{row['probability']:6.1%}"

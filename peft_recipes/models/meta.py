@@ -8,7 +8,7 @@ from peft_recipes.kernels import activations
 from peft_recipes.models import bases
 from peft_recipes.models.architecture_table import head_modules
 from peft_recipes.recipe.dataset import CLASSES, REGRESSION
-from peft_recipes.recipe.options import TASKS
+from peft_recipes.recipe.options import HEAD_TASKS, LANGUAGE_TASKS, TASKS
 from peft_recipes.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,6 +34,14 @@ def label_options(labels: list[str] | None, problem_type: str | None = None) -> 
     }
 
 
+def head_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the config options of a recipe's head: its classes, one output for a reward, {} for an LM head."""
+    if recipe.task == "reward":
+        return {"num_labels": 1}
+    source = recipe.dataset
+    return {} if recipe.task in LANGUAGE_TASKS else label_options(source.labels, source.problem_type)
+
+
 def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
     """Build the recipe's base with its task's head on the meta device.
 
@@ -53,8 +61,8 @@ def meta_model(recipe: Recipe, config: PretrainedConfig) -> nn.Module:
 
 
 def new_head_weights(recipe: Recipe, model: nn.Module) -> list[str]:
-    """Return the names of head weights that the base lacks: a classifier's, unless the recipe pretrains its base."""
-    if recipe.pretraining is not None or not recipe.task.endswith("classification"):
+    """Return the names of the head weights that the base lacks; none where the recipe pretrains its base."""
+    if recipe.pretraining is not None or recipe.task not in HEAD_TASKS:
         return []
     heads = tuple(f"{module}." for module in head_modules(model))
     return [name for name, _ in model.named_parameters() if name.startswith(heads)]

@@ -141,8 +141,18 @@ def steps(recipe: Recipe, rows: dict[str, int] | None) -> int | None:
     if not rows:
         return None
     batches = math.ceil(rows["train"] / training.get("per_device_train_batch_size", 8))
+    if recipe.task == "grpo":
+        batches = _batches_of_answers(training, rows["train"])
     updates = max(math.ceil(batches / training.get("gradient_accumulation_steps", 1)), 1)
     return math.ceil(updates * training.get("num_train_epochs", 3))
+
+
+def _batches_of_answers(training: dict[str, Any], prompts: int) -> int:
+    """Batches of an epoch of GRPO, each of answers: trl leaves out the prompts that fill no generation."""
+    batch, accumulation = training.get("per_device_train_batch_size", 8), training.get("gradient_accumulation_steps", 1)
+    batches = training.get("steps_per_generation") or accumulation  # of one generation
+    generations = prompts // max(batch * batches // training.get("num_generations", 8), 1)
+    return generations * batches * training.get("num_iterations", 1)
 
 
 def _tokens(task: Task, prepared: Prepared | None, steps: int | None) -> int | None:

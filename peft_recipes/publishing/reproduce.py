@@ -105,9 +105,10 @@ def _recipe_for_this_machine(folder: Path, run: Run, changes: list[str], trust_r
     recipe = resolved_recipe(folder / RECIPE_FILE)
     if run.data["arm"] not in (*recipe.arms, BASE):
         raise RecipeError(unknown("arm", run.data["arm"], recipe.arms, str(folder / RECIPE_FILE)))
-    if recipe.score and not trust_remote_code:
+    functions = [path for path in (recipe.score, recipe.reward) if path]
+    if functions and not trust_remote_code:
         raise RecipeError(
-            f"{folder / RECIPE_FILE} scores answers with the function {recipe.score}, which would run here. Read "
+            f"{folder / RECIPE_FILE} scores answers with the function {functions[0]}, which would run here. Read "
             "it, and pass --trust-remote-code if you trust it."
         )
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}

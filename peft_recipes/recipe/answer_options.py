@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.errors import RecipeError, nearest, unknown
-from peft_recipes.recipe.metrics import ANSWER_METRICS
+from peft_recipes.recipe.metrics import ANSWER_METRICS, METRICS, PREFERENCE
 
 _FUNCTION = re.compile(r".+:[^\W\d]\w*\Z")
 # Options of GenerationConfig that generation sets itself, from the tokenizer or the data.
@@ -22,7 +22,7 @@ _OWNED = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_i
           "max_length", "transformers_version", "cache_implementation")  # fmt: skip
 
 
-def function_path(function: Callable[..., Any]) -> str:
+def function_path(function: Callable[..., Any], field: str = "score") -> str:
     """Return where a function is defined, as `load_function` finds it again: "module:function" or "file.py:function".
 
     Raises RecipeError for a lambda or a function inside another, which no other process can import.
@@ -36,7 +36,7 @@ def function_path(function: Callable[..., Any]) -> str:
         file = None
     if not (name.isidentifier() and file and Path(file).is_file()):
         raise RecipeError(
-            f"score: {name or repr(function)} can't be imported by the runs' processes. Define it with `def` at the "
+            f"{field}: {name or repr(function)} can't be imported by the runs' processes. Define it with `def` at the "
             "top level of a module."
         )
     return f"{Path(file).resolve()}:{name}"
@@ -92,16 +92,27 @@ def answer_problems(recipe: Any) -> list[str]:
         if given[field] is not None and recipe.metric != metric:
             problems.append(f"{field}: no effect with the metric '{recipe.metric}'. Set metric: {metric}, or leave it "
                             "out.")  # fmt: skip
-    if recipe.generation and recipe.metric not in ANSWER_METRICS:
+    if recipe.generation and recipe.metric not in ANSWER_METRICS and recipe.task != "grpo":
         problems.append(f"generation: no effect with the metric '{recipe.metric}': no answers are scored.")
     if recipe.answer_pattern is not None:
         try:
             re.compile(recipe.answer_pattern)
         except re.error as error:
             problems.append(f"answer_pattern: not a regular expression: {error}.")
-    if recipe.score is not None and not _FUNCTION.match(recipe.score):
-        problems.append(f"score: expected 'module:function' or 'file.py:function', got '{recipe.score}'.")
-    return problems + _generation_problems(recipe.generation)
+    for field in ("score", "reward"):
+        if (path := getattr(recipe, field)) is not None and not _FUNCTION.match(path):
+            problems.append(f"{field}: expected 'module:function' or 'file.py:function', got '{path}'.")
+    return problems + _reward_problems(recipe) + _generation_problems(recipe.generation)
+
+
+def _reward_problems(recipe: Any) -> list[str]:
+    """Check that grpo has a reward, and no other task."""
+    if recipe.task != "grpo":
+        return ["reward: no effect: it is for the task grpo."] if recipe.reward is not None else []
+    if recipe.reward is None and recipe.metric in ("reward", PREFERENCE):
+        names = ", ".join(name for name in ANSWER_METRICS if METRICS[name].needs is None)
+        return [f"reward: grpo needs one: reward: 'module:function', or as metric one that scores answers: {names}."]
+    return []
 
 
 def _generation_problems(generation: dict[str, Any]) -> list[str]:

@@ -24,7 +24,8 @@ class Dataset:
 
     path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME". name, revision: as on the Hub.
     text, label, image: column names; of prompts and answers prompt, completion; for preferences prompt (optional),
-    chosen, rejected. text may name two columns, the two texts of a pair.
+    chosen, rejected; for single answers that are desirable or not prompt, completion, label. text may name two columns,
+    the two texts of a pair.
     problem_type: what the labels of texts are, in transformers' words: "single_label_classification" (a class),
     "multi_label_classification" (a list of classes) or "regression" (a number); None: as the data has them.
     format: of SFT examples: "alpaca", "prompt-completion", "messages" or "text"; None detects it from the columns.

@@ -43,6 +43,7 @@ METRICS = {
     "preference_accuracy": Metric("preference accuracy"),
     "likelihood_accuracy": Metric("likelihood accuracy"),
     "margin": Metric("margin", share=False),
+    "reward": Metric("reward", share=False),
     "exact_match": Metric("exact match", generated=True),
     "f1": Metric("F1", generated=True),
     "rougeL": Metric("ROUGE-L", generated=True),

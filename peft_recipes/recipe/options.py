@@ -41,6 +41,8 @@ PROBLEM_METRICS = {
 }
 _TEXT_METRICS = tuple(dict.fromkeys(name for names in PROBLEM_METRICS.values() for name in names))
 _TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")
+_ANSWERS = ("ended", "answer_tokens", "empty_answers")
+_REWARD_METRICS = ("loss", "preference_accuracy", "margin")
 _PAIR_METRICS = ("loss", "preference_accuracy", "likelihood_accuracy", "margin")
 
 # Every task by name. A new task is a row here, a row in tasks/registry.py and a file in tasks/.
@@ -64,11 +66,26 @@ TASKS = {
     "dpo": TaskOptions(
         ("preference_accuracy", "loss"), "AutoModelForCausalLM", "trl.DPOConfig", "CAUSAL_LM", _PAIR_METRICS
     ),
+    "reward": TaskOptions(
+        ("preference_accuracy", "loss"),
+        "AutoModelForSequenceClassification",
+        "trl.RewardConfig",
+        "SEQ_CLS",
+        _REWARD_METRICS,
+    ),
+    "kto": TaskOptions(
+        ("preference_accuracy", "loss"), "AutoModelForCausalLM", "trl.KTOConfig", "CAUSAL_LM", _REWARD_METRICS
+    ),
+    "grpo": TaskOptions(
+        ("reward", *ANSWER_METRICS), "AutoModelForCausalLM", "trl.GRPOConfig", "CAUSAL_LM", ("reward", *_ANSWERS)
+    ),
 }
 # Tasks trained by SFTTrainer.
 CAUSAL_TASKS = tuple(name for name, task in TASKS.items() if task.arguments == "trl.SFTConfig")
 # Tasks of a causal language model, whose only head is the LM head.
 LANGUAGE_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class == "AutoModelForCausalLM")
+# Tasks whose head the pretrained base lacks.
+HEAD_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class.endswith("Classification"))
 
 
 def metrics_of(task: str, problem_type: str | None = None) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class Recipe:
     arm's loss).
     score: scores a generated answer instead: a function (prediction: str, row: dict) -> float, or where it is defined:
     "module:function" or "file.py:function". row: the example's columns.
+    reward: for grpo, what an answer is rewarded with: a function as in `score`; None: the metric's own score.
     answer_pattern: for the metric "regex", what is compared: the last match in the answer with the last one in the
     reference (its first group, if it has one); None: the reference itself is the pattern that an answer must match.
     generation: options of transformers' GenerationConfig for the scored answers ({"do_sample": True, ...}); the default
@@ -75,6 +76,7 @@ class Recipe:
     metric: str | None = None
     margin: float | None = None
     score: str | None = None
+    reward: str | None = None
     answer_pattern: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     test_generations: int = 200
@@ -92,8 +94,9 @@ class Recipe:
     embedded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if callable(self.score):
-            self.score = function_path(self.score)
+        for field_name in ("score", "reward"):
+            if callable(function := getattr(self, field_name)):
+                setattr(self, field_name, function_path(function, field_name))
         default = metrics_of(self.task, getattr(self.dataset, "problem_type", None))[0]
         if self.metric in (None, default):  # a recipe that was read names the default
             self.metric = default if self.score is None else "score"
@@ -111,7 +114,9 @@ class Recipe:
 
     @property
     def selection_metric(self) -> str:
-        """The metric that is followed on the validation split, which is not answered: the loss, if need be."""
+        """The metric that is followed on the validation split, which only grpo answers: else the loss, if need be."""
+        if self.task == "grpo":
+            return "reward"
         return "loss" if self.scores_answers else self.metric
 
     @property

@@ -118,6 +118,11 @@ MEANINGS = {
     "is stronger than the untrained base's; ties count half, so the base has 50 % by definition; mean over seeds",
     PREFERENCE: "share of test prompts where the judge prefers the arm's answer to full's; ties count half: full has "
     "50 % by definition; mean over seeds",
+    "preference_accuracy of reward": "share of test pairs whose chosen answer has the higher score; ties count half; "
+    "mean over seeds",
+    "preference_accuracy of kto": "mean over test prompts of the share of pairs whose desirable answer gains more over "
+    "the untrained base than the undesirable one (of single answers: the share that gain or lose as labelled); ties "
+    "count half, so the base has 50 % by definition; mean over seeds",
     "likelihood": "share of test pairs where the model gives the chosen answer the higher log-probability per token, "
     "without comparison to the base",
     "difference": "arm minus full, paired by test example and seed; 95 % interval by bootstrap over examples and "
@@ -139,14 +144,18 @@ MEANINGS = {
 }
 
 
+_TASKS_OF_TOKENS = ("sft", "language-modeling", "dpo", "kto", "reward", "grpo")
+
+
 def _columns(comparison: Comparison) -> list[Column]:
     metric = facts.metric(comparison)
     name, texts = fmt.metric_title(metric), MEANINGS
-    unit = "tokens" if comparison.get("task") in ("sft", "language-modeling", "dpo") else "examples"
+    meaning = texts.get(f"{metric} of {comparison.get('task')}") or texts.get(metric, texts["metric"])
+    unit = "tokens" if comparison.get("task") in _TASKS_OF_TOKENS else "examples"
     memory, checkpoint = "peak_memory_bytes", "checkpoint_bytes"
     answers = answer_figures.figures(comparison).items()
     return [
-        Column("metric", f"Test {name}", texts.get(metric, texts["metric"]), 0, _metric, fmt.capitalized(name)),
+        Column("metric", f"Test {name}", meaning, 0, _metric, fmt.capitalized(name)),
         Column("difference", "Against full", texts["difference"], 1, _difference),
         Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
         *(_split_column(comparison, split, index) for index, split in enumerate(facts.extra_splits(comparison))),

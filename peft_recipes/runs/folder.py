@@ -74,6 +74,8 @@ def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
         plain.pop("metric")
     if recipe.score is not None:
         plain["score"] = source_hash(recipe.score)
+    if recipe.reward is not None:
+        plain["reward"] = source_hash(recipe.reward)
     plain["arms"] = plain["arms"].get(arm)
     text = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

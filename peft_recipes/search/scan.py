@@ -96,6 +96,9 @@ def scan(
 
     if not math.isfinite(budget) or budget <= 0:
         raise RecipeError(f"budget: expected seconds above 0, got {budget}.")
+    if recipe.task == "grpo":
+        raise RecipeError("A scan chooses by the validation loss, which grpo has none of. Compare arms that differ in "
+                          "their learning rate instead: the report has the validation rewards.")  # fmt: skip
     output = Path(output)
     check_output(output)
     folder, clock = output / recipe.name / FOLDER, Budget(budget, gone)

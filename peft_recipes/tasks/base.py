@@ -122,8 +122,19 @@ class Task(ABC):
         """The folder of a base that is pretrained here; None for one that the recipe's `model` names."""
         return None
 
-    def arguments(self, arm: Arm | None, seed: int, hardware: Hardware, folder: Path, quiet: bool) -> TrainingArguments:
-        """The training options of one run: the defaults that measuring needs, the recipe's own, then arm and seed."""
+    def arguments(
+        self,
+        arm: Arm | None,
+        seed: int,
+        hardware: Hardware,
+        folder: Path,
+        quiet: bool,
+        defaults: dict[str, Any] | None = None,
+    ) -> TrainingArguments:
+        """The training options of one run: the defaults that measuring needs, the recipe's own, then arm and seed.
+
+        defaults: the task's own.
+        """
         options = {
             "eval_strategy": "epoch",
             "save_strategy": "no",
@@ -134,6 +145,7 @@ class Task(ABC):
             "dataloader_pin_memory": hardware.device == "cuda",
             "disable_tqdm": quiet,
             **hardware.training_arguments(),
+            **(defaults or {}),
             **self.recipe.training,
             "output_dir": str(folder),
             "seed": seed,

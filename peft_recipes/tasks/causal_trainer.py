@@ -54,7 +54,7 @@ class PrefixSharingMixin(TrainerMixin):
     padded_collator: type[PaddedCollator] = PaddedCollator
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
-        with _adapter_dtypes_kept(model):
+        with adapter_dtypes_kept(model):
             super().__init__(model, *args, **kwargs)
 
     def choose_batches(
@@ -116,7 +116,7 @@ class PrefixSharingMixin(TrainerMixin):
 
 
 @contextlib.contextmanager
-def _adapter_dtypes_kept(model: nn.Module) -> Iterator[None]:
+def adapter_dtypes_kept(model: nn.Module) -> Iterator[None]:
     """Keep the dtype of trainable weights, which trl casts to bf16 on a quantised base.
 
     In bf16 AdamW's small steps are lost, and the other arms would be trained in another precision.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
           "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
-_TIE = 1e-3  # nats; two equal sums of a few hundred log-probabilities differ by less through fp32 rounding
+TIE = 1e-3  # nats; two equal sums of a few hundred log-probabilities differ by less through fp32 rounding
 
 
 def per_pair(predictions: np.ndarray, beta: float) -> dict[str, np.ndarray]:
@@ -49,7 +49,7 @@ def per_pair(predictions: np.ndarray, beta: float) -> dict[str, np.ndarray]:
     gain = (columns["chosen"] - columns["ref_chosen"]) - (columns["rejected"] - columns["ref_rejected"])
     per_token = [columns[key] / np.maximum(columns[f"{key}_tokens"], 1) for key in ("chosen", "rejected")]
     return {
-        "preference_accuracy": metrics.preference_scores(gain, _TIE),
+        "preference_accuracy": metrics.preference_scores(gain, TIE),
         "likelihood_accuracy": metrics.preference_scores(per_token[0] - per_token[1], 0.0),
         "margin": beta * gain,
         "loss": columns["loss"],
@@ -79,11 +79,7 @@ class Preferences(SupervisedFineTuning):
         super().check_arguments(arm, hardware)
 
     def text_rows(self, raw: Any, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
-        splits, notes, chat = {}, [], tokenizer.chat_template is not None
-        for name, rows in raw.items():
-            splits[name], left_out = preferences.preference_rows(rows, self.source_of(name), chat)
-            notes += _left_out_notes(left_out, name)
-        return splits, notes
+        return text_pairs(self, raw, tokenizer)
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         """prompt_ids, chosen_ids and rejected_ids of a pair, split as trl splits them, not yet truncated."""
@@ -115,7 +111,7 @@ class Preferences(SupervisedFineTuning):
                 f"No {split} pair has answers to tell apart within {longest} tokens: the prompts alone are longer. "
                 f"Set a larger one: --set max_length={2 * longest}."
             )
-        notes = _left_out_notes(left_out, split)
+        notes = left_out_notes(left_out, split)
         if cut and split == "train":
             notes.append(f"{cut} of {len(pairs)} training pairs were truncated at {longest} tokens.")
 
@@ -159,11 +155,15 @@ class Preferences(SupervisedFineTuning):
         return dataclasses.replace(prepared, splits=splits, ids=ids, folder=None)
 
     def trainer(self, model: nn.Module, prepared: Prepared, arguments: DPOConfig, callbacks: list[Any]):
-        self.metrics = lambda prediction: _means(per_pair(prediction.predictions, arguments.beta))
+        self.metrics = lambda prediction: means(per_pair(prediction.predictions, arguments.beta))
         trainer = super().trainer(model, prepared, arguments, callbacks)
+        self.add_pass_figures(trainer)
+        return trainer
+
+    def add_pass_figures(self, trainer: Any) -> None:
+        """Let the run's figures include the pass that computed the reference."""
         if self.reference is not None and (figures := self.reference.figures):
             trainer.pass_figures = {**figures, "seconds": figures["seconds"] / self._trial_share}
-        return trainer
 
     def longest_example(self, number: int) -> dict[str, list[int]]:
         half = self.recipe.max_length // 2
@@ -177,7 +177,7 @@ class Preferences(SupervisedFineTuning):
         tokens = {key: columns.pop(key).astype(int).tolist() for key in ("chosen_tokens", "rejected_tokens")}
         del columns["loss"]
         return Evaluation(
-            metrics=_means(figures),
+            metrics=means(figures),
             predictions={
                 "id": prepared.ids[split],
                 **{name: values.tolist() for name, values in figures.items()},
@@ -190,9 +190,18 @@ class Preferences(SupervisedFineTuning):
         return {"input_ids": torch.tensor([example[PROMPT] + example[CHOSEN]])}
 
 
-def _means(figures: dict[str, np.ndarray]) -> dict[str, float]:
+def text_pairs(task: Task, raw: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
+    """The splits as pairs in trl's format, and notes on what was left out."""
+    splits, notes, chat = {}, [], tokenizer.chat_template is not None
+    for name, rows in raw.items():
+        splits[name], left_out = preferences.preference_rows(rows, task.source_of(name), chat)
+        notes += left_out_notes(left_out, name)
+    return splits, notes
+
+
+def means(figures: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in figures.items()}
 
 
-def _left_out_notes(left_out: Counter[str], split: str) -> list[str]:
+def left_out_notes(left_out: Counter[str], split: str) -> list[str]:
     return [f"{count} {split} pairs had {why} and were left out." for why, count in left_out.items()]

@@ -40,7 +40,7 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
     padded_collator = PaddedPairsCollator
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
-        with _no_reference_adapter(model):
+        with no_reference_adapter(model):
             super().__init__(model, *args, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -66,7 +66,7 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
             loss = self._loss_of(self._per_token(model, inputs), inputs)
         else:
             plain = {k: v for k, v in inputs.items() if k not in ("labels", COUNTS, EXAMPLES, KEPT)}
-            with _metrics_of_this_rank(self.accelerator):
+            with metrics_of_this_rank(self.accelerator):
                 loss = super()._compute_loss(model, plain, False)
         pairs = inputs[COUNTS].examples if COUNTS in inputs else self.examples_in_batch
         loss = self.step_mean(loss * pairs, pairs, num_items_in_batch, model)
@@ -97,7 +97,7 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
                 setattr(output, key, torch.zeros_like(per_token.log_probs, dtype=dtype))
         plain = {"input_ids": mask, "attention_mask": mask, COMPLETIONS: mask}
         plain |= {key: inputs[key] for key in REFERENCES}
-        with _metrics_of_this_rank(self.accelerator):
+        with metrics_of_this_rank(self.accelerator):
             loss = super()._compute_loss(lambda **_: output, plain, False)
         unknown = () if getattr(per_token, "entropy", None) is not None else _LOGGED_OF_LOGITS
         for key in (*unknown, "num_tokens"):  # our own token counts survive a resumed run
@@ -168,7 +168,7 @@ def _one_pair(
 
 
 @contextlib.contextmanager
-def _metrics_of_this_rank(accelerator: Any) -> Iterator[None]:
+def metrics_of_this_rank(accelerator: Any) -> Iterator[None]:
     """Let trl log the metrics of this rank's pairs: gathering them needs the same number of pairs on every rank.
 
     The last step of an epoch has fewer on some ranks, and the processes would hang or abort.
@@ -181,7 +181,7 @@ def _metrics_of_this_rank(accelerator: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_reference_adapter(model: nn.Module) -> Iterator[None]:
+def no_reference_adapter(model: nn.Module) -> Iterator[None]:
     """Keep trl from adding a copy of a PeftModel's adapter as its reference, by pretending that it exists.
 
     The reference log-probabilities are in the dataset; the copy would cost memory, and many methods allow no second

@@ -16,6 +16,9 @@ _TASKS = {
     "sft": ("sft", "SupervisedFineTuning"),
     "language-modeling": ("language_modeling", "LanguageModeling"),
     "dpo": ("dpo", "Preferences"),
+    "grpo": ("grpo", "VerifiableRewards"),
+    "kto": ("kto", "LabelledAnswers"),
+    "reward": ("reward", "RewardModelling"),
 }
 
 

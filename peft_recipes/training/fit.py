@@ -63,6 +63,7 @@ def _check_padding(trainer: Trainer, processor: Any) -> None:
     """The padding guard, on a batch as training collates it."""
     count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
+    batch = batch if isinstance(batch, dict) else {}  # grpo's batches are made of the answers it draws
     checks.padding_is_set(trainer.model, processor, batch)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import transformers
+from few_steps import logged
 
 from peft_recipes import RecipeError
-from peft_recipes.arms.apply import apply_arm
 from peft_recipes.recipe import trainer_options
-from peft_recipes.training.resolve import resolve
 
 CHANGES, SAME = True, False
 SFT = {
@@ -64,21 +62,6 @@ WITH = {  # what an option needs beside it
 }
 
 
-def losses(recipe, folder, **training) -> list[float]:
-    recipe = recipe.with_changes({"training": {"max_steps": 3, "eval_strategy": "no", **training}})
-    resolved = resolve(recipe, ["full"])
-    resolved.task.check_arguments(recipe.arms["full"], resolved.hardware)
-    transformers.set_seed(0)
-    base, new = resolved.task.load_base(resolved.prepared)
-    resolved.task.use_base(base, resolved.prepared)
-    model, _ = apply_arm(base, recipe.arms["full"], recipe.task, new)
-    arguments = resolved.task.arguments(recipe.arms["full"], 0, resolved.hardware, folder, True)
-    trainer = resolved.task.trainer(model, resolved.prepared, arguments, [])
-    transformers.set_seed(0)
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
 @pytest.mark.parametrize("option", SFT)
 def test_an_option_of_sft_does_what_it_says(instruct, tmp_path, option):
     check(instruct(), tmp_path, option, *SFT[option])
@@ -98,6 +81,6 @@ def test_an_option_that_has_no_effect_beside_the_others_is_refused(prefer, optio
 def check(recipe, folder, option, value, changes):
     assert trainer_options.row(option, "SFTConfig").status == trainer_options.HONOURED
     beside = WITH.get(option, {})
-    without, having = losses(recipe, folder, **beside), losses(recipe, folder, **beside, **{option: value})
+    without, having = logged(recipe, folder, **beside), logged(recipe, folder, **beside, **{option: value})
     assert len(having) == 3 and all(loss == loss for loss in having)
     assert (having != pytest.approx(without, rel=1e-5)) == changes, (without, having)
