@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.arms.forward_check import check_forward
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.architecture_table import ARCHITECTURES, GROUPS, Architecture, head_modules
 from peft_recipes.models.architectures import architecture_of, parameters_by_component, targets
@@ -100,15 +101,23 @@ def fit_targets(recipe: Recipe, config: PretrainedConfig) -> tuple[Recipe, list[
         if group is None or _all_match(recipe, config, arm.peft):
             continue
         method = copy.deepcopy(arm.peft)
-        names = targets(config, group)
+        here = _group_here(architecture_of(config), group)
+        names = targets(config, here)
         method.target_modules = names if isinstance(names, str) else set(names)
         if hasattr(method, "fan_in_fan_out"):
             method.fan_in_fan_out = architecture_of(config).fan_in_fan_out
         arms[name] = dataclasses.replace(arm, method=method)
         notes.append(
-            f"arm '{name}': its targets are another architecture's {group}; here {config.model_type}'s are used."
+            f"arm '{name}': its targets are another architecture's {group}; here {config.model_type}'s "
+            f"{'' if here == group else here + ' '}are used."
         )
     return (dataclasses.replace(recipe, arms=arms), notes) if notes else (recipe, [])
+
+
+def _group_here(architecture: Architecture, group: str) -> str:
+    """Return the group; convolutions for linear layers, or the reverse, where the architecture has no others."""
+    other = {"convolutions": "all-linear", "all-linear": "convolutions"}.get(group, group)
+    return other if not architecture.group(group) and architecture.group(other) else group
 
 
 def _all_match(recipe: Recipe, config: PretrainedConfig, method: PeftConfig) -> bool:
@@ -196,7 +205,8 @@ def _add_adapter(model: PreTrainedModel, config: PeftConfig, name: str, check_ta
         adapted = get_peft_model(model, config)
         read_last_token(adapted)
         lora_linear.speed_up(adapted)
-        return adapted
     except REFUSALS as error:
         text = " ".join(str(error).split())
         raise RecipeError(f"arm '{name}': PEFT can't put {config.peft_type.value} on this model: {text}") from error
+    check_forward(adapted, name, config.peft_type.value)
+    return adapted

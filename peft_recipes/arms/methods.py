@@ -64,10 +64,10 @@ _ROWS = (
            "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", "2404.02948",
            {"r": 16, "lora_alpha": 16, "init_lora_weights": "pissa"}, like_lora=True,
            defaults="alpha = r as in the paper: the adapter starts as exactly what is taken out of the weight",
-           cannot=(_RELOAD,)),
+           cannot=("conv layers", _RELOAD)),
     Method("olora", "OLoRA", "LoraConfig", LORA_LR, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models",
            "2406.01775", {"r": 16, "lora_alpha": 16, "init_lora_weights": "olora"}, like_lora=True,
-           defaults="alpha = r, as pissa", cannot=("GPT-2's Conv1D", _RELOAD)),
+           defaults="alpha = r, as pissa", cannot=(*_NO_CONV, _RELOAD)),
     Method("loraplus", "LoRA+", "LoraConfig", LORA_LR / 4, "LoRA+: Efficient Low Rank Adaptation of Large Models",
            "2402.12354", _LORA, arm={"lora_plus_ratio": 16.0}, like_lora=True,
            defaults="B's learning rate is 16 times A's, as in PEFT's create_loraplus_optimizer; A's is a quarter of "
@@ -159,11 +159,12 @@ _ROWS = (
     Method("qlora", "QLoRA", "LoraConfig", LORA_LR, "QLoRA: Efficient Finetuning of Quantized LLMs", "2305.14314",
            _LORA, arm={"quantise": "nf4"}, like_lora=True,
            defaults="NF4, double quantisation, all linear layers: the paper's; r and alpha as lora",
-           cannot=("Apple's GPU", "exact merging: the adapter is merged into dequantised weights")),
+           cannot=("Apple's GPU", "conv layers", "exact merging: the adapter is merged into dequantised weights")),
     Method("lora-int8", "LoRA, int8 base", "LoraConfig", LORA_LR,
            "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", "2208.07339", _LORA,
            arm={"quantise": "int8"}, like_lora=True, defaults="as lora; outliers above 6, the paper's",
-           cannot=("Apple's GPU", "exact merging: int8 layers round their inputs, a merged model does not")),
+           cannot=("Apple's GPU", "conv layers",
+                   "exact merging: int8 layers round their inputs, a merged model does not")),
 )  # fmt: skip
 
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

@@ -150,7 +150,22 @@ def _obstacle(method: Method, base: Base) -> str:
         return "PEFT's OLoRA decomposes Conv1D layers the wrong way round"
     if method.config == "TrainableTokensConfig" and getattr(base.config, "tie_word_embeddings", False):
         return "the embedding is tied to the LM head, and trl's trainers reject an adapter on it"
+    return _convolution_obstacle(method) if _layers_of(base) == "convolutions" else ""
+
+
+def _convolution_obstacle(method: Method) -> str:
+    """Return why a method can't work on a base whose only linear layer is its head, or ""."""
+    if method.arm.get("quantise"):
+        return "it quantises linear layers, and this base has none but its head"
+    if any("conv layers" in limit for limit in method.cannot):
+        return "it adapts no convolutions, and this base has no linear layers but its head"
     return ""
+
+
+def _layers_of(base: Base) -> str:
+    """Return the group of layers to adapt: the linear ones, or the convolutions of a base that has no others."""
+    row = architecture_of(base.config)
+    return "convolutions" if row.group("convolutions") and not row.group("all-linear") else "all-linear"
 
 
 def _lora_scale(recipe: Recipe) -> float:
@@ -185,7 +200,7 @@ def _common_divisor(base: Base, limit: int) -> int:
 
 
 def _all_linear(base: Base) -> dict[str, Any]:
-    return {"target_modules": targets(base.config, "all-linear")}
+    return {"target_modules": targets(base.config, _layers_of(base))}
 
 
 def _norms(base: Base) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
         here=_HERE,
         small_cnn=small_cnn,
         embedded=recipe.model.startswith(EMBEDDED),
+        image_size=_image_size(recipe.dataset.image_size),
         local=is_local_path(recipe.model),
         base=short(recipe.model) if is_local_path(recipe.model) else recipe.model,
         load_base=_call(f"base = {auto}.from_pretrained", ["base_id", *_options(recipe, data, quantise)]),
@@ -82,8 +83,19 @@ def _options(recipe: Recipe, data: dict[str, Any], quantise: str | None) -> list
         options = [*(["num_labels=1"] if kind == REGRESSION else options), f'problem_type="{kind}"']
     options += [f"id2label={{{names}}}"] if 0 < len(labels) <= _MOST_LABELS else []
     options += ["num_labels=1"] if recipe.task == "reward" else []
+    # A base with a head for other classes, such as ImageNet's: the trained head takes its place.
+    options += (
+        ["ignore_mismatched_sizes=True"]
+        if recipe.task == "image-classification" and recipe.model != bases.SMALL_CNN
+        else []
+    )
     options += ["trust_remote_code=True"] if recipe.trust_remote_code else []
     return options + (["quantization_config=quantised"] if quantise else [])
+
+
+def _image_size(side: int | None) -> str:
+    """Return the arguments that set an image processor to the recipe's own size."""
+    return f', size={{"height": {side}, "width": {side}}}, do_center_crop=False' if side else ""
 
 
 def _call(function: str, arguments: list[str]) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peft_recipes.models.image_sizes import channels, height_and_width
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PretrainedConfig
@@ -35,15 +37,27 @@ def shift(image: Image, identity: str, transform: dict[str, float] | None) -> Im
 
 def pixels(image: Image, config: PretrainedConfig, processor: Any | None) -> np.ndarray:
     """Pixel values [channels, height, width] in float32: from the image processor, or scaled to 0..1 without one."""
-    channels = getattr(config, "num_channels", 3)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if processor is not None:
-        return np.asarray(processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
-    size = config.image_size
-    if image.size != (size, size):
-        image = image.resize((size, size))
+    grey = channels(config) == 1
+    image = image.convert("L" if grey else "RGB")
+    if processor is not None:  # "pt" is what all processors return; timm's nothing else
+        return np.asarray(processor(image, return_tensors="pt")["pixel_values"][0], dtype=np.float32)
+    height, width = height_and_width(config)
+    if image.size != (width, height):
+        image = image.resize((width, height))
     array = np.asarray(image, dtype=np.float32) / 255
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+    return array[None] if grey else array.transpose(2, 0, 1)
+
+
+def resize_to(processor: Any, side: int) -> None:
+    """Let an image processor make square images of `side` pixels, uncropped, in place of its own size."""
+    if hasattr(processor, "val_transforms"):  # timm's: made of its data configuration
+        import timm
+
+        processor.data_config |= {"input_size": (3, side, side), "crop_pct": 1.0}
+        processor.val_transforms = timm.data.create_transform(**processor.data_config, is_training=False)
+        return
+    processor.do_resize, processor.do_center_crop = True, False
+    processor.size = {"height": side, "width": side}
 
 
 def as_base64(image: Image) -> str:

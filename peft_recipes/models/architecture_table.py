@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Component = Literal["embeddings", "attention", "mlp", "head", "other"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
+TIMM = "timm_wrapper"  # transformers' model type of every model of timm
 GROUPS = ("attention", "mlp", "all-linear", "convolutions")
 
 
@@ -93,6 +94,9 @@ _ROWS = (
     _row("vit", "vit.layers",
          "q_proj k_proj v_proj o_proj", "mlp.fc1 mlp.fc2",
          "embeddings", "classifier"),
+    # its depthwise convolutions have too many groups for LoRA, and its squeeze-and-excitation few weights
+    _row("efficientnet", "", "", "", "", "classifier",
+         convolutions=("embeddings.convolution", "expand_conv", "project_conv", "top_conv")),
     # its base has a trained head, which is a target like any other layer
     _row("small-cnn", "", "", "", "", "classifier", linear=("fc1", "classifier"), convolutions=("conv1", "conv2")),
 )
@@ -101,8 +105,14 @@ ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Return the names of a model's head modules: those in the table, else its children outside the base model."""
+    """Return the names of a model's head modules: those in the table, else its children outside the base model.
+
+    A timm model is one child with its head inside, which timm names itself.
+    """
     row = ARCHITECTURES.get(model.config.model_type)
+    if model.config.model_type == TIMM:
+        names = (model.timm_model.pretrained_cfg or {}).get("classifier") or ()
+        return [f"timm_model.{name}" for name in ([names] if isinstance(names, str) else names)]
     children = [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
     if row is not None:
         return [name for name in children if name in row.heads]

@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from peft_recipes.errors import RecipeError
-from peft_recipes.models.architecture_table import Architecture, head_modules
+from peft_recipes.models.architecture_table import TIMM, Architecture, head_modules
 
 # Names of the modules around a layer, over the architectures in transformers
 _ATTENTION = re.compile(r"attn|attention|^self$|^(q|k|v|o|query|key|value|qkv)(_proj|_lin)?$|^wqkv$", re.IGNORECASE)
@@ -43,10 +43,10 @@ def walk_config(config: PreTrainedConfig) -> Architecture:
 def walk(model: nn.Module) -> Architecture:
     """Return the row that a model's repeated blocks suggest.
 
-    Blocks are the members of the outermost ModuleLists that hold one class of module, or several classes of layer,
-    with linear layers in it; of a multimodal model only the text decoder's. A layer in a block is attention or MLP by
-    the names of the modules around it; one that is neither is only in "all-linear". The routers of a mixture are in
-    no group. A model without such blocks has a row without linear layers.
+    Blocks are the members of the outermost ModuleLists (in timm also Sequentials) that hold one class of module, or
+    several classes of layer, with linear layers in it; of a multimodal model only the text decoder's. A layer in a
+    block is attention or MLP by the names of the modules around it; one that is neither is only in "all-linear". The
+    routers of a mixture are in no group. A model without such blocks has a row without linear layers.
     """
     model_type = model.config.model_type
     blocks = _repeated_blocks(model)
@@ -86,8 +86,9 @@ def walk(model: nn.Module) -> Architecture:
 
 def _repeated_blocks(model: nn.Module) -> dict[str, nn.ModuleList]:
     blocks: dict[str, nn.ModuleList] = {}
+    lists = (nn.ModuleList, nn.Sequential) if model.config.model_type == TIMM else nn.ModuleList
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or name.startswith(tuple(f"{outer}." for outer in blocks)):
+        if not isinstance(module, lists) or name.startswith(tuple(f"{outer}." for outer in blocks)):
             continue
         classes = {type(block) for block in module}
         alike = len(classes) == 1 or all(_BLOCK.search(block.__name__) for block in classes)
@@ -115,7 +116,7 @@ def _without_blocks(model: nn.Module, modules: dict[str, nn.Module]) -> Architec
     names = [
         name
         for name, module in modules.items()
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1
+        if _is_plain_convolution(module) and module.groups == 1
         and not name.startswith(tuple(f"{head}." for head in heads)) and name not in heads
     ]  # fmt: skip
     base = f"{model.base_model_prefix}." if model.base_model is not model else ""
@@ -131,6 +132,15 @@ def _without_blocks(model: nn.Module, modules: dict[str, nn.Module]) -> Architec
         note=f"The table has no row for model type '{model.config.model_type}', and no repeated blocks with linear "
         "layers were found in it: only its convolutions can be targeted, as 'convolutions' or by name.",
     )
+
+
+def _is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a module computes as torch's own convolution, not one that also pads its input or scales its weights.
+
+    An adapter would see neither (timm's Conv2dSame, BiT's WeightStandardizedConv2d).
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
 def _path_in_block(name: str, prefixes: tuple[str, ...]) -> str:

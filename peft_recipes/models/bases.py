@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import hub
+from peft_recipes.models.architecture_table import head_modules
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
 
@@ -66,13 +67,15 @@ def load_model(
 
     auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification, ... folder: a pretrained base to load instead
     of the recipe's model. quantise: "nf4" or "int8". Weights are fp32 whatever the checkpoint's dtype: the full arm
-    needs fp32 master weights, and every arm must start from the same values.
+    needs fp32 master weights, and every arm must start from the same values. A classifier's head for other classes
+    (ImageNet's 1,000) is replaced by a new one. Raises RecipeError for any other weight of another shape.
     """
     import torch
 
     import peft_recipes.models.small_cnn  # noqa: F401  (registers it with the Auto classes)
     from peft_recipes.kernels import activations, onednn_linear
     from peft_recipes.models import quantisation
+    from peft_recipes.models.batch_norms import correct_momentum
 
     path = str(folder) if folder is not None else location(recipe.model)
     if quantise:
@@ -84,19 +87,20 @@ def load_model(
             trust_remote_code=recipe.trust_remote_code,
             output_loading_info=True,
             use_safetensors=True,  # never unpickle weights
+            ignore_mismatched_sizes=True,  # such weights are newly initialised; outside a new head they are an error
             **({"attn_implementation": recipe.attention} if recipe.attention else {}),
             **options,
         )
     mismatched = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", ()))
-    if mismatched:
-        raise RecipeError(
-            f"model '{recipe.model}': {len(mismatched)} weights have another shape, first {mismatched[0]}."
-        )
+    replaced = tuple(f"{name}." for name in head_modules(model)) if recipe.task.endswith("classification") else ()
+    if wrong := [name for name in mismatched if not name.startswith(replaced)]:
+        raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
+    correct_momentum(model)
     activations.fuse(model)
     onednn_linear.speed_up(model)
     quantisation.disable_bf16_kernels(model)
     quantisation.check_nf4_widths(model, recipe.model)
-    return model, sorted(info["missing_keys"])
+    return model, sorted({*info["missing_keys"], *mismatched})
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -166,6 +170,11 @@ def _explain(what: str, name: str, error: Exception) -> str:
     if offline:
         return (
             f"{subject}: the Hub can't be reached. Check the network (or HF_HUB_OFFLINE, HF_ENDPOINT), or {stand_ins}"
+        )
+    if re.search(r"\btimm\b|torchvision", text) and isinstance(error, (ImportError, RuntimeError)):
+        return (
+            f"{subject} is a model of timm: pip install timm torchvision (the build of torchvision for the installed "
+            "torch), or name a model of transformers."
         )
     if "HfHubHTTPError" in classes:
         return f"{subject}: the Hub answered with an error: {text}"

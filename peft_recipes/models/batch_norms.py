@@ -1,4 +1,4 @@
-"""BatchNorm in a base that stays frozen: its running statistics stay as they were pretrained."""
+"""BatchNorm: running statistics that stay as pretrained in a frozen base, and that average where they are trained."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ def hold_statistics(model: nn.Module) -> list[str]:
         module.train = functools.partial(_stay_in_eval, module)  # a partial follows its module through deepcopy
         module.eval()
     return names
+
+
+def correct_momentum(model: nn.Module) -> None:
+    """Set a BatchNorm momentum that is in TensorFlow's convention (0.99 for a slow average) to torch's default of 0.1.
+
+    transformers' EfficientNet and MobileNet hand TensorFlow's value to torch, whose running statistics then are those
+    of the last batch alone: a full fine-tune would be evaluated with them. What it means in torch, 0.01, is an average
+    over more steps than a fine-tune has. No torch model has a momentum over 0.5.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.momentum is not None and module.momentum > 0.5:
+            module.momentum = 0.1
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -35,6 +35,7 @@ class Dataset:
     seed: for shuffling before the split. balance: downsample every class to the size of the smallest.
     pretrain: examples set aside first, for training the base itself (recipes with `pretraining`).
     transform: image augmentation: {"rotation": degrees, "noise": standard deviation}.
+    image_size: the side in pixels that images are scaled to; None: as the model's image processor does it.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Dataset:
     balance: bool = False
     pretrain: int = 0
     transform: dict[str, float] | None = None
+    image_size: int | None = None
 
     @property
     def text_columns(self) -> list[str]:
@@ -96,6 +98,8 @@ class Dataset:
         for key in ("pretrain", "seed"):
             if getattr(self, key) < 0:
                 problems.append(f"{where}.{key}: expected a whole number of 0 or more, got {getattr(self, key)!r}.")
+        if self.image_size is not None and self.image_size < 1:
+            problems.append(f"{where}.image_size: expected a number of pixels above 0, got {self.image_size!r}.")
         if self.labels is not None and len(set(self.labels)) < max(len(self.labels), 2):
             problems.append(f"{where}.labels: expected two or more names, no name twice; got {self.labels!r}.")
         return problems

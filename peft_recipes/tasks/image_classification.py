@@ -10,17 +10,19 @@ import torch
 
 from peft_recipes.data import formats, images
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
+from peft_recipes.models.image_sizes import channels, height_and_width
 from peft_recipes.recipe.dataset import Dataset
 from peft_recipes.tasks.classification import Classification
 from peft_recipes.tasks.pretraining import trained_base
 
 if TYPE_CHECKING:
     import datasets
+    import torch.nn as nn
 
 _KEPT_BYTES = 2**30  # pixels of a split are kept in memory after their first use up to this much
-_USUAL_SIDE = 224  # of ImageNet's models, whose configuration (a ResNet's) may not name it
 
 
 class PixelDataset(torch.utils.data.Dataset):
@@ -77,12 +79,33 @@ class ImageClassification(Classification):
         return self.source_of(split)
 
     def _processor(self) -> Any:
+        side = self.recipe.dataset.image_size
         if self.recipe.model == bases.SMALL_CNN:
+            if side:
+                raise RecipeError("dataset.image_size: no effect on small-cnn, whose images are 28 x 28. Leave it out.")
             return None
         from transformers import AutoImageProcessor
 
         with bases.hub_errors("image processor of model", self.recipe.model):
-            return AutoImageProcessor.from_pretrained(bases.location(self.recipe.model), use_fast=True)
+            processor = AutoImageProcessor.from_pretrained(bases.location(self.recipe.model), use_fast=True)
+        if side:
+            images.resize_to(processor, side)
+        return processor
+
+    def use_base(self, base: nn.Module, prepared: Prepared, quantise: str | None = None) -> None:
+        """Raise RecipeError if the base can't take images of the recipe's size."""
+        side = self.recipe.dataset.image_size
+        if side is None or base.device.type == "meta":
+            return
+        inputs = self.model_inputs(prepared.splits["train"][0])
+        try:
+            with torch.no_grad():
+                base.eval()(**{name: values.to(base.device) for name, values in inputs.items()})
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise RecipeError(
+                f"dataset.image_size: model '{self.recipe.model}' can't take images of {side} x {side} pixels "
+                f"({' '.join(str(error).split()).rstrip('.')}). Leave it out for the model's own size."
+            ) from error
 
     def _samples(self, rows: datasets.Dataset | None, labels: list[str]) -> list[dict[str, str]] | None:
         """One image of each class, before and after the recipe's shift, for the report."""
@@ -109,9 +132,8 @@ class ImageClassification(Classification):
         if prepared is not None:
             shape = prepared.splits["train"][0]["pixel_values"].shape
         else:
-            side = getattr(model.config, "image_size", None) or _USUAL_SIDE
-            height, width = side if isinstance(side, (list, tuple)) else (side, side)
-            shape = (getattr(model.config, "num_channels", 3), height, width)
+            side = self.recipe.dataset.image_size
+            shape = (channels(model.config), *((side, side) if side else height_and_width(model.config)))
         pixels = torch.zeros(size, *shape)
         return {"pixel_values": pixels, "labels": torch.zeros(size, dtype=torch.long)}
 

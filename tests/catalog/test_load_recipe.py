@@ -16,6 +16,7 @@ SHIPPED = [
     "smollm2-alpaca",
     "smollm2-arithmetic",
     "smollm2-dpo",
+    "vision-shift",
 ]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig
-from PIL import Image
+from pictures import pictures
 
 from peft_recipes import Arm, Dataset, Recipe, train
 from peft_recipes.arms.apply import apply_arm
@@ -22,19 +21,6 @@ ARMS = {
     "ia3": Arm(IA3Config(target_modules=CONVOLUTION, feedforward_modules=[]), 1e-2),
     "norm": Arm(LoraConfig(r=2, target_modules=CONVOLUTION, modules_to_save=["normalization"]), 1e-2),
 }
-
-
-def pictures(folder, **counts: int):
-    """Write random pictures of two classes; the last test picture of a class is also a training picture."""
-    for label, brightest in (("dark", 120), ("light", 255)):
-        draw = np.random.default_rng(brightest)
-        for split, count in counts.items():
-            (folder / split / label).mkdir(parents=True)
-            for i in range(count):
-                pixels = draw.integers(brightest - 120, brightest, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
-        Image.fromarray(pixels).save(folder / "train" / label / "again.bmp")
-    return folder
 
 
 @pytest.fixture(scope="module")
