@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from peft_recipes.recipe import trainer_options
@@ -26,7 +26,8 @@ def page() -> str:
     counts, lines = [], ["| option | class | what happens | where, or why |", "|:---|:---|:---|:---|"]
     base = {f.name: trainer_options.row(f.name, "TrainingArguments") for f in dataclasses.fields(TrainingArguments)}
     classes: dict[tuple[str, trainer_options.Row], list[str]] = {}  # that have the same row for an option
-    for options in (TrainingArguments, SFTConfig, DPOConfig, RewardConfig, KTOConfig, GRPOConfig):
+    listed = (TrainingArguments, Seq2SeqTrainingArguments, SFTConfig, DPOConfig, RewardConfig, KTOConfig, GRPOConfig)
+    for options in listed:
         rows = {f.name: trainer_options.row(f.name, options.__name__) for f in dataclasses.fields(options)}
         number = Counter(row.status for row in rows.values())
         shares = ", ".join(f"{number[status]} {status}" for status in ("honoured", "owned", "refused"))

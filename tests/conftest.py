@@ -83,7 +83,10 @@ def preferences(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """tiny("gpt2" | "llama" | "distilbert", width) -> the folder of a random base with its tokenizer, built once."""
+    """tiny(kind, width) -> the folder of a random base with its tokenizer, built once.
+
+    kind: "gpt2", "llama", "distilbert", "t5" or "bart".
+    """
     import transformers
 
     folders: dict[tuple[str, int], Path] = {}
@@ -94,7 +97,8 @@ def tiny(tmp_path_factory):
             words = tokenizer(chat=kind == "llama")
             transformers.set_seed(0)
             config = tiny_config(kind, len(words), width)
-            auto = transformers.AutoModel if kind == "distilbert" else transformers.AutoModelForCausalLM
+            autos = {"distilbert": "AutoModel", "t5": "AutoModelForSeq2SeqLM", "bart": "AutoModelForSeq2SeqLM"}
+            auto = getattr(transformers, autos.get(kind, "AutoModelForCausalLM"))
             auto.from_config(config).save_pretrained(folder)
             words.save_pretrained(folder)
             folders[kind, width] = folder
@@ -176,6 +180,46 @@ def prefer(tiny, preferences):
                 "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "attention")), learning_rate=2e-2),
             },
             "prompts": [{"kind": "question", "prompt": "say good in a film"}],
+        }
+        return Recipe(**{**options, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def summaries(tmp_path_factory) -> Path:
+    """A jsonl of 48 inputs and targets of unequal length."""
+    import json
+
+    path = tmp_path_factory.mktemp("data") / "summaries.jsonl"
+    rows = [
+        {"input": f"{text}{' the film' * (i % 4)}", "target": f"it was {word}{' and very warm' * (i % 3)}"}
+        for i, (text, word) in enumerate(sentences(48, seed=11))
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def translate(tiny, summaries):
+    """translate(kind) -> a recipe that runs in a few seconds: tiny T5 or BART, 48 inputs, arms full and lora."""
+    from peft import LoraConfig
+
+    from peft_recipes import Arm, Dataset, Recipe, targets
+
+    def make(kind: str = "t5", **changes):
+        options = {
+            "name": "tiny-seq2seq",
+            "task": "seq2seq",
+            "model": str(tiny(kind)),
+            "dataset": Dataset(str(summaries), train=32, validation=8, test=8),
+            "max_length": 24,
+            "training": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False},
+            "arms": {
+                "full": Arm(learning_rate=1e-3),
+                "lora": Arm(LoraConfig(r=4, target_modules=targets(kind, "all-linear")), learning_rate=1e-2),
+            },
+            "prompts": [{"kind": "question", "prompt": "this film was very sad"}],
         }
         return Recipe(**{**options, **changes})
 

@@ -200,7 +200,11 @@ def sample_inputs(task: Task, prepared: Prepared, base: nn.Module) -> list[dict[
     if prepared.splits:
         return task.inputs(prepared, 2)
     vocab_size = getattr(base.config.get_text_config(), "vocab_size", None)
-    return [{"input_ids": torch.arange(3, 19)[None] % vocab_size}] if vocab_size else []
+    if not vocab_size:
+        return []
+    ids = torch.arange(3, 19)[None] % vocab_size
+    decoder = {"decoder_input_ids": ids[:, :4]} if base.config.is_encoder_decoder else {}
+    return [{"input_ids": ids, **decoder}]
 
 
 def _without_tokenizer(task: Task, prepared: Prepared, quantise: str | None) -> tuple[nn.Module, list[str]]:

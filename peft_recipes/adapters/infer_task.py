@@ -20,13 +20,15 @@ from peft_recipes.runs.folder import resolved_recipe
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.registry import task_of
 
-_PEFT_TASKS = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification"}
+_PEFT_TASKS = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "seq2seq"}
 # The task of a base, by the end of its class name: for adapters saved without PEFT's task type.
 _MODEL_CLASSES = {
     "ForSequenceClassification": "text-classification",
     "ForImageClassification": "image-classification",
     "ForCausalLM": "language-modeling",
     "LMHeadModel": "language-modeling",
+    "ForConditionalGeneration": "seq2seq",
+    "MTModel": "seq2seq",  # Marian's
 }
 # Head weights with one row per class.
 _HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")

@@ -65,6 +65,11 @@ class OpenedAdapter:
         return self.recipe.task in LANGUAGE_TASKS
 
     @property
+    def encodes(self) -> bool:
+        """Whether the base is an encoder-decoder: it reads a prompt with its encoder, and its answer begins anew."""
+        return self.recipe.task == "seq2seq"
+
+    @property
     def has_own_head(self) -> bool:
         """Whether the task head is saved with the adapter, so that the head of the base alone is untrained."""
         return bool(getattr(self.saved.config, "modules_to_save", None)) and not self.generates
@@ -130,7 +135,8 @@ def open_adapter(folder: str | Path, base: str | None = None, *, trust_remote_co
     if fit.ok is False:
         raise RecipeError(f"{saved.folder} does not fit its base: {fit.message}.")
     adapter = OpenedAdapter(saved, task, class_names(saved, task.recipe))
-    if adapter.generates and not saved.is_run and adapter.processor.chat_template is not None:
+    decodes_only = adapter.generates and not adapter.encodes
+    if decodes_only and not saved.is_run and adapter.processor.chat_template is not None:
         # Trained elsewhere on a chat model: prompts go through the base's chat template, as in SFT.
         adapter.task = task_of(dataclasses.replace(task.recipe, task="sft"))
     return adapter

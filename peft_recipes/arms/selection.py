@@ -15,7 +15,7 @@ from peft_recipes.errors import RecipeError, nearest
 from peft_recipes.models.architectures import architecture_of, targets
 from peft_recipes.models.module_matching import matched_modules
 from peft_recipes.recipe.arm import Arm
-from peft_recipes.recipe.options import LANGUAGE_TASKS
+from peft_recipes.recipe.options import LANGUAGE_TASKS, TASKS
 from peft_recipes.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ def _obstacle(method: Method, base: Base) -> str:
     # PEFT's OLoRA decomposes a Conv1D's weight without transposing it, and fails at the first forward.
     if method.options.get("init_lora_weights") == "olora" and architecture_of(base.config).fan_in_fan_out:
         return "PEFT's OLoRA decomposes Conv1D layers the wrong way round"
-    if method.config == "TrainableTokensConfig" and getattr(base.config, "tie_word_embeddings", False):
+    with_trl = TASKS[task].arguments.startswith("trl.")
+    if method.config == "TrainableTokensConfig" and with_trl and getattr(base.config, "tie_word_embeddings", False):
         return "the embedding is tied to the LM head, and trl's trainers reject an adapter on it"
     return _convolution_obstacle(method) if _layers_of(base) == "convolutions" else ""
 
@@ -247,8 +248,23 @@ def _prompts(base: Base) -> dict[str, Any]:
     }
 
 
+def _prefix(base: Base) -> dict[str, Any]:
+    """Give an encoder-decoder's prefix the sizes of its decoder, whose self-attention it extends.
+
+    PEFT takes the encoder's number of layers, and the hidden size where T5 1.1's heads are narrower.
+    """
+    config = base.config
+    if not config.is_encoder_decoder:
+        return {}
+    heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
+    layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
+    width = heads * config.d_kv if hasattr(config, "d_kv") else config.hidden_size
+    return {"token_dim": width, "num_layers": layers or config.num_hidden_layers, "num_attention_heads": heads}
+
+
 _TARGETS: dict[str, Callable[[Base], dict[str, Any]]] = {
     "": lambda base: {},
+    "prefix": _prefix,
     "prompts": _prompts,
     "all-linear": _all_linear,
     "norms": _norms,

@@ -134,6 +134,8 @@ def padding_is_set(model: nn.Module, tokenizer: Any, batch: dict[str, Any]) -> N
             "would read the wrong token. Set one in the base's tokenizer and configuration."
         )
     mask, labels = batch.get("attention_mask"), batch.get("labels")
+    if getattr(model.config, "is_encoder_decoder", False):
+        return  # the labels are those of another sequence
     per_token = mask is not None and labels is not None and mask.shape == labels.shape
     # Labels of several classes are floats [examples, classes], which may have the mask's shape by chance.
     if per_token and not labels.is_floating_point() and bool((labels[mask == 0] >= 0).any()):

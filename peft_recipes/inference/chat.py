@@ -39,6 +39,8 @@ class Chat:
         write: Callable[[str], None] | None = None,
     ):
         check_generates(adapters)
+        if encoding := [adapter.folder for adapter in adapters.values() if adapter.encodes]:
+            raise RecipeError(f"{encoding[0]} is for seq2seq, which has no turns: ask with --prompt.")
         self.variants = Variants(adapters, merged)
         self.sampling = sampling
         self.active = next(iter(adapters))

@@ -16,7 +16,8 @@ from peft_recipes.data import formats
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import synchronise
 from peft_recipes.inference.variants import Variants
-from peft_recipes.models.positions import position_limit
+from peft_recipes.models.positions import encoder_decoder_limits, position_limit
+from peft_recipes.scoring.generation import ENCODER_DECODER
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def generate(
 def prompt_tokens(adapter: OpenedAdapter, messages: list[dict[str, str]], raw: bool = False) -> torch.Tensor:
     """Tokenise a conversation as in training, with the chat template if there is one. Returns [1, tokens]."""
     tokenizer = adapter.processor
-    if raw or adapter.recipe.task == "language-modeling":
+    if raw or adapter.recipe.task in ("language-modeling", "seq2seq"):
         ids = tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
     elif tokenizer.chat_template is not None:
         ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
@@ -119,9 +120,14 @@ def prompt_tokens(adapter: OpenedAdapter, messages: list[dict[str, str]], raw: b
 
 def max_answer_tokens(model: nn.Module, tokens: torch.Tensor, max_new_tokens: int, what: str) -> int:
     """Return how many new tokens fit the model's positions, at most max_new_tokens. Raises RecipeError if none does."""
-    limit = position_limit(model.config.get_text_config())
     if not tokens.shape[1]:
         raise RecipeError(f"{what} has no token that the model knows.")
+    if model.config.is_encoder_decoder:
+        encoder, decoder = encoder_decoder_limits(model.config)
+        if encoder is not None and tokens.shape[1] > encoder:
+            raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {encoder}.")
+        return max_new_tokens if decoder is None else min(max_new_tokens, decoder - 1)
+    limit = position_limit(model.config.get_text_config())
     if limit is not None and tokens.shape[1] >= limit:
         raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {limit}, its answer included.")
     return max_new_tokens if limit is None else min(max_new_tokens, limit - tokens.shape[1])
@@ -148,11 +154,12 @@ def generate_answer(
             pad_token_id=adapter.processor.pad_token_id,
             use_cache=True,
             streamer=streamer,
+            **(ENCODER_DECODER if adapter.encodes else {}),
             **sampling.options(),
         )
     synchronise(device.type)
     seconds = time.perf_counter() - start
-    new = output[0, ids.shape[1] :]
+    new = output[0, 1 if adapter.encodes else ids.shape[1] :]  # an encoder-decoder's begins with its start token
     text = adapter.processor.decode(new, skip_special_tokens=True).strip()
     eos = model.generation_config.eos_token_id
     ended = int(new[-1]) in (eos if isinstance(eos, list) else [eos])

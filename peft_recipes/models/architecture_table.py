@@ -61,6 +61,10 @@ _LLAMA = ("q_proj k_proj v_proj o_proj", "gate_proj up_proj down_proj", "embed_t
 _BERT = ("query key value attention.output.dense", "intermediate.dense output.dense", "embeddings")
 # `output.dense` also matches `attention.output.dense`, so only a pattern selects the MLP alone
 _BERT_PATTERNS = {"mlp": r"(.*\.)?layer\.\d+\.(intermediate|output)\.dense"}
+_T5_PATTERNS = {
+    "mlp": r"(.*\.)?DenseReluDense\.(wi|wi_0|wi_1|wo)",
+    "all-linear": r"(.*\.)?((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))",
+}
 
 # fmt: off
 _ROWS = (
@@ -97,6 +101,16 @@ _ROWS = (
     # its depthwise convolutions have too many groups for LoRA, and its squeeze-and-excitation few weights
     _row("efficientnet", "", "", "", "", "classifier",
          convolutions=("embeddings.convolution", "expand_conv", "project_conv", "top_conv")),
+    # wi in T5, wi_0 and wi_1 in T5 1.1: only a pattern names no layer that a base lacks
+    *(_row(name, "encoder.block, decoder.block", "SelfAttention.q SelfAttention.k SelfAttention.v SelfAttention.o "
+           "EncDecAttention.q EncDecAttention.k EncDecAttention.v EncDecAttention.o", "",
+           "shared embed_tokens relative_attention_bias", "lm_head classification_head qa_outputs",
+           patterns=_T5_PATTERNS) for name in ("t5", "mt5")),
+    *(_row(name, "model.encoder.layers, model.decoder.layers",
+           "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj "
+           "encoder_attn.q_proj encoder_attn.k_proj encoder_attn.v_proj encoder_attn.out_proj", "fc1 fc2",
+           "shared embed_tokens embed_positions", "lm_head classification_head qa_outputs")
+      for name in ("bart", "mbart", "marian", "pegasus")),
     # its base has a trained head, which is a target like any other layer
     _row("small-cnn", "", "", "", "", "classifier", linear=("fc1", "classifier"), convolutions=("conv1", "conv2")),
 )

@@ -96,6 +96,9 @@ def load_model(
     if wrong := [name for name in mismatched if not name.startswith(replaced)]:
         raise RecipeError(f"model '{recipe.model}': {len(wrong)} weights have another shape, first {wrong[0]}.")
     correct_momentum(model)
+    if model.config.is_encoder_decoder:
+        start = decoder_start(model.config, recipe.model)
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
     activations.fuse(model)
     onednn_linear.speed_up(model)
     quantisation.disable_bf16_kernels(model)
@@ -123,6 +126,21 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     vocabulary = tokenizer.get_vocab()
     turns = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>")
     return {vocabulary[t] for t in turns if t in vocabulary} | ({tokenizer.eos_token_id} - {None})
+
+
+def decoder_start(config: PretrainedConfig, model: str) -> int:
+    """Return the token that an encoder-decoder's answers begin with: as configured, else its BOS or padding token.
+
+    Raises RecipeError if the configuration of `model` names none of them.
+    """
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
+    if token is None:
+        raise RecipeError(
+            f"model '{model}': its configuration has no decoder_start_token_id, by which an answer begins. Set it in "
+            "the base's config.json (T5's is its padding token)."
+        )
+    return token
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

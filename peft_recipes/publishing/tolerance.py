@@ -19,7 +19,7 @@ import numpy as np
 import pandas
 
 from peft_recipes.recipe.metrics import PREFERENCE
-from peft_recipes.recipe.options import CAUSAL_TASKS
+from peft_recipes.recipe.options import TOKEN_TASKS
 from peft_recipes.reporting.formats import is_share
 from peft_recipes.statistics.bootstrap import metric_interval
 
@@ -127,7 +127,7 @@ def _bootstrap_interval(
 
 def example_scores(table: pandas.DataFrame, metric: str, task: str) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Return per-example scores whose (weighted) mean is the metric, and the weights; None if they are not stored."""
-    counted = task in CAUSAL_TASKS and "tokens" in table and table["tokens"].notna().all()  # not of a benchmark
+    counted = task in TOKEN_TASKS and "tokens" in table and table["tokens"].notna().all()  # not of a benchmark
     tokens = table["tokens"].to_numpy(dtype=float) if counted else None
     if metric == "accuracy" and metric not in table and {"label", "prediction"} <= set(table):
         return (table["label"] == table["prediction"]).to_numpy(dtype=float), None

@@ -35,8 +35,7 @@ def benchmark_problems(
     problems, names = [], [benchmark_name(benchmark) for benchmark in benchmarks]
     if benchmarks and task not in LANGUAGE_TASKS:
         problems.append(
-            f"benchmarks: they are for causal language models ({', '.join(LANGUAGE_TASKS)}), not for {task}. "
-            "Leave them out."
+            f"benchmarks: they are for language models ({', '.join(LANGUAGE_TASKS)}), not for {task}. Leave them out."
         )
     for benchmark, name in zip(benchmarks, names, strict=True):
         if not name.strip():

@@ -79,13 +79,22 @@ TASKS = {
     "grpo": TaskOptions(
         ("reward", *ANSWER_METRICS), "AutoModelForCausalLM", "trl.GRPOConfig", "CAUSAL_LM", ("reward", *_ANSWERS)
     ),
+    "seq2seq": TaskOptions(
+        ("rougeL", *(metric for metric in ANSWER_METRICS if metric != "rougeL"), "loss"),
+        "AutoModelForSeq2SeqLM",
+        "transformers.Seq2SeqTrainingArguments",
+        "SEQ_2_SEQ_LM",
+        _TOKEN_METRICS,
+    ),
 }
-# Tasks trained by SFTTrainer.
-CAUSAL_TASKS = tuple(name for name, task in TASKS.items() if task.arguments == "trl.SFTConfig")
-# Tasks of a causal language model, whose only head is the LM head.
-LANGUAGE_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class == "AutoModelForCausalLM")
+# Tasks of a language model, whose only head is the LM head.
+LANGUAGE_TASKS = tuple(
+    name for name, task in TASKS.items() if task.auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+)
 # Tasks whose head the pretrained base lacks.
 HEAD_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class.endswith("Classification"))
+# Tasks whose loss is a mean over labelled tokens, not over examples.
+TOKEN_TASKS = tuple(name for name, task in TASKS.items() if "perplexity" in task.reported)
 
 
 def metrics_of(task: str, problem_type: str | None = None) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ class Recipe:
 
     name: also the folder of its runs. task: one of `TASKS`. model: a Hub id, a folder, "embedded:NAME" or "small-cnn".
     dataset: see `Dataset`. arms: name -> Arm.
-    training: any option of TrainingArguments; for language tasks of SFTConfig or DPOConfig.
+    training: any option of TrainingArguments; for language tasks of SFTConfig, DPOConfig or
+    Seq2SeqTrainingArguments.
     max_length: most tokens in an example. batches: for causal models, "shared-prefix" (exact packing, see
     data/packing.py) or "padded". max_row_tokens: most tokens in a packed sequence.
     metric: compares the arms, one of the task's in `TASKS`: "accuracy", "loss", or of generated answers "exact_match",
@@ -51,9 +52,9 @@ class Recipe:
     judge: for the metric "preference", who compares an arm's answers with full's, see `Judge`.
     evaluate_also: more evaluation sets, to measure forgetting: name -> what differs from `dataset`, e.g.
     {"clean": {"transform": None}} or another `path`, whose test split is used.
-    benchmarks: for causal models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"),
+    benchmarks: for language models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"),
     files of tasks ("mine.yaml") or "embedded:docstring-choices". benchmark_examples: the most of each; None: all.
-    prompts: for causal models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
+    prompts: for language models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
     attention: "sdpa", "eager", "flash_attention_2", ...; None: the library's choice. threads: CPU threads; None:
     OMP_NUM_THREADS or torch's choice. skip_checks: names of guards to turn off.
     checkpoint_seconds: the interval between checkpoints for resuming (0: every step).

@@ -1,6 +1,7 @@
-"""Every field of TrainingArguments and of trl's configs: honoured, owned by the recipe, or refused.
+"""Every field of TrainingArguments, its subclass of Seq2SeqTrainer and trl's configs: honoured, owned or refused.
 
-A test compares the table with the classes of the installed versions; a field that the table lacks is refused.
+Owned: the recipe sets it. A test compares the table with the classes of the installed versions; a field that the table
+lacks is refused.
 """
 
 from __future__ import annotations
@@ -93,9 +94,12 @@ _OWNED = {
     "sync_ref_model": "nothing: the reference stays the untrained base",
     "truncation_mode": "nothing: answers are cut at their end, at max_length",
     "num_generations_eval": "nothing: the test prompts get one greedy answer each",
+    "predict_with_generate": "nothing: the test rows are answered by generation",
+    **dict.fromkeys(("generation_max_length", "generation_num_beams", "generation_config"),
+                    "`generation` of the recipe itself"),
     "model_init_kwargs": "the recipe itself (model, attention, trust_remote_code)",
     "trust_remote_code": "trust_remote_code of the recipe itself",
-}
+}  # fmt: skip
 
 _REFUSED = {
     "auto_find_batch_size": f"{_SAME_STEPS}; set per_device_train_batch_size and gradient_accumulation_steps",
@@ -120,6 +124,7 @@ _REFUSED = {
     "ddp_timeout": "the process group exists before the trainer; leave it out",
     "activation_offloading": "trl's offloading does not work with these batches; set gradient_checkpointing",
     "pad_to_multiple_of": "batches are padded to their longest example; leave it out",
+    "sortish_sampler": "set train_sampling_strategy: group_by_length, which it is",
     "shuffle_dataset": "set train_sampling_strategy: every epoch is shuffled by the seed already",
     **dict.fromkeys(("dataset_kwargs", "dataset_num_proc"), _DATA_IS_READY),
     **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"),

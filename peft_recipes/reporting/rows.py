@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_recipes.recipe.metrics import PREFERENCE
+from peft_recipes.recipe.options import LANGUAGE_TASKS
 from peft_recipes.reporting import answer_figures, below_table, facts, rank_sentences, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.details import BASE_LABEL
@@ -144,14 +145,11 @@ MEANINGS = {
 }
 
 
-_TASKS_OF_TOKENS = ("sft", "language-modeling", "dpo", "kto", "reward", "grpo")
-
-
 def _columns(comparison: Comparison) -> list[Column]:
     metric = facts.metric(comparison)
     name, texts = fmt.metric_title(metric), MEANINGS
     meaning = texts.get(f"{metric} of {comparison.get('task')}") or texts.get(metric, texts["metric"])
-    unit = "tokens" if comparison.get("task") in _TASKS_OF_TOKENS else "examples"
+    unit = "tokens" if comparison.get("task") in (*LANGUAGE_TASKS, "reward") else "examples"
     memory, checkpoint = "peak_memory_bytes", "checkpoint_bytes"
     answers = answer_figures.figures(comparison).items()
     return [

@@ -1,4 +1,4 @@
-"""Benchmarks: lm-evaluation-harness (lm_eval) on a causal model in memory, example by example.
+"""Benchmarks: lm-evaluation-harness (lm_eval) on a language model in memory, example by example.
 
 Prompts, answers and metrics are lm_eval's own, so a benchmark's value equals that of `lm_eval --model hf` on the saved
 model. The chat template is not applied, which is lm_eval's default. An example's score is such that the mean over the
@@ -43,7 +43,7 @@ class Benchmark:
 def run_benchmark(
     model: nn.Module, tokenizer: Any, tasks: Sequence[Task], examples: int | None = None, batch_size: int = BATCH_SIZE
 ) -> Benchmark:
-    """Evaluate a causal model on the tasks of one benchmark (more than one: a group, whose examples are pooled).
+    """Evaluate a language model on the tasks of one benchmark (more than one: a group, whose examples are pooled).
 
     examples: the most, the first of each task, shared evenly between the tasks of a group; None: all.
     Raises RecipeError for a group whose tasks have no metric in common.

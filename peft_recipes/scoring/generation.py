@@ -1,4 +1,7 @@
-"""Batched generation: left-padded, sorted by length, the prompts' common prefix computed once."""
+"""Batched generation: left-padded, sorted by length, the prompts' common prefix computed once.
+
+An encoder-decoder's prompts are padded on the right, as in training, and share nothing: each token sees all others.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import find_executable_batch_size
 
-from peft_recipes.models.positions import position_limit
+from peft_recipes.models.positions import encoder_decoder_limits, position_limit
 
 if TYPE_CHECKING:
     import torch.nn as nn
 
 BATCH_SIZE = 16
 _NOT_SAMPLED = dict.fromkeys(("temperature", "top_p", "top_k"))  # None, or `generate` would warn
+# What the settings stored with an encoder-decoder (bart-large-cnn: 4 beams, at least 56 tokens, an end token forced
+# at the greatest length) would change in a greedy answer.
+ENCODER_DECODER = {"num_beams": 1, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "length_penalty": 1.0,
+                   "early_stopping": False, "forced_eos_token_id": None}  # fmt: skip
 _LEAST_PREFIX = 16  # tokens; a shorter one saves less than its own pass costs
 _SAME = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # of the largest logit
 
@@ -66,8 +73,13 @@ def end_token_ids(model: nn.Module) -> set[int]:
 
 
 def room(model: nn.Module, prompt_tokens: int) -> int | None:
-    """How many tokens the model can generate after a prompt; None where its positions have no limit."""
+    """How many tokens the model can generate after a prompt; None where its positions have no limit.
+
+    An encoder-decoder's answer begins in its decoder, behind the start token.
+    """
     limit = position_limit(model.config.get_text_config())
+    if model.config.is_encoder_decoder:
+        limit, prompt_tokens = encoder_decoder_limits(model.config)[1], 1
     if limit is None:
         return None
     prompted = [c for c in getattr(model, "peft_config", {}).values() if c.is_prompt_learning]
@@ -82,7 +94,8 @@ def _settings(
     options: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The options of transformers' `generate`."""
-    settings = {"do_sample": False, **_NOT_SAMPLED, "max_new_tokens": max_new_tokens, **(options or {})}
+    greedy = {"do_sample": False, **_NOT_SAMPLED, **(ENCODER_DECODER if model.config.is_encoder_decoder else {})}
+    settings = {**greedy, "max_new_tokens": max_new_tokens, **(options or {})}
     left = room(model, max(map(len, prompts)))
     if left is not None:
         settings["max_new_tokens"] = max(min(settings["max_new_tokens"], left), 1)
@@ -94,7 +107,7 @@ class _Batching:
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int):
         self.model, self.pad_token_id = model, pad_token_id
-        self.device = next(model.parameters()).device
+        self.device, self.encodes = next(model.parameters()).device, model.config.is_encoder_decoder
         self.prefix, self.cache, self.pads = 0, None, True
         if len(prompts) < 2:
             return
@@ -129,13 +142,16 @@ class _Batching:
             torch.manual_seed(0)  # matters where an option asks for sampling
             output = self.model.generate(**inputs, **settings)
         ends = end_token_ids(self.model)
-        return [_until_end(new, ends) for new in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        start = 1 if self.encodes else inputs["input_ids"].shape[1]
+        return [_until_end(new, ends) for new in output[:, start:].tolist()]
 
     def _inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
         """input_ids and attention_mask [prompts, longest]: the prefix, then padding, then the rest of each prompt."""
-        longest, prefix = max(map(len, prompts)), self.prefix
-        ids = [[*p[:prefix], *[self.pad_token_id] * (longest - len(p)), *p[prefix:]] for p in prompts]
-        mask = [[*[1] * prefix, *[0] * (longest - len(p)), *[1] * (len(p) - prefix)] for p in prompts]
+        longest = max(map(len, prompts))
+        before = [len(p) if self.encodes else self.prefix for p in prompts]  # tokens before the padding
+        pairs = list(zip(prompts, before, strict=True))
+        ids = [[*p[:n], *[self.pad_token_id] * (longest - len(p)), *p[n:]] for p, n in pairs]
+        mask = [[*[1] * n, *[0] * (longest - len(p)), *[1] * (len(p) - n)] for p, n in pairs]
         tensors = {"input_ids": ids, "attention_mask": mask}
         return {name: torch.tensor(values, device=self.device) for name, values in tensors.items()}
 
@@ -154,13 +170,11 @@ class _Batching:
 
     def _first_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """[2, vocabulary] the logits of the first prompt's first two new tokens, as `generate` computes them."""
-        settings = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, **_NOT_SAMPLED}
+        settings = _settings(self.model, prompts, self.pad_token_id, 2, {"min_new_tokens": 2})
         inputs = self._inputs(prompts)
         if self.cache is not None:
             inputs["past_key_values"] = self._repeated(len(prompts))
-        output = self.model.generate(
-            **inputs, **settings, pad_token_id=self.pad_token_id, return_dict_in_generate=True, output_logits=True
-        )
+        output = self.model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
         return torch.stack([step[0].float() for step in output.logits])
 
     def _same(self, prompts: Sequence[Sequence[int]], alone: torch.Tensor) -> bool:
@@ -176,8 +190,12 @@ class _Batching:
 
 
 def _shares_cache(model: nn.Module) -> bool:
-    """Whether a prefix's keys and values can be given to `generate`; an adapter's virtual tokens have their own."""
-    return not any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+    """Whether a prefix's keys and values can be given to `generate`; an adapter's virtual tokens have their own.
+
+    Those of an encoder depend on all of its prompt.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    return not (model.config.is_encoder_decoder or any(config.is_prompt_learning for config in configs))
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

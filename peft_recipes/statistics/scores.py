@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peft_recipes.recipe.metrics import PREFERENCE
-from peft_recipes.recipe.options import CAUSAL_TASKS
+from peft_recipes.recipe.options import TOKEN_TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
 from peft_recipes.runs.predictions import PREFERENCES
@@ -40,7 +40,7 @@ def example_scores(examples: pandas.DataFrame, task: str, metric: str) -> Scores
         examples = examples.assign(accuracy=examples["label"] == examples["prediction"])
     examples = examples[examples[metric].notna()]
     weights = None
-    if metric == "loss" and task in CAUSAL_TASKS:
+    if metric == "loss" and task in TOKEN_TASKS:
         weights = examples["tokens"].to_numpy(dtype=float)
     return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), weights
 

@@ -19,6 +19,7 @@ _TASKS = {
     "grpo": ("grpo", "VerifiableRewards"),
     "kto": ("kto", "LabelledAnswers"),
     "reward": ("reward", "RewardModelling"),
+    "seq2seq": ("seq2seq", "Seq2Seq"),
 }
 
 

@@ -70,12 +70,16 @@ class SupervisedFineTuning(Causal):
                 "index": index,
                 "id": one_id,
                 "prompt": as_text(row["prompt"]),
-                "prompt_ids": tokenised_answers(row, [], prepared.processor)[0],
+                "prompt_ids": self.prompt_ids(row, prepared.processor),
                 "reference": as_text(row["completion"]),
                 "reference_tokens": sum(label != IGNORED for label in labels[index]),
                 "row": json.loads(json.dumps(columns, default=str)),  # equal in every process of a comparison
             })  # fmt: skip
         return prompts
+
+    def prompt_ids(self, row: dict[str, Any], tokenizer: Any) -> list[int]:
+        """The tokens of a row's prompt, as its answer is generated after them."""
+        return tokenised_answers(row, [], tokenizer)[0]
 
     def prompt_tokens(self, prompt: str, tokenizer: Any) -> torch.Tensor:
         if tokenizer.chat_template is None:

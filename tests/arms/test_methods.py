@@ -25,13 +25,16 @@ from peft_recipes.tasks.method_mixin import fit_schedules
 from peft_recipes.tasks.registry import task_of
 
 CLASSIFY, SFT = "text-classification", "sft"
-WHERE = [("gpt2", CLASSIFY), ("distilbert", CLASSIFY), ("llama", SFT)]
+SEQ2SEQ = "seq2seq"
+WHERE = [("gpt2", CLASSIFY), ("distilbert", CLASSIFY), ("llama", SFT), ("t5", SEQ2SEQ)]
 HEADLESS = ("adaption-prompt", "trainable-tokens")
 NO_CONV1D = ("oft", "boft", "loha", "lokr", "delora", "hra", "miss", "shira", "c3a", "road")
 # The methods that do not fit a base, with a part of the message.
 UNFIT = {
     ("distilbert", "prefix-tuning"): "past_key_values, which DistilBertModel does not take",
     ("llama", "bitfit"): "has no biases",
+    ("t5", "bitfit"): "has no biases",
+    ("t5", "adaption-prompt"): "Unsupported model type for adaption prompt: 't5'",
     ("gpt2", "olora"): "Conv1D layers the wrong way round",
     ("llama", "trainable-tokens"): "tied to the LM head",
     **{(kind, name): "saves no classification head" for kind in ("gpt2", "distilbert") for name in HEADLESS},
@@ -41,11 +44,11 @@ NO_PIXELS = ("prompt-tuning", "prefix-tuning", "p-tuning", *HEADLESS)
 
 
 @pytest.fixture
-def short(classify, instruct):
+def short(classify, instruct, translate):
     """short(kind, task) -> a recipe of three steps with only the full arm."""
 
     def make(kind: str, task: str, **changes) -> Recipe:
-        recipe = (instruct if task == SFT else classify)(kind)
+        recipe = {SFT: instruct, CLASSIFY: classify, SEQ2SEQ: translate}[task](kind)
         return Recipe(**{
             **vars(recipe),
             "dataset": Dataset(**{**vars(recipe.dataset), "train": 24, "validation": 8, "test": 8}),

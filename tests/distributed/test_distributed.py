@@ -35,7 +35,7 @@ from peft_recipes.runs.folder import run_folder
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
         ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
         ("padded-pairs", "full"), ("images", "head"), ("several", "lora"), ("several", "head"), ("number", "full"),
-        ("number", "head")]  # fmt: skip
+        ("number", "head"), ("seq2seq", "lora"), ("seq2seq", "full")]  # fmt: skip
 ONE_COPY = [
     ("images", "full"),
     ("classes", "adalora"),
@@ -57,7 +57,7 @@ def without_dropout(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipes(without_dropout, tiny, reviews, questions, preferences, root):
+def recipes(without_dropout, tiny, reviews, questions, preferences, translate, root):
     """A recipe for each task, with indivisible splits; a step is 8 examples, in classification two batches of 4."""
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets("distilbert", "all-linear"))
     attention = LoraConfig(r=4, target_modules=targets("llama", "attention"))
@@ -108,6 +108,9 @@ def recipes(without_dropout, tiny, reviews, questions, preferences, root):
             **vars(sft), **pairs, "name": "padded-pairs", "batches": "padded",
             "dataset": Dataset(str(preferences), train=35, validation=5, test=7),
             "training": {**sft.training, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}),
+        "seq2seq": translate(
+            name="seq2seq", dataset=Dataset(translate().dataset.path, train=33, validation=5, test=7),
+            training={**sft.training, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, **common),
         "images": Recipe(
             name="images", task="image-classification", model=str(root / "vit"),
             dataset=Dataset(str(root / "pictures"), image="image", label="label", train=13, validation=5, test=6),

@@ -21,7 +21,12 @@ _ENCODERS = (
     "fnet megatron-bert mobilebert modernbert mpnet nomic_bert nystromformer rembert roberta "
     "roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl"
 )
+_ENCODER_DECODERS = (
+    "bart bigbird_pegasus blenderbot led longt5 m2m_100 marian mbart mt5 mvp pegasus pegasus_x plbart prophetnet "
+    "switch_transformers t5 umt5"
+)
 DECODERS, ENCODERS = _DECODERS.split(), _ENCODERS.split()
+ENCODER_DECODERS = _ENCODER_DECODERS.split()
 CLASSIFIERS = [kind for kind in (*DECODERS, *ENCODERS) if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES]
 
 # transformers' usual names of a size, and those that some configurations use instead.
@@ -34,6 +39,15 @@ _IF_PRESENT: dict[str, Any] = dict(
     hidden_dim=64, rotary_dim=4, embedding_size=24, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
     moe_intermediate_size=16, shared_expert_intermediate_size=16, sliding_window=64,
     block_size=8,
+)  # fmt: skip
+_OF_AN_ENCODER_DECODER: dict[str, Any] = dict(
+    d_model=32, hidden_size=32, encoder_layers=2, decoder_layers=2, num_layers=2, num_decoder_layers=2,
+    num_encoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, num_heads=2,
+    num_encoder_attention_heads=2, num_decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, d_kv=16,
+    d_ff=64, max_position_embeddings=96, max_encoder_position_embeddings=96, max_decoder_position_embeddings=96,
+    pad_token_id=0, bos_token_id=1, eos_token_id=1, forced_eos_token_id=None, dropout=0.0, dropout_rate=0.0,
+    num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, attention_window=8, block_size=4,
+    num_random_blocks=1,
 )  # fmt: skip
 _OWN: dict[str, dict[str, Any]] = {
     "falcon": {"head_dim": ...},  # a property there
@@ -55,6 +69,19 @@ def tiny_architecture(model_type: str) -> transformers.PretrainedConfig:
     sizes |= _OWN.get(model_type, {})
     sizes = {key: value for key, value in sizes.items() if value is not ...}
     return transformers.AutoConfig.for_model(model_type, vocab_size=len(tokenizer()), **sizes)
+
+
+def save_tiny_encoder_decoder(model_type: str, folder: Path) -> Path:
+    """Write a random encoder-decoder of this architecture, with a tokenizer; return the folder."""
+    given = transformers.AutoConfig.for_model(model_type).to_dict()
+    sizes = {key: value for key, value in _OF_AN_ENCODER_DECODER.items() if key in given}
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=len(tokenizer()), decoder_start_token_id=0, **sizes
+    )
+    transformers.set_seed(0)
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def save_tiny_base(model_type: str, folder: Path) -> Path:

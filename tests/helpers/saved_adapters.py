@@ -16,13 +16,16 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(**{**defaults, **options})
 
 
-def saved(base: Path, folder: Path, config: PeftConfig | None = None, seed: int = 0, labels: int = 0) -> Path:
-    """Save an adapter with random weights. labels: a classifier's number of classes; 0: a causal language model."""
+def saved(
+    base: Path, folder: Path, config: PeftConfig | None = None, seed: int = 0, labels: int = 0,
+    auto_class: Any = AutoModelForCausalLM,
+) -> Path:  # fmt: skip
+    """Save an adapter with random weights. labels: a classifier's number of classes; 0: a model of auto_class."""
     torch.manual_seed(seed)
     if labels:
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, pad_token_id=0)
     else:
-        model = AutoModelForCausalLM.from_pretrained(base)
+        model = auto_class.from_pretrained(base)
     adapted = get_peft_model(model, config or lora())
     with torch.no_grad():
         for name, weight in adapted.named_parameters():

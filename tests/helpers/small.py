@@ -51,7 +51,7 @@ def tokenizer(chat: bool = False):
 
 def tiny_config(kind: str, vocab: int, width: int = 32):
     """Return the configuration of a model with a few thousand weights."""
-    from transformers import DistilBertConfig, GPT2Config, LlamaConfig
+    from transformers import BartConfig, DistilBertConfig, GPT2Config, LlamaConfig, T5Config
 
     if kind == "distilbert":
         return DistilBertConfig(vocab_size=vocab, dim=width, hidden_dim=2 * width, n_layers=2, n_heads=2,
@@ -59,6 +59,14 @@ def tiny_config(kind: str, vocab: int, width: int = 32):
     if kind == "gpt2":
         return GPT2Config(vocab_size=vocab, n_embd=width, n_layer=2, n_head=2, n_positions=64, bos_token_id=1,
                           eos_token_id=1, pad_token_id=None)  # fmt: skip
+    if kind == "t5":
+        return T5Config(vocab_size=vocab, d_model=width, d_kv=width // 2, d_ff=2 * width, num_layers=2, num_heads=2,
+                        dropout_rate=0.0, eos_token_id=1, pad_token_id=0, decoder_start_token_id=0)  # fmt: skip
+    if kind == "bart":
+        return BartConfig(vocab_size=vocab, d_model=width, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width,
+                          encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+                          max_position_embeddings=64, dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+                          decoder_start_token_id=1, forced_eos_token_id=None)  # fmt: skip
     return LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
                        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None,
                        eos_token_id=1, pad_token_id=0, tie_word_embeddings=True)  # fmt: skip

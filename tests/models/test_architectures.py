@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -35,12 +36,16 @@ AUTO_CLASSES = {
     "masked-language-modeling": AutoModelForMaskedLM,
     "text-classification": AutoModelForSequenceClassification,
     "image-classification": AutoModelForImageClassification,
+    "seq2seq": AutoModelForSeq2SeqLM,
 }
+ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "marian", "pegasus")
 CASES = [
     (model_type, task)
     for model_type in ARCHITECTURES
     for task, auto_class in AUTO_CLASSES.items()
+    # of an encoder-decoder the decoder alone, or BART's classifier, is nothing that a recipe trains
     if CONFIG_MAPPING[model_type] in auto_class._model_mapping
+    and (task == "seq2seq" or model_type not in ENCODER_DECODERS)
 ]
 TRANSFORMERS = [(model_type, task) for model_type, task in CASES if model_type != "small-cnn"]
 
@@ -48,12 +53,22 @@ SIZES = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4, intermediate_size=32,
     vocab_size=40, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
+T5_SIZES = dict(
+    d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, vocab_size=40, pad_token_id=0, eos_token_id=1,
+)  # fmt: skip
+BART_SIZES = dict(
+    d_model=16, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=40,
+    encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=32, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, decoder_start_token_id=2,
+)  # fmt: skip
 OWN_SIZES = {
     "gpt2": dict(n_embd=16, n_layer=2, n_head=4, vocab_size=40, n_positions=32, bos_token_id=1, eos_token_id=2),
     "distilbert": dict(dim=16, n_layers=2, n_heads=4, hidden_dim=32, vocab_size=40, max_position_embeddings=32),
     # with projections around the blocks, as in OPT-350m: they are no targets
     "opt": {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 8},
     "vit": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, image_size=32),
+    **{name: T5_SIZES for name in ("t5", "mt5")},
+    **{name: BART_SIZES for name in ("bart", "mbart", "marian", "pegasus")},
     "small-cnn": {},
 }
 
@@ -66,6 +81,14 @@ BERT = (
     "attention.self.query attention.self.key attention.self.value attention.output.dense",
     "intermediate.dense output.dense",
 )
+T5_ATTENTION = " ".join(f"layer.{part}.{name}" for part in ("0.SelfAttention", "1.EncDecAttention") for name in "qkvo")
+T5_MLP, MT5_MLP = (
+    " ".join(f"layer.{i}.DenseReluDense.{name}" for i in (1, 2) for name in names.split())
+    for names in ("wi wo", "wi_0 wi_1 wo")
+)
+BART_ATTENTION = " ".join(
+    f"{attention}.{name}_proj" for attention in ("self_attn", "encoder_attn") for name in ("q", "k", "v", "out")
+)
 INSIDE_A_BLOCK = {
     **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"], LLAMA),
     **dict.fromkeys(["bert", "roberta"], BERT),
@@ -74,6 +97,9 @@ INSIDE_A_BLOCK = {
     "opt": ("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj", "fc1 fc2"),
     "phi": ("self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.dense", "mlp.fc1 mlp.fc2"),
     "distilbert": ("attention.q_lin attention.k_lin attention.v_lin attention.out_lin", "ffn.lin1 ffn.lin2"),
+    "t5": (T5_ATTENTION, T5_MLP),
+    "mt5": (T5_ATTENTION, MT5_MLP),
+    **dict.fromkeys(["bart", "mbart", "marian", "pegasus"], (BART_ATTENTION, "fc1 fc2")),
     "vit": ("attention.q_proj attention.k_proj attention.v_proj attention.o_proj", "mlp.fc1 mlp.fc2"),
 }
 
@@ -108,7 +134,9 @@ def test_lora_is_on_exactly_the_layers_that_the_targets_name(model_type, task, w
     model = AUTO_CLASSES[task].from_config(config_of(model_type))
     attention, mlp = INSIDE_A_BLOCK[model_type]
     inside = {"attention": attention, "mlp": mlp, "all-linear": f"{attention} {mlp}"}[which].split()
-    expected = {f"{row.blocks}.{block}.{name}" for block in range(2) for name in inside}
+    blocks = [f"{blocks}.{block}" for blocks in row.blocks.split(", ") for block in range(2)]
+    modules = {name for name, _ in model.named_modules()}  # an encoder has no attention to an encoder
+    expected = {f"{block}.{name}" for block in blocks for name in inside} & modules
     if which == "all-linear":  # the same as every linear layer below a numbered block
         assert expected == set(linear_in_blocks(model))
     task_type = TaskType.SEQ_CLS if task == "text-classification" else None
@@ -121,7 +149,8 @@ def test_lora_is_on_exactly_the_layers_that_the_targets_name(model_type, task, w
 @pytest.mark.parametrize(("model_type", "task"), TRANSFORMERS)
 def test_a_row_names_the_head_the_embeddings_and_the_layer_class(model_type, task):
     row, model = ARCHITECTURES[model_type], tiny(model_type, task)
-    outside = [name for name, child in model.named_children() if name != model.base_model_prefix]
+    base = model.base_model_prefix if model.base_model is not model else "shared encoder decoder"  # T5's parts
+    outside = [name for name, child in model.named_children() if name not in base.split()]
     heads = [name for name in outside if list(getattr(model, name).parameters())]
     assert set(heads) <= set(row.heads) and heads == head_modules(model)
 
@@ -137,7 +166,7 @@ def test_a_row_names_the_head_the_embeddings_and_the_layer_class(model_type, tas
 @pytest.mark.parametrize("model_type", [m for m in ARCHITECTURES if m != "small-cnn"])
 def test_the_targets_match_the_same_layers_in_a_base_model_without_a_head(model_type):
     model = tiny(model_type, next(task for case, task in CASES if case == model_type))
-    prefix = f"{model.base_model_prefix}."
+    prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     for which in ("attention", "mlp", "all-linear"):
         names = targets(model_type, which)
         assert [prefix + name for name in matched_modules(model.base_model, names)] == matched_modules(model, names)

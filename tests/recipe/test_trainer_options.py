@@ -7,14 +7,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from peft_recipes.recipe import trainer_options
 from peft_recipes.recipe.options import training_problems
 
 CLASSES = {"text-classification": TrainingArguments, "sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig,
-           "kto": KTOConfig, "grpo": GRPOConfig}  # fmt: skip
+           "kto": KTOConfig, "grpo": GRPOConfig, "seq2seq": Seq2SeqTrainingArguments}  # fmt: skip
 
 
 def test_the_table_names_every_field_of_the_installed_classes_and_no_other():

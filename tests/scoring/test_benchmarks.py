@@ -168,5 +168,5 @@ def test_without_lm_eval_the_message_is_the_command_that_installs_it(instruct, m
 
 
 def test_benchmarks_are_for_causal_models(classify):
-    with pytest.raises(RecipeError, match="benchmarks: they are for causal language models"):
+    with pytest.raises(RecipeError, match="benchmarks: they are for language models"):
         classify(benchmarks=["hellaswag"])

@@ -26,7 +26,7 @@ from peft_recipes.training import stages
 
 
 @pytest.fixture
-def recipes(classify, instruct, prefer):
+def recipes(classify, instruct, prefer, translate):
     """A recipe of each task: dropout (so that random states matter), two epochs and a checkpoint every step."""
 
     def dropout(kind, learning_rate):
@@ -40,6 +40,7 @@ def recipes(classify, instruct, prefer):
         "sft": instruct(arms=dropout("llama", 1e-2), training=training, checkpoint_seconds=0),
         "dpo": prefer(arms=dropout("llama", 1e-2), training={**training, "disable_dropout": False},
                       checkpoint_seconds=0),
+        "seq2seq": translate(arms=dropout("t5", 1e-2), training=training, checkpoint_seconds=0),
     }  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def same(first, second):
 
 @pytest.mark.parametrize("step", [3, 4])  # of 4 or 12 to an epoch: within one, and (sft) at its end
 @pytest.mark.parametrize("arm", ["lora", "full"])
-@pytest.mark.parametrize("task", ["classification", "sft", "dpo"])
+@pytest.mark.parametrize("task", ["classification", "sft", "dpo", "seq2seq"])
 def test_an_interrupted_run_resumes_with_the_same_result(recipes, tmp_path, monkeypatch, task, arm, step):
     recipe = recipes[task].with_changes({"training": {"train_sampling_strategy": "group_by_length"}})
     uninterrupted = train(recipe, arm, output=tmp_path / "uninterrupted")
