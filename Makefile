@@ -22,6 +22,7 @@ compare: $(STAMP)
 # The adapters that are kept in the repository, and the figures of the README that come from them.
 kept: $(STAMP)
 	@$(BIN)/peft-recipes compare mnist-shift --embedded --seeds 0,1,2 --output adapters
+	@$(BIN)/peft-recipes compare smollm2-arithmetic --embedded --arms full,lora --seeds 0,1,2 --output adapters
 	@$(BIN)/peft-recipes compare smollm2-alpaca --embedded --arms full,lora --seeds 0,1,2 --output adapters
 	@$(MAKE) --no-print-directory readme
 
