@@ -6,6 +6,8 @@ formulas here are those of scikit-learn and SciPy, written as functions of sums 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from peft_recipes.scoring.pseudo_values import jackknife, pseudo_values
@@ -18,12 +20,22 @@ _PAIRS_AT_ONCE = 4_000_000  # of examples, when ranks are taken without each of 
 def class_scores(predictions: np.ndarray, references: np.ndarray) -> Scores:
     """accuracy, macro_f1 and mcc of class ids [examples]."""
     classes, ids = np.unique([predictions, references], return_inverse=True)
-    predicted, labelled = np.eye(len(classes))[ids.reshape(2, -1)]
-    right = (predictions == references).astype(float)
+    # Examples of one cell of the confusion matrix are alike: with many classes that saves memory and time.
+    cells, cell, sizes = np.unique(ids.reshape(2, -1), axis=1, return_inverse=True, return_counts=True)
+    predicted, labelled = np.eye(len(classes))[cells]
+    right = (cells[0] == cells[1]).astype(float)[:, None]
+
+    def scores(statistic: Callable[[np.ndarray], float], counts: np.ndarray) -> np.ndarray:
+        total = sizes @ counts
+        if len(predictions) < 2:
+            return np.array([statistic(total)])
+        without = np.array([statistic(total - count) for count in counts])
+        return jackknife(statistic(total), without[cell.reshape(-1)])
+
     return {
-        "accuracy": right,
-        "macro_f1": pseudo_values(_present_f1, _f1_counts(predicted, labelled)),
-        "mcc": pseudo_values(_mcc, np.hstack([right[:, None], predicted, labelled])),
+        "accuracy": (predictions == references).astype(float),
+        "macro_f1": scores(_present_f1, _f1_counts(predicted, labelled)),
+        "mcc": scores(_mcc, np.hstack([right, predicted, labelled])),
     }
 
 

@@ -19,7 +19,9 @@ def class_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, 
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(references, predictions)),
+        "mcc": float(matthews_corrcoef(references, predictions))
+        if np.unique([predictions, references]).size > 1
+        else 0.0,
     }
 
 
