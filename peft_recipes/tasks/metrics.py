@@ -16,12 +16,11 @@ def class_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, 
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+    one_class = np.unique([predictions, references]).size == 1  # scikit-learn gives 0 as well, with a warning
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(references, predictions))
-        if np.unique([predictions, references]).size > 1
-        else 0.0,
+        "mcc": 0.0 if one_class else float(matthews_corrcoef(references, predictions)),
     }
 
 
