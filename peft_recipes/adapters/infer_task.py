@@ -20,10 +20,16 @@ from peft_recipes.runs.folder import resolved_recipe
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.registry import task_of
 
-_PEFT_TASKS = {"CAUSAL_LM": "language-modeling", "SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "seq2seq"}
+_PEFT_TASKS = {
+    "CAUSAL_LM": "language-modeling",
+    "SEQ_CLS": "text-classification",
+    "SEQ_2_SEQ_LM": "seq2seq",
+    "TOKEN_CLS": "token-classification",
+}
 # The task of a base, by the end of its class name: for adapters saved without PEFT's task type.
 _MODEL_CLASSES = {
     "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
     "ForCausalLM": "language-modeling",
     "LMHeadModel": "language-modeling",
@@ -97,12 +103,14 @@ def class_names(saved: SavedAdapter, recipe: Recipe) -> list[str] | None:
     """Return the class names of a classifier, or None if the adapter has no head of its own (the base's is used), or
     predicts a number.
 
-    The names are those that the run tested; else the base's, if there are as many as the saved head has rows; else
+    The names are those of the run's data; else the base's, if there are as many as the saved head has rows; else
     numbers.
     """
     if recipe.dataset.problem_type == REGRESSION:
         return None
     try:
+        if saved.run.get("labels"):
+            return list(saved.run["labels"])
         if saved.run.get("per_class"):
             return [row["label"] for row in saved.run["per_class"]]
     except (KeyError, TypeError):

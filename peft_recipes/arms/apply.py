@@ -187,7 +187,7 @@ def _complete_config(
     if new_modules and hasattr(config, "modules_to_save"):
         # Otherwise the head has random weights after a reload (peft#577, #876).
         config.modules_to_save = sorted({*(config.modules_to_save or []), *new_modules})
-    elif hasattr(config, "modules_to_save") and config.task_type == "SEQ_CLS":
+    elif hasattr(config, "modules_to_save") and config.task_type in ("SEQ_CLS", "TOKEN_CLS"):
         # With this task type PEFT would also train the head, which here is already trained.
         config.task_type = None
     return config

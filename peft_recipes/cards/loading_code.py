@@ -39,6 +39,8 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
     classes = [auto, *(["BitsAndBytesConfig"] if quantise else [])]
     if not (image and small_cnn):
         classes.append("AutoImageProcessor" if image else "AutoTokenizer")
+    if recipe.task == "token-classification":
+        classes.append("pipeline")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -76,7 +78,9 @@ def _literal(text: object) -> str:
 
 def _options(recipe: Recipe, data: dict[str, Any], quantise: str | None) -> list[str]:
     """Return the arguments with which from_pretrained loads the base."""
-    labels = [row["label"] for row in data.get("per_class") or []] or list(recipe.dataset.labels or [])
+    labels = (
+        data.get("labels") or [row["label"] for row in data.get("per_class") or []] or list(recipe.dataset.labels or [])
+    )
     names = ", ".join(f"{index}: {_literal(label)}" for index, label in enumerate(labels))
     options = [f"num_labels={len(labels)}"] if labels else []
     if (kind := recipe.dataset.problem_type) not in (None, CLASSES):

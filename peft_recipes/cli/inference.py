@@ -55,7 +55,7 @@ def predict(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Classify texts, pairs or images with a saved adapter: label and probability, several labels, or a number.
+    """Classify texts, pairs or images with a saved adapter: label and probability, labels, a number, or entities.
 
     A reward model scores texts, or answers to --prompt.
     """

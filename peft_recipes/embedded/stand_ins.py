@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.embedded import arithmetic, datasets, efficientnet, models, packages, storage
+from peft_recipes.embedded import arithmetic, datasets, efficientnet, models, names, packages, storage
 from peft_recipes.embedded.cache import build_once, version_of
 from peft_recipes.errors import RecipeError, unknown
 
@@ -120,6 +120,13 @@ DATASETS: dict[str, StandIn] = {
         "text: plain English on which no stand-in is trained, to measure what a model forgot",
         datasets.docstring_text,
         origin="the docstrings of the installed networkx, numpy, pandas, sympy and torch",
+    ),
+    "docstring-names": StandIn(
+        description="text: a sentence of a docstring; spans: the names of classes, functions, parameters and values",
+        origin="the docstrings of the installed Python, networkx, numpy, pandas, sympy and torch",
+        licence=_LICENCES,
+        builder=names.docstring_names,
+        inputs=names.inputs,
     ),
     "stdlib-functions": StandIn(
         description="text: the source of one function of the standard library, 5 to 40 lines",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +92,16 @@ def build(adapters: dict[str, OpenedAdapter]) -> gradio.Blocks:
         gradio.Markdown(f"## {', '.join(adapters)} on {public_name(first.base_name)}")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=560):
-                (_generation if first.generates else _classification)(gradio, variants, lock)
+                _layout(first)(gradio, variants, lock)
             with gradio.Column(scale=1, min_width=380, elem_id="evidence"):
                 gradio.Markdown(evidence_markdown(adapters))
     return page
+
+
+def _layout(adapter: OpenedAdapter) -> Callable[[Any, Variants, threading.Lock], None]:
+    if adapter.generates:
+        return _generation
+    return _entities if adapter.recipe.task == "token-classification" else _classification
 
 
 def _generation(gradio: Any, variants: Variants, lock: threading.Lock) -> None:
@@ -170,3 +176,27 @@ def _classification(gradio: Any, variants: Variants, lock: threading.Lock) -> No
     button.click(ask, boxes, answers, api_name="ask")
     for box in () if takes_images else boxes:
         box.submit(ask, boxes, answers, api_name=False)
+
+
+def _entities(gradio: Any, variants: Variants, lock: threading.Lock) -> None:
+    """Lay out a text, and the same text for each variant with its entities marked."""
+    untrained = any(adapter.has_own_head for adapter in variants.adapters.values())
+    names = [name for name in variants.names if not (name == BASE and untrained)]
+    box = gradio.Textbox(label="Text", lines=4, elem_id="text")
+    button = gradio.Button("Ask", variant="primary", elem_id="ask")
+    answers = [gradio.HighlightedText(label=name, elem_id=f"answer-{name}") for name in names]
+
+    def ask(text: str) -> list[dict[str, Any]] | dict[str, Any]:
+        if not (text or "").strip():
+            raise gradio.Error("Write a text first.")
+        marked = []
+        with lock:
+            for name in names:
+                predictor = Predictor(variants.adapter(name), model=variants.model(name))
+                found = predictor.texts([text])[0]["entities"]
+                spans = [{"entity": row["label"], "start": row["start"], "end": row["end"]} for row in found]
+                marked.append({"text": text, "entities": spans})
+        return marked if len(marked) > 1 else marked[0]
+
+    button.click(ask, [box], answers, api_name="ask")
+    box.submit(ask, [box], answers, api_name=False)

@@ -1,4 +1,4 @@
-"""Classify texts, pairs of texts or images, or score answers, with a saved adapter, in batches that fit the memory."""
+"""Classify texts, pairs, images or the words of texts, or score answers, with a saved adapter, in batches that fit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from peft_recipes.adapters.open import OpenedAdapter, open_adapter
-from peft_recipes.data import images
+from peft_recipes.data import images, words
 from peft_recipes.data.encoding import encode
 from peft_recipes.errors import RecipeError
 from peft_recipes.inference import inputs
+from peft_recipes.inference.entities import find_entities
 from peft_recipes.inference.predictions import result, write_results
 from peft_recipes.models.positions import position_limit
 
@@ -46,6 +47,7 @@ class Predictor:
             raise RecipeError(f"{adapter.folder} is for {adapter.recipe.task}, it writes text: use `generate`.")
         self.adapter, self.batch_size = adapter, batch_size
         self.takes_images = adapter.recipe.task == "image-classification"
+        self.tags_words = adapter.recipe.task == "token-classification"
         self.scores = adapter.recipe.task == "reward"
         self._model = model
 
@@ -61,6 +63,8 @@ class Predictor:
     ) -> list[dict[str, Any]]:
         """Classify texts, or pairs of texts. Returns for each what predictions.py says: its class, classes or number.
 
+        A token classifier's results are `entities` (see entities.py).
+
         A reward model returns a `score`, a number without bounds: of the text as it is, or as an answer to `prompt` in
         the format of the training data.
 
@@ -72,6 +76,9 @@ class Predictor:
         if prompt is not None and not self.scores:
             raise RecipeError(f"{self.adapter.folder} classifies texts: --prompt is for reward models.")
         self._check_pairs(pairs is not None)
+        if self.tags_words:
+            words.check_fast(self.adapter.processor, self.adapter.base_name)
+            return find_entities(texts, self.adapter.processor, self.labels(), self._max_length(), self.logits)
         tokenizer = self.adapter.processor
         if self.scores:
             columns = self._scored(texts, prompt)
@@ -85,7 +92,7 @@ class Predictor:
             return tokenizer.pad(chosen, return_tensors="pt")
 
         # Sorted by length, so that little is padded; the longest first, so that memory runs out early or not at all.
-        return self._run_batches(batch, np.argsort([-len(ids) for ids in tokens], kind="stable").tolist())
+        return self._results(self.logits(batch, np.argsort([-len(ids) for ids in tokens], kind="stable").tolist()))
 
     def _scored(self, texts: Sequence[str], prompt: str | None) -> dict[str, list[Any]]:
         """The tokens of texts that a reward model scores. Raises RecipeError for one that is too long."""
@@ -120,7 +127,12 @@ class Predictor:
             pixels = np.stack([images.pixels(picture, config, processor) for picture in decoded])
             return {"pixel_values": torch.from_numpy(pixels)}
 
-        return self._run_batches(batch, list(range(len(pictures))))
+        return self._results(self.logits(batch, list(range(len(pictures)))))
+
+    def labels(self) -> list[str]:
+        """The class names in the order of the model's outputs."""
+        names = self.model.config.id2label
+        return self.adapter.labels or [str(names[i]) for i in range(len(names))]
 
     def _max_length(self) -> int:
         """Return the number of tokens that a text is truncated to: as in training, else the model's own limit."""
@@ -129,10 +141,17 @@ class Predictor:
         limits = (position_limit(self.model.config), self.adapter.processor.model_max_length, 4_096)
         return min(limit for limit in limits if limit)
 
-    def _run_batches(
-        self, batch: Callable[[Sequence[int]], dict[str, torch.Tensor]], order: list[int]
-    ) -> list[dict[str, Any]]:
-        """Classify examples in this order; return their results in the original order."""
+    def _results(self, logits: list[np.ndarray]) -> list[dict[str, Any]]:
+        if self.scores:
+            return [{"score": float(values[0])} for values in logits]
+        labels = self.labels()
+        return [result(self.adapter.problem_type, values, labels) for values in logits]
+
+    def logits(self, batch: Callable[[Sequence[int]], dict[str, torch.Tensor]], order: list[int]) -> list[np.ndarray]:
+        """Compute examples in this order; return their logits in the original order.
+
+        Each is [outputs], or [length, outputs] where each token has its own.
+        """
         from accelerate.utils import find_executable_batch_size
         from tqdm.auto import tqdm
 
@@ -148,17 +167,16 @@ class Predictor:
             while len(logits) < len(order):  # a smaller batch continues where memory ran out
                 indices = order[len(logits) : len(logits) + batch_size]
                 with torch.no_grad():
-                    output = self.model(**{key: value.to(device) for key, value in batch(indices).items()}).logits
+                    given = {key: value.to(device) for key, value in batch(indices).items()}
+                    output = self.model(**given).logits
+                if output.dim() == 3:  # without an adapter's virtual tokens
+                    output = output[:, -given["input_ids"].shape[1] :]
                 logits.update(zip(indices, output.float().cpu().numpy(), strict=True))
                 bar.update(len(indices))
 
         with tqdm(total=len(order), unit=" examples", disable=None if len(order) > self.batch_size else True) as bar:
             run()
-        if self.scores:
-            return [{"score": float(values[0])} for _, values in sorted(logits.items())]
-        names = self.model.config.id2label
-        labels = self.adapter.labels or [str(names[i]) for i in range(len(names))]
-        return [result(self.adapter.problem_type, values, labels) for _, values in sorted(logits.items())]
+        return [values for _, values in sorted(logits.items())]
 
 
 def predict_file(

@@ -1,4 +1,4 @@
-"""What a classifier's logits say: a class, several classes or a number, and how it is written to a file."""
+"""What a classifier's logits say (a class, several classes or a number), and how a result is written to a file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def in_words(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def write_results(rows: datasets.Dataset, results: list[dict[str, Any]], output: Path) -> None:
-    """Write rows with their results as columns: label and probability, labels and probabilities, or value.
+    """Write rows with their results as columns: label and probability, labels and probabilities, value, or entities.
 
     Columns of that name are kept, and a result is in predicted_label (and so on) then.
     """

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.parquet"
 COMPARISON_FILE = "comparison.json"
+_TEXTS = ("words", "prompt", "answer", "reference")  # columns of predictions.parquet with texts of the data
 
 
 @dataclass
@@ -245,6 +246,10 @@ def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[hub_c
     }
     left_out = {}
     files |= {name: folder / name for name in (PREDICTIONS, PREFERENCES) if (folder / name).is_file()}
+    if PREDICTIONS in files and is_local_path(run.data["dataset"]):
+        files[PREDICTIONS], texts = _without_texts(folder / PREDICTIONS)
+        if texts:
+            left_out[f"{', '.join(texts)} in {PREDICTIONS}"] = "they are texts of local data"
     if (folder / OUTPUTS).is_file():
         if is_local_path(run.data["dataset"]):
             left_out[OUTPUTS] = "it holds two examples of local data"
@@ -258,6 +263,15 @@ def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[hub_c
         if path.name not in sent and path.name not in left_out and not path.name.startswith("."):
             left_out[path.name] = "it is no part of the evidence"
     return files, left_out
+
+
+def _without_texts(path: Path) -> tuple[bytes | Path, list[str]]:
+    """The table of predictions without the texts of the data, and the columns that it loses."""
+    import pandas
+
+    table = pandas.read_parquet(path)
+    texts = [column for column in _TEXTS if column in table]
+    return (table.drop(columns=texts).to_parquet(index=False), texts) if texts else (path, [])
 
 
 def _index_files(comparison: Comparison, pushed: dict[str, tuple[str, int]]) -> hub_client.Files:

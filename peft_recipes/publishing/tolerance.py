@@ -91,7 +91,7 @@ def _noise_bounds(value: float, metric: str, table: pandas.DataFrame | None) -> 
         return value - NOISE * abs(value), value + NOISE * abs(value)
     examples = 0 if table is None else len(table)
     margin = max(1, examples // FLIPS) / examples if examples else 1 / FLIPS
-    if "f1" in metric or metric == "mcc":
+    if "f1" in metric or metric.startswith("entity_") or metric == "mcc":
         # One example changes accuracy by 1 / n, and what is no mean over examples by its pseudo-values' range / n.
         column = table[metric].to_numpy(dtype=float) if examples and metric in table else np.zeros(1)
         margin *= max(2.0, float(np.ptp(column)))

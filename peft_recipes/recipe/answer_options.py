@@ -16,10 +16,10 @@ from peft_recipes.errors import RecipeError, nearest, unknown
 from peft_recipes.recipe.metrics import ANSWER_METRICS, METRICS, PREFERENCE
 
 _FUNCTION = re.compile(r".+:[^\W\d]\w*\Z")
-# Options of GenerationConfig that generation sets itself, from the tokenizer or the data.
-_OWNED = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "num_return_sequences",
-          "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
-          "max_length", "transformers_version", "cache_implementation")  # fmt: skip
+# The options of GenerationConfig that can be set: those that need nothing but the model.
+_GENERATION = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
+               "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "num_beams",
+               "length_penalty", "early_stopping")  # fmt: skip
 
 
 def function_path(function: Callable[..., Any], field: str = "score") -> str:
@@ -92,8 +92,6 @@ def answer_problems(recipe: Any) -> list[str]:
         if given[field] is not None and recipe.metric != metric:
             problems.append(f"{field}: no effect with the metric '{recipe.metric}'. Set metric: {metric}, or leave it "
                             "out.")  # fmt: skip
-    if recipe.generation and recipe.metric not in ANSWER_METRICS and recipe.task != "grpo":
-        problems.append(f"generation: no effect with the metric '{recipe.metric}': no answers are scored.")
     if recipe.answer_pattern is not None:
         try:
             re.compile(recipe.answer_pattern)
@@ -121,8 +119,7 @@ def _generation_problems(generation: dict[str, Any]) -> list[str]:
         return []
     from transformers import GenerationConfig
 
-    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _OWNED]
-    problems = [unknown("key", key, names, "generation") for key in generation if key not in names]
+    problems = [unknown("key", key, _GENERATION, "generation") for key in generation if key not in _GENERATION]
     if problems:
         return problems
     try:

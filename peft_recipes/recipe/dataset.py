@@ -25,7 +25,8 @@ class Dataset:
     path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME". name, revision: as on the Hub.
     text, label, image: column names; of prompts and answers prompt, completion; for preferences prompt (optional),
     chosen, rejected; for single answers that are desirable or not prompt, completion, label. text may name two columns,
-    the two texts of a pair.
+    the two texts of a pair. For token classification text is the tokens or the text, label the tags or the spans (the
+    defaults stand for the usual names as well: tokens, ner_tags, spans).
     problem_type: what the labels of texts are, in transformers' words: "single_label_classification" (a class),
     "multi_label_classification" (a list of classes) or "regression" (a number); None: as the data has them.
     format: of SFT examples: "alpaca", "prompt-completion", "messages" or "text"; None detects it from the columns.

@@ -40,6 +40,7 @@ PROBLEM_METRICS = {
     REGRESSION: ("pearson", "spearman", "mse", "loss"),
 }
 _TEXT_METRICS = tuple(dict.fromkeys(name for names in PROBLEM_METRICS.values() for name in names))
+_ENTITY_METRICS = ("loss", "entity_f1", "entity_precision", "entity_recall", "token_accuracy")
 _TOKEN_METRICS = ("loss", "perplexity", "token_accuracy")
 _ANSWERS = ("ended", "answer_tokens", "empty_answers")
 _REWARD_METRICS = ("loss", "preference_accuracy", "margin")
@@ -60,6 +61,13 @@ TASKS = {
         "transformers.TrainingArguments",
         None,
         PROBLEM_METRICS[CLASSES],
+    ),
+    "token-classification": TaskOptions(
+        ("entity_f1", "token_accuracy", "loss"),
+        "AutoModelForTokenClassification",
+        "transformers.TrainingArguments",
+        "TOKEN_CLS",
+        _ENTITY_METRICS,
     ),
     "sft": TaskOptions(("loss", *ANSWER_METRICS), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
     "language-modeling": TaskOptions(("loss",), "AutoModelForCausalLM", "trl.SFTConfig", "CAUSAL_LM", _TOKEN_METRICS),
@@ -93,8 +101,8 @@ LANGUAGE_TASKS = tuple(
 )
 # Tasks whose head the pretrained base lacks.
 HEAD_TASKS = tuple(name for name, task in TASKS.items() if task.auto_class.endswith("Classification"))
-# Tasks whose loss is a mean over labelled tokens, not over examples.
-TOKEN_TASKS = tuple(name for name, task in TASKS.items() if "perplexity" in task.reported)
+# Tasks whose loss and token accuracy are means over labelled tokens, not over examples.
+TOKEN_TASKS = tuple(name for name, task in TASKS.items() if "token_accuracy" in task.reported)
 
 
 def metrics_of(task: str, problem_type: str | None = None) -> tuple[str, ...]:

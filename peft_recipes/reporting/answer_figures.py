@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from peft_recipes.recipe.metrics import METRICS
-from peft_recipes.recipe.options import TASKS, TOKEN_TASKS
+from peft_recipes.recipe.options import LANGUAGE_TASKS, TASKS, TOKEN_TASKS
 from peft_recipes.reporting import facts
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
@@ -82,4 +82,5 @@ def loss_alone(comparison: Comparison) -> str:
         return ""
     can_score = "rougeL" in TASKS[task].metrics
     how = ' (the option "metric: rougeL" does that)' if can_score else ""
-    return f"Compared by the loss alone: no answers were scored{how}." if can_score or task in TOKEN_TASKS else ""
+    writes = can_score or (task in TOKEN_TASKS and task in LANGUAGE_TASKS)
+    return f"Compared by the loss alone: no answers were scored{how}." if writes else ""

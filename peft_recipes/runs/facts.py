@@ -51,6 +51,7 @@ def facts(
         "learning_rate": arm.learning_rate if arm else None,
         "parameters": parameters,
         "rows": prepared.rows,
+        "labels": prepared.labels,
         "samples": prepared.samples,
         "notes": [*prepared.notes, *_notes(hardware)],
         "environment": {

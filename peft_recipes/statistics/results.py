@@ -75,7 +75,7 @@ def _timed(runs: list[Run]) -> list[Run]:
 
 def _notes(recipe: Recipe, runs: list[Run]) -> list[str]:
     notes = list(dict.fromkeys(note for run in runs for note in run.data["notes"]))
-    if recipe.task == "text-classification" and not recipe.evaluate_also:
+    if recipe.task in ("text-classification", "token-classification") and not recipe.evaluate_also:
         notes.append(
             "Forgetting is not measured: the base has no head for these classes before tuning, so there is no score "
             "to compare with. To measure it, name a set that the base has a head for under evaluate_also."

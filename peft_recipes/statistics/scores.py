@@ -40,7 +40,7 @@ def example_scores(examples: pandas.DataFrame, task: str, metric: str) -> Scores
         examples = examples.assign(accuracy=examples["label"] == examples["prediction"])
     examples = examples[examples[metric].notna()]
     weights = None
-    if metric == "loss" and task in TOKEN_TASKS:
+    if metric in ("loss", "token_accuracy") and task in TOKEN_TASKS:
         weights = examples["tokens"].to_numpy(dtype=float)
     return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), weights
 

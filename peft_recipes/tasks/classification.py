@@ -50,7 +50,7 @@ class Classification(Task):
             "callbacks": callbacks,
             "problem": problem,
         }
-        if _trains_head_alone(model):
+        if trains_head_alone(model):
             return HeadTrainer(lengths=[self.lengths(prepared, split) for split in ("train", "validation")], **options)
         return ClassificationTrainer(**options)
 
@@ -80,7 +80,7 @@ class Classification(Task):
         )
 
 
-def _trains_head_alone(model: nn.Module) -> bool:
+def trains_head_alone(model: nn.Module) -> bool:
     """Whether only the task head is trainable, so that the backbone's output is the same in every epoch."""
     head = tuple(f"{name}." for name in head_modules(model)) if not hasattr(model, "peft_config") else ()
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]

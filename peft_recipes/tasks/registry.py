@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _TASKS = {
     "text-classification": ("text_classification", "TextClassification"),
     "image-classification": ("image_classification", "ImageClassification"),
+    "token-classification": ("token_classification", "TokenClassification"),
     "sft": ("sft", "SupervisedFineTuning"),
     "language-modeling": ("language_modeling", "LanguageModeling"),
     "dpo": ("dpo", "Preferences"),

@@ -42,7 +42,8 @@ class EncoderDecoderTrainer(TrainerMixin, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer; evaluation gives the loss of every example.
 
     The models' own loss is a mean over each micro-batch, which accumulation and ranks would average without regard to
-    their numbers of labelled tokens.
+    their numbers of labelled tokens. Terms that a model adds to the cross-entropy (ProphetNet's future n-grams) are
+    left out.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

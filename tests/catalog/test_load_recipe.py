@@ -38,8 +38,9 @@ def test_a_shipped_recipe_has_stand_ins_full_fine_tuning_and_an_adapter(name):
     assert recipe.uses_stand_ins
     assert recipe.arms["full"].method == "full"
     assert any(arm.peft is not None for arm in recipe.arms.values())
-    # A shared learning rate makes one of the arms look bad.
-    assert recipe.arms["full"].learning_rate < recipe.arms["lora"].learning_rate
+    # A shared learning rate makes one of the arms look bad, unless scans of both found the same.
+    shared = recipe.arms["full"].learning_rate == recipe.arms["lora"].learning_rate
+    assert recipe.arms["full"].learning_rate <= recipe.arms["lora"].learning_rate and shared == (name == "vision-shift")
 
 
 def test_shipped_arms_have_the_documented_options():

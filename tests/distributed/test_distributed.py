@@ -23,6 +23,7 @@ from benchmark_files import choices
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from problem_types import recipe_of, write_rows
 from safetensors.torch import load_file
+from tagged import tag_recipe, tagged, written
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from two_ranks import assert_same, launch, run_of
 
@@ -35,7 +36,8 @@ from peft_recipes.runs.folder import run_folder
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
         ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
         ("padded-pairs", "full"), ("images", "head"), ("several", "lora"), ("several", "head"), ("number", "full"),
-        ("number", "head"), ("seq2seq", "lora"), ("seq2seq", "full")]  # fmt: skip
+        ("number", "head"), ("seq2seq", "lora"), ("seq2seq", "full"), ("tags", "lora"), ("tags", "full"),
+        ("tags", "head")]  # fmt: skip
 ONE_COPY = [
     ("images", "full"),
     ("classes", "adalora"),
@@ -125,6 +127,12 @@ def recipes(without_dropout, tiny, reviews, questions, preferences, translate, r
                       "train_sampling_strategy": "group_by_length"},
             arms={"full": Arm(learning_rate=5e-3), "head": Arm("head", learning_rate=1e-2),
                   "lora": Arm(lora, learning_rate=1e-2), "adalora": adalora["distilbert"]}, **common),
+        "tags": tag_recipe(
+            without_dropout, written(root / "tags.jsonl", tagged(80)), max_length=16,
+            dataset=Dataset(str(root / "tags.jsonl"), train=43, validation=13, test=17),
+            training={"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
+                      "per_device_eval_batch_size": 4, "use_cpu": True, "bf16": False, "adam_epsilon": 1e-5},
+            **common),
     }  # fmt: skip
 
 

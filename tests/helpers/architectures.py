@@ -22,7 +22,7 @@ _ENCODERS = (
     "roberta-prelayernorm roformer xlm xlm-roberta xlm-roberta-xl"
 )
 _ENCODER_DECODERS = (
-    "bart bigbird_pegasus blenderbot led longt5 m2m_100 marian mbart mt5 mvp pegasus pegasus_x plbart prophetnet "
+    "bart bigbird_pegasus blenderbot led longt5 m2m_100 marian mbart mt5 mvp pegasus pegasus_x plbart "
     "switch_transformers t5 umt5"
 )
 DECODERS, ENCODERS = _DECODERS.split(), _ENCODERS.split()

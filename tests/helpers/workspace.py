@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmark_files import choices
 from small import compared_here, sentences
+from tagged import tagged, written
 
 from peft_recipes import Recipe, load_recipe, train
 
@@ -114,6 +115,7 @@ def _data(root: Path) -> None:
     (root / "my_scores.py").write_text("def polite(prediction, row):\n    return float('please' in prediction)\n")
     choices(root, "my_task")
     (root / "plain.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:16]))
+    written(root / "sentences.jsonl", tagged(96))
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     named = [{"prompt": p["prompt"], "better": p["chosen"], "worse": p["rejected"]} for p in pairs]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))

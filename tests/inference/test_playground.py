@@ -13,6 +13,7 @@ import pytest
 from comparison_fixture import image_comparison
 from saved_adapters import lora, saved
 from small import tokenizer
+from tagged import base_with, tag_recipe, tagged, wordpiece, written
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -47,7 +48,7 @@ def guarded_look_up(host, *rest, **more):
         print("ASKED", host, flush=True)
     return look_up(host, *rest, **more)
 socket.socket.connect, socket.getaddrinfo = guarded_connect, guarded_look_up
-from peft_recipes.cli import app
+from peft_recipes.cli.app import app
 app(sys.argv[1:])
 """
 
@@ -140,6 +141,18 @@ def test_a_classifier_shows_probabilities_and_its_evidence(served, classify, run
     accuracy = json.loads((folder / "run.json").read_text())["metrics"]["test"]["accuracy"]
     for words in ("Evidence", "test accuracy", f"{100 * accuracy:.1f} %", "Latency, merged", answer["label"]):
         assert words in page, words
+
+
+def test_a_tagger_marks_the_entities_of_a_text(served, tmp_path):
+    base = base_with(wordpiece(), "distilbert", tmp_path / "base")
+    folder = train(tag_recipe(base, written(tmp_path / "rows.jsonl", tagged(160))), "lora", output=tmp_path).folder
+    text = "we saw splendid bright films"
+    answer = gradio_client.Client(served(folder), verbose=False).predict(text, api_name="/ask")
+    answer = answer[0] if isinstance(answer, tuple) else answer
+    shown = CliRunner().invoke(app, ["predict", str(folder), "--text", text, "--json"]).stdout
+    wanted = json.loads(shown)[0]["entities"]
+    marked = [(part["token"], part["class_or_confidence"]) for part in answer if part["class_or_confidence"]]
+    assert marked == [(entity["text"], entity["label"]) for entity in wanted] and wanted
 
 
 def test_two_seeds_of_an_arm_have_a_column_each_and_one_verdict(served, classify, tmp_path, browser):

@@ -128,7 +128,7 @@ def test_a_function_that_is_not_there_is_named(options, words):
         ({"metric": "rougeL", "generation": {"temprature": 1.0}}, "Did you mean 'temperature'"),
         ({"metric": "rougeL", "generation": {"max_new_tokens": 0}}, "generation.max_new_tokens"),
         ({"metric": "rougeL", "generation": {"pad_token_id": 3}}, "Unknown key 'pad_token_id'"),
-        ({"generation": {"do_sample": True}}, "no answers are scored"),
+        ({"metric": "rougeL", "generation": {"constraints": []}}, "Unknown key 'constraints'"),
         ({"metric": "rougeL", "test_generations": 1}, "test_generations: expected 2 or more"),
     ],
 )

@@ -9,14 +9,17 @@ import pandas
 import pytest
 import transformers
 from datasets import Dataset as Rows
+from peft import AdaptionPromptConfig
 from small import compared_here
 from trl import KTOConfig, KTOTrainer
 from typer.testing import CliRunner
 
 from peft_recipes import Arm, Dataset, RecipeError, train
+from peft_recipes.arms.selection import choose_arms
 from peft_recipes.cli.app import app
 from peft_recipes.data.preferences import EMPTY, NO_PROMPT
 from peft_recipes.data.unpaired import unpaired_rows
+from peft_recipes.hardware.device import choose
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks.kto import _rotated, per_example, per_prompt
 from peft_recipes.tasks.registry import task_of
@@ -195,6 +198,17 @@ def test_unsupported_options_are_refused_before_anything_is_written(label, tmp_p
     with pytest.raises(RecipeError, match=message):
         train(label(training={"use_cpu": True, **training}), "lora", output=tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("task", ["kto", "grpo"])
+def test_an_adaption_prompt_is_refused_from_the_table_and_in_a_recipe(label, task):
+    rewarded = {"metric": "f1", "training": {"num_generations": 4}} if task == "grpo" else {}
+    recipe = label(task=task, **rewarded)
+    with pytest.raises(RecipeError, match="does not reach the model inside it"):
+        choose_arms(recipe, ["adaption-prompt"])
+    arm = Arm(AdaptionPromptConfig(adapter_len=4, adapter_layers=1))
+    with pytest.raises(RecipeError, match="does not work with an adaption prompt"):
+        task_of(recipe).check_arguments(arm, choose(recipe.training, None))
 
 
 def test_answers_of_one_label_are_refused(label, tmp_path):

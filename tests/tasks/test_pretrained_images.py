@@ -106,14 +106,14 @@ def convnext(tmp_path_factory):
     return folder
 
 
-def test_lora_on_depthwise_convolutions_trains_merges_and_reloads_at_a_rank_that_their_groups_divide(
+def test_lora_on_depthwise_convolutions_trains_and_reloads_at_a_rank_that_their_groups_divide(
     recipe, convnext, tmp_path
 ):
     arm = Arm(LoraConfig(r=16, target_modules=["dwconv"]), 1e-2)
     run = train(recipe(convnext, {"depthwise": arm}), "depthwise", output=tmp_path)
     assert run.data["parameters"]["adapter"] == sum(16 * c * 7 * 7 + 16 // c * c for c in (8, 16))
-    assert run.data["checks"]["learning"] is True
-    assert run.data["checks"]["merge"] <= 1e-4 and run.data["checks"]["reload"] <= 1e-5
+    assert run.data["checks"]["learning"] is True and run.data["checks"]["reload"] <= 1e-5
+    assert run.data["checks"]["merge"] == "LORA can't be merged"  # PEFT merges no convolutions with groups
 
 
 def test_a_rank_that_the_groups_of_a_convolution_do_not_divide_is_refused(recipe, convnext, efficientnet):
@@ -130,14 +130,15 @@ def test_a_model_that_reads_its_layers_attributes_is_refused_before_anything_is_
     recipe, tmp_path, efficientnet, method
 ):
     """MobileNet computes its padding from the stride of its convolutions, which PEFT's layers don't have."""
-    config = transformers.MobileNetV2Config(depth_multiplier=0.1, num_labels=5)
+    config = transformers.MobileNetV2Config(depth_multiplier=0.1, num_labels=5, image_size=32)
     transformers.MobileNetV2ForImageClassification(config).save_pretrained(tmp_path)
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     method.target_modules = r".*(expand|reduce)_1x1\.convolution"
     shown = recipe(tmp_path, {"full": ARMS["full"], "adapter": Arm(method, 1e-2)})
     with pytest.raises(RecipeError, match=r"arm 'adapter': the model can't compute with \w+ on these layers .*stride"):
         plan(shown)
-    assert "lora" in choose_arms(shown, ["all"]).left_out and "bitfit" in choose_arms(shown, ["all"]).names
+    with pytest.raises(RecipeError, match=r"arm 'adapter': the model can't compute"):
+        train(shown, "adapter", output=tmp_path / "runs")
 
 
 def test_methods_adapt_the_convolutions_of_a_base_without_linear_layers(recipe, efficientnet):

@@ -16,14 +16,30 @@ from peft_recipes.reporting import facts
 
 
 def show_predictions(names: list[tuple[str, ...]], results: list[dict[str, Any]]) -> None:
-    """Print a line for each text, pair or image: what was predicted, its probability, the input."""
+    """Print a line for each text, pair or image: what was predicted, its probability, the input; or the entities."""
     console = Console(highlight=False)
+    if any("entities" in result for result in results):
+        _show_entities(console, [name[0] for name in names], [result["entities"] for result in results])
+        return
     words = [in_words(result) for result in results]
     width = max(len(predicted) for predicted, _ in words)
     for name, (predicted, probability) in zip(names, words, strict=True):
         shown = escape(facts.shorten(" | ".join(name), max(console.width - width - 12, 20)))
         figure = f"{probability}  " if probability else ""
         console.print(f"[bold]{escape(predicted):{width}}[/]  {figure}[dim]{shown}[/]", soft_wrap=True)
+
+
+def _show_entities(console: Console, texts: list[str], found: list[list[dict[str, Any]]]) -> None:
+    """Print each text, and below it a line for each of its entities: label, probability, text, position."""
+    width = max((len(entity["label"]) for entities in found for entity in entities), default=0)
+    for text, entities in zip(texts, found, strict=True):
+        console.print(escape(facts.shorten(text, max(console.width, 20))), soft_wrap=True)
+        for entity in entities:
+            label, place = escape(entity["label"]), f"{entity['start']}-{entity['end']}"
+            console.print(f"  [bold]{label:{width}}[/]  {entity['score']:6.1%}  {escape(facts.plain(entity['text']))}  "
+                          f"[dim]{place}[/]", soft_wrap=True)  # fmt: skip
+        if not entities:
+            console.print("  [dim](nothing)[/]")
 
 
 def show_answers(rows: list[dict[str, Any]]) -> None:
