@@ -116,8 +116,9 @@ def _more_targets(comparison: Comparison, name: str) -> list[str]:
                 label = _label(comparison, other_name)
                 return [f"More targets helped: adapting {added} too took it {change} ({label})."]
             return [f"More targets did not help: adapting {added} too took it {change}."]
-    if any(set(row.group("all-linear")) == targets for row in ARCHITECTURES.values()):
-        return []  # all linear layers are adapted already
+    rows = ARCHITECTURES.values()
+    if any(set(row.group(group)) == targets for row in rows for group in ("all-linear", "convolutions")):
+        return []  # all linear layers, or all convolutions, are adapted already
     return [f"Adapt more modules ({_targets(arm)}): attention and mlp together usually come closest to full."]
 
 

@@ -47,7 +47,7 @@ CASES = [
     if CONFIG_MAPPING[model_type] in auto_class._model_mapping
     and (task == "seq2seq" or model_type not in ENCODER_DECODERS)
 ]
-TRANSFORMERS = [(model_type, task) for model_type, task in CASES if model_type != "small-cnn"]
+TRANSFORMERS = [(model_type, task) for model_type, task in CASES if ARCHITECTURES[model_type].attention]
 
 SIZES = dict(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4, intermediate_size=32,
@@ -70,6 +70,7 @@ OWN_SIZES = {
     **{name: T5_SIZES for name in ("t5", "mt5")},
     **{name: BART_SIZES for name in ("bart", "mbart", "marian", "pegasus")},
     "small-cnn": {},
+    "efficientnet": {},
 }
 
 # The linear layers of a block, from the models' code and not from the table
@@ -163,13 +164,21 @@ def test_a_row_names_the_head_the_embeddings_and_the_layer_class(model_type, tas
     assert row.fan_in_fan_out == (layer is Conv1D)
 
 
-@pytest.mark.parametrize("model_type", [m for m in ARCHITECTURES if m != "small-cnn"])
+@pytest.mark.parametrize("model_type", [m for m in ARCHITECTURES if ARCHITECTURES[m].attention])
 def test_the_targets_match_the_same_layers_in_a_base_model_without_a_head(model_type):
     model = tiny(model_type, next(task for case, task in CASES if case == model_type))
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     for which in ("attention", "mlp", "all-linear"):
         names = targets(model_type, which)
         assert [prefix + name for name in matched_modules(model.base_model, names)] == matched_modules(model, names)
+
+
+def test_an_efficientnets_targets_are_its_convolutions_without_groups_outside_squeeze_and_excitation():
+    model = tiny("efficientnet", "image-classification")
+    convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+    expected = [name for name in convolutions if "squeeze_excite" not in name]
+    assert matched_modules(model, targets("efficientnet", "convolutions")) == expected
+    assert head_modules(model) == ["classifier"]
 
 
 def test_the_small_cnn_has_linear_layers_and_convolutions_as_targets():
