@@ -48,6 +48,8 @@ def check_shardable(recipe: Recipe, arm: str, distributed_type: str | None) -> N
         raise RecipeError(f"training.load_best_model_at_end: {where}, or leave it out.")
     if chosen is not None and chosen.method != "head" and recipe.task == "image-classification":
         raise RecipeError(f"arm '{arm}': Accelerate can't shard the patch embedding of an image model, so {where}.")
+    if chosen is not None and recipe.task == "seq2seq":
+        raise RecipeError(f"arm '{arm}': Accelerate can't shard what encoder and decoder share, so {where}.")
     if chosen is not None and (chosen.quantise or chosen.method_name == "ADALORA"):
         what = f"a base in {chosen.quantise}" if chosen.quantise else "AdaLoRA, which needs complete weights,"
         raise RecipeError(f"arm '{arm}': {what} is {where}.")

@@ -36,13 +36,14 @@ from peft_recipes.runs.folder import run_folder
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
         ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
         ("padded-pairs", "full"), ("images", "head"), ("several", "lora"), ("several", "head"), ("number", "full"),
-        ("number", "head"), ("seq2seq", "lora"), ("seq2seq", "full"), ("tags", "lora"), ("tags", "full"),
-        ("tags", "head")]  # fmt: skip
+        ("number", "head"), ("tags", "lora"), ("tags", "full"), ("tags", "head")]  # fmt: skip
 ONE_COPY = [
     ("images", "full"),
     ("classes", "adalora"),
     ("sft", "adalora"),
     ("padded-pairs", "adalora"),
+    ("seq2seq", "lora"),
+    ("seq2seq", "full"),
 ]  # not under FSDP2
 KINDS = {"ddp": "DDP", "fsdp2": "FSDP2"}
 
