@@ -44,18 +44,24 @@ def ask(judge: Judge, questions: Sequence[str], trust_remote_code: bool = False)
 
 
 def _ask_endpoint(judge: Judge, questions: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Ask `concurrency` questions at a time; at the first that fails, the waiting ones are given up."""
+    """Ask `concurrency` questions at a time; at the first that fails, those that are not under way are given up."""
     import openai
 
     key = os.environ.get(judge.api_key_env, "").strip() if judge.api_key_env else ""
     # Without a key of the recipe's the client would send OPENAI_API_KEY to any endpoint.
     client = openai.OpenAI(base_url=judge.base_url, api_key=key or "none", timeout=judge.timeout, max_retries=RETRIES)
     pool = ThreadPoolExecutor(judge.concurrency, thread_name_prefix="judge")
+    asked = {pool.submit(_request, client, judge, question): question for question in questions}
+    given = set()
     try:
-        asked = {pool.submit(_request, client, judge, question): question for question in questions}
         for future in as_completed(asked):
-            yield asked[future], future.result()
+            reply = future.result()
+            given.add(future)
+            yield asked[future], reply
     except (openai.OpenAIError, ValueError) as error:
+        pool.shutdown(wait=True, cancel_futures=True)
+        under_way = (future for future in asked if not (future in given or future.cancelled() or future.exception()))
+        yield from ((asked[future], future.result()) for future in under_way)
         message = _explain(judge, error)
         message = message.replace(key, "***") if key else message
         raise JudgeError(message[:_SHOWN]) from None  # the cause has the headers

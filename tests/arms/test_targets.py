@@ -95,7 +95,7 @@ def test_a_group_has_no_router_no_vision_tower_and_no_head(model_type):
     assert hit
 
 
-@pytest.mark.parametrize("model_type", ["resnet", "regnet", "mobilenet_v2", "efficientnet", "bit", "poolformer"])
+@pytest.mark.parametrize("model_type", ["resnet", "regnet", "mobilenet_v2", "efficientnet", "poolformer"])
 def test_a_convolutional_classifier_has_convolutions_as_targets(model_type):
     config = AutoConfig.for_model(model_type)
     with pytest.raises(RecipeError, match=f"'{model_type}' has no all-linear layers to target. Valid: convolutions"):
@@ -104,6 +104,11 @@ def test_a_convolutional_classifier_has_convolutions_as_targets(model_type):
         model = transformers.AutoModelForImageClassification.from_config(config)
     hit = [model.get_submodule(name) for name in matched_modules(model, targets(config, "convolutions"))]
     assert hit and all(isinstance(layer, torch.nn.Conv2d) and layer.groups == 1 for layer in hit)
+
+
+def test_convolutions_that_change_their_weights_are_no_targets():
+    with pytest.raises(RecipeError, match="'bit' has no convolutions layers to target"):
+        targets(AutoConfig.for_model("bit"), "convolutions")
 
 
 @pytest.mark.parametrize("init", ["eva", "corda", "lora_ga", "loftq", "pissa_niter_4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -112,10 +113,13 @@ def test_a_judge_that_fails_midway_leaves_its_replies(judged, answered, server, 
         return given[-1]
 
     monkeypatch.setattr(JudgeServer, "reply", three_replies)
-    with pytest.raises(JudgeError, match=r"503.*The runs are kept, and 4 of 18 replies: call again to ask the others"):
+    words = r"503.*The runs are kept, and (\d) of 18 replies: call again to ask the others"
+    with pytest.raises(JudgeError, match=words) as raised:
         judge_runs(judged, runs, base, tmp_path)
+    kept = int(re.search(words, str(raised.value))[1])
     server.questions.clear()
-    assert judge_runs(judged, runs, base, tmp_path)["total"]["pairs"] == 12 and len(server.questions) == 14
+    assert kept >= 3
+    assert judge_runs(judged, runs, base, tmp_path)["total"]["pairs"] == 12 and len(server.questions) == 18 - kept
 
 
 def test_without_full_of_its_seed_a_run_has_no_win_rate(judged, answered, tmp_path):
