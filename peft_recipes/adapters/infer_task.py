@@ -55,7 +55,7 @@ def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -
     # A downloaded recipe must not be able to run code, its base's or a score's: only the user can allow it.
     own_code: dict[str, Any] = {}
     if (recipe.score or recipe.reward) and not trust_remote_code:
-        own_code = {"metric": "loss", "score": None, "generation": {}}
+        own_code = {"metric": "loss", "score": None, "generation": {}, "answer_pattern": None, "judge": None}
     if recipe.reward and not trust_remote_code:
         training = {key: value for key, value in recipe.training.items() if key in ("use_cpu", "bf16", "fp16")}
         own_code |= {"task": "sft", "reward": None, "training": training}

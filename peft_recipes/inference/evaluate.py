@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.adapters.open import evaluate as evaluate_test
+from peft_recipes.adapters.saved import RECIPE_FILE
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.benchmarks import benchmark_problems, is_file
 from peft_recipes.recipe.metrics import METRICS
+from peft_recipes.runs.folder import resolved_recipe
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.scoring.benchmarks import BATCH_SIZE, run_benchmark
@@ -48,11 +50,13 @@ def evaluate(
         raise RecipeError(
             f"{opened.folder} is no run of peft-recipes: it does not say what it was tested on. Name --benchmarks."
         )
-    if with_test and recipe.score and not trust_remote_code:
-        raise RecipeError(
-            f"The recipe of {opened.folder} scores answers with the function {recipe.score}, which would run here. "
-            "Read it, and pass --trust-remote-code if you trust it; or name --benchmarks."
-        )
+    if with_test and not trust_remote_code:
+        own = resolved_recipe(opened.folder / RECIPE_FILE)  # `recipe` is without what runs code
+        if function := own.score or own.reward:
+            raise RecipeError(
+                f"The recipe of {opened.folder} scores answers with the function {function}, which would run here. "
+                "Read it, and pass --trust-remote-code if you trust it; or name --benchmarks."
+            )
     benchmarks = benchmarks or [each for each in recipe.benchmarks if not is_file(each)]
     examples = recipe.benchmark_examples if benchmark_examples is None else benchmark_examples or None
     if problems := benchmark_problems(benchmarks, examples, recipe.task):

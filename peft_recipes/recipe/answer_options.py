@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,12 +16,27 @@ from typing import Any
 
 from peft_recipes.errors import RecipeError, nearest, unknown
 from peft_recipes.recipe.metrics import ANSWER_METRICS, METRICS, PREFERENCE
+from peft_recipes.recipe.type_checks import describe, fits
 
 _FUNCTION = re.compile(r".+:[^\W\d]\w*\Z")
-# The options of GenerationConfig that can be set: those that need nothing but the model.
-_GENERATION = ("max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p",
-               "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "num_beams",
-               "length_penalty", "early_stopping")  # fmt: skip
+# The options of GenerationConfig that can be set, those that need nothing but the model: type, least and most.
+_GENERATION: dict[str, tuple[Any, float, float]] = {
+    "max_new_tokens": (int, 1, math.inf),
+    "min_new_tokens": (int, 0, math.inf),
+    "do_sample": (bool, 0, 1),
+    "temperature": (float, 1e-6, math.inf),
+    "top_k": (int, 0, math.inf),
+    "top_p": (float, 1e-6, 1),
+    "min_p": (float, 0, 1),
+    "typical_p": (float, 1e-6, 1),
+    "epsilon_cutoff": (float, 0, 1),
+    "eta_cutoff": (float, 0, 1),
+    "repetition_penalty": (float, 1e-6, math.inf),
+    "no_repeat_ngram_size": (int, 0, math.inf),
+    "num_beams": (int, 1, math.inf),
+    "length_penalty": (float, -math.inf, math.inf),
+    "early_stopping": (bool, 0, 1),
+}
 
 
 def function_path(function: Callable[..., Any], field: str = "score") -> str:
@@ -49,7 +66,7 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
     """
     source, _, name = path.rpartition(":")
     try:
-        module = _from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        module = _from_file(Path(source)) if source.endswith(".py") else _from_name(source)
     except FileNotFoundError as error:
         raise RecipeError(f"{field}: there is no file {source}.") from error
     except Exception as error:  # whatever the user's module raises
@@ -59,6 +76,15 @@ def load_function(path: str, field: str) -> Callable[..., Any]:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RecipeError(f"{field}: {source} has no function '{name}'.{nearest(name, names)}")
     return function
+
+
+def _from_name(name: str) -> Any:
+    """Import a module, also one of the current folder, where `python -m` and scripts would find it."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(os.getcwd())
 
 
 def _from_file(path: Path) -> Any:
@@ -76,7 +102,8 @@ def source_hash(path: str) -> str:
     source, _, _ = path.rpartition(":")
     try:
         if not source.endswith(".py"):
-            source = importlib.util.find_spec(source).origin
+            beside = Path(f"{source.replace('.', '/')}.py")  # in the current folder
+            source = str(beside) if beside.is_file() else importlib.util.find_spec(source).origin
         return hashlib.sha256(Path(source).read_bytes()).hexdigest()
     except (ImportError, AttributeError, TypeError, OSError, ValueError):
         return ""
@@ -114,19 +141,26 @@ def _reward_problems(recipe: Any) -> list[str]:
 
 
 def _generation_problems(generation: dict[str, Any]) -> list[str]:
-    """Check the options against transformers' GenerationConfig."""
+    """Check names, types and ranges, and with transformers' GenerationConfig what contradicts each other."""
     if not generation:
         return []
-    from transformers import GenerationConfig
-
     problems = [unknown("key", key, _GENERATION, "generation") for key in generation if key not in _GENERATION]
+    for key, (kind, least, most) in _GENERATION.items():
+        value = generation.get(key)
+        if value is None:
+            continue
+        if not fits(value, kind):
+            problems.append(f"generation.{key}: expected {describe(kind)}, got {value!r}.")
+        elif not least <= value <= most:
+            above = f"{least:g} or more" if least != 1e-6 else "a number above 0"
+            upto = "" if most == math.inf else f", at most {most:g}"
+            problems.append(f"generation.{key}: expected {above}{upto}, got {value!r}.")
     if problems:
         return problems
+    from transformers import GenerationConfig
+
     try:
         GenerationConfig(**generation).validate(strict=True)
     except (ValueError, TypeError) as error:
         problems.append(f"generation: {' '.join(str(error).split())}")
-    tokens = generation.get("max_new_tokens", 1)
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        problems.append(f"generation.max_new_tokens: expected a whole number above 0, got {tokens!r}.")
     return problems

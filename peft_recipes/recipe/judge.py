@@ -81,7 +81,10 @@ def _endpoint_problems(judge: Judge, where: str) -> list[str]:
     if judge.base_url is None:
         given = [key for key, value in (("api_key_env", judge.api_key_env), ("options", judge.options)) if value]
         return [f"{where}.{key}: no effect unless {where}.base_url names an endpoint." for key in given]
-    problems, url = [], urlsplit(judge.base_url)
+    try:
+        problems, url = [], urlsplit(judge.base_url)
+    except ValueError as error:
+        return [f"{where}.base_url: expected http://HOST/v1 or https://HOST/v1: {error}."]
     if url.username or url.password or url.query:
         problems.append(
             f"{where}.base_url: holds credentials or a query. Name the variable with the key in {where}.api_key_env."

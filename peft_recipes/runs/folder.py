@@ -73,9 +73,9 @@ def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
     if not recipe.scores_answers:  # a run has all other metrics of its task
         plain.pop("metric")
     if recipe.score is not None:
-        plain["score"] = source_hash(recipe.score)
+        plain["score"] = [recipe.score.rpartition(":")[2], source_hash(recipe.score) or recipe.score]
     if recipe.reward is not None:
-        plain["reward"] = source_hash(recipe.reward)
+        plain["reward"] = [recipe.reward.rpartition(":")[2], source_hash(recipe.reward) or recipe.reward]
     plain["arms"] = plain["arms"].get(arm)
     text = json.dumps([plain, arm, seed, fingerprint, code_version()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -64,12 +64,12 @@ def answer(
     own = prompts[rank::count]
     options = {key: value for key, value in recipe.generation.items() if key != "max_new_tokens"}
     batch_size = max(BATCH_SIZE, recipe.training.get("per_device_eval_batch_size", 0))
-    longest, ends = max_new_tokens(recipe, prompts), end_token_ids(model)
+    longest, ends = max_new_tokens(recipe, prompts), end_token_ids(model, tokenizer)
     fitting = [p["prompt_ids"] for p in own if (left := room(model, len(p["prompt_ids"]))) is None or left > 0]
     with precision():
         generated = iter(
             generate(
-                model, fitting, tokenizer.pad_token_id, longest, options, batch_size,
+                model, fitting, tokenizer.pad_token_id, longest, options, batch_size, ends,
                 lambda done: on_answers(done, len(fitting)),
             )
         )  # fmt: skip

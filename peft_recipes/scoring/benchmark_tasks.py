@@ -94,7 +94,10 @@ def fingerprint(benchmarks: Sequence[str]) -> str:
     if not benchmarks:
         return ""
     check_installed()
-    files = [path for benchmark in benchmarks if (task := _file_of(benchmark)) for path in [task, *_data_files(task)]]
+    tasks = [task for benchmark in benchmarks if (task := _file_of(benchmark))]
+    # A task may include others and name functions, all in files beside it.
+    beside = {path for task in tasks for path in task.parent.iterdir() if path.suffix in (".yaml", ".yml", ".py")}
+    files = [*sorted(beside), *(path for task in tasks for path in [task, *_data_files(task)])]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
     return version_of(importlib.metadata.version("lm_eval"), digests)
 
@@ -188,7 +191,8 @@ def _data_files(path: Path) -> list[Path]:
     kwargs = _read_task(path).get("dataset_kwargs")
     files = kwargs.get("data_files") if isinstance(kwargs, dict) else None
     splits = files.values() if isinstance(files, dict) else [files]
-    return [Path(file) for split in splits for file in (split if isinstance(split, list) else [split]) if file]
+    return [Path(file) for split in splits for file in (split if isinstance(split, list) else [split])
+            if isinstance(file, str)]  # fmt: skip
 
 
 def _resolved(files: Any, beside: Path) -> Any:
@@ -197,6 +201,8 @@ def _resolved(files: Any, beside: Path) -> Any:
         return {split: _resolved(each, beside) for split, each in files.items()}
     if isinstance(files, list):
         return [_resolved(each, beside) for each in files]
+    if not isinstance(files, str):
+        raise RecipeError(f"benchmarks: {beside}: data_files must be names of files, got {files!r}.")
     if "://" in files or any(mark in files for mark in "*?["):
         return files
     for found in (beside.parent / files, Path(files)):

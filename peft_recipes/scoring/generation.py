@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import find_executable_batch_size
 
+from peft_recipes.models.bases import end_tokens
 from peft_recipes.models.positions import encoder_decoder_limits, position_limit
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def generate(
     max_new_tokens: int,
     options: dict[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
+    ends: set[int] | None = None,
     on_answers: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, up to its end token if the model gives one; greedy unless `options` say so.
@@ -42,8 +44,9 @@ def generate(
     Batching does not change an answer. The logits of the shortest prompt's first two tokens, behind padding and the
     common prefix, are compared with those of the prompt alone: a model that gives others (without a cache that can
     be shared, or one that does not mask its padding) answers without the prefix, or in batches of equal lengths.
-    options: of GenerationConfig. A batch that does not fit in memory is halved. on_answers: called after each batch
-    with the number of prompts answered so far.
+    options: of GenerationConfig. A batch that does not fit in memory is halved. ends: the tokens that end
+    an answer; None: those of the model's generation config. on_answers: called after each batch with the number of
+    prompts answered so far.
     """
     was_training = model.training
     model.eval()
@@ -52,8 +55,9 @@ def generate(
 
     def answer_rest(batch_size: int) -> None:
         rest = [i for i in order if i not in answers]
-        batching = _Batching(model, [prompts[i] for i in rest], pad_token_id)
-        for batch in batching.batches(rest, prompts, batch_size):
+        batching = _Batching(model, [prompts[i] for i in rest], pad_token_id, ends)
+        new_tokens = (options or {}).get("max_new_tokens", max_new_tokens)
+        for batch in batching.batches(rest, prompts, batch_size, new_tokens):
             settings = _settings(model, [prompts[i] for i in batch], pad_token_id, max_new_tokens, options)
             for i, new in zip(batch, batching.generate([prompts[i] for i in batch], settings), strict=True):
                 answers[i] = new
@@ -66,10 +70,14 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
-def end_token_ids(model: nn.Module) -> set[int]:
-    """The tokens that end an answer, by the model's generation config."""
+def end_token_ids(model: nn.Module, tokenizer: Any = None) -> set[int]:
+    """The tokens that end an answer: those of the generation config and, with a tokenizer, those that end its turns.
+
+    A base's generation config may lack the end of turn that its chat template, and so the training, ends answers with.
+    """
     eos = model.generation_config.eos_token_id
-    return set(eos) if isinstance(eos, (list, tuple)) else {eos} - {None}
+    ends = set(eos) if isinstance(eos, (list, tuple)) else {eos} - {None}
+    return ends | (end_tokens(tokenizer) if tokenizer is not None else set())
 
 
 def room(model: nn.Module, prompt_tokens: int) -> int | None:
@@ -105,8 +113,9 @@ def _settings(
 class _Batching:
     """How the prompts of a model are laid out: whether its batches may hold padding and share a prefix's cache."""
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int):
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int, ends: set[int] | None):
         self.model, self.pad_token_id = model, pad_token_id
+        self.ends = end_token_ids(model) if ends is None else ends
         self.device, self.encodes = next(model.parameters()).device, model.config.is_encoder_decoder
         self.prefix, self.cache, self.pads = 0, None, True
         if len(prompts) < 2:
@@ -121,11 +130,20 @@ class _Batching:
         self.prefix, self.cache = 0, None
         self.pads = self._same(tested, alone)
 
-    def batches(self, indices: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-        """Yield batches of sorted indices, the longest prompts first; of equal lengths where padding is not exact."""
+    def batches(
+        self, indices: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, new_tokens: int
+    ) -> Iterator[list[int]]:
+        """Yield batches of sorted indices, the longest prompts first.
+
+        They have equal lengths where padding is not exact, and where the longest leaves no room for `new_tokens`: the
+        others have more room than it.
+        """
         batch: list[int] = []
         for i in reversed(indices):
-            new_length = batch and not self.pads and len(prompts[i]) != len(prompts[batch[0]])
+            new_length = batch and len(prompts[i]) != len(prompts[batch[0]])
+            if new_length and self.pads:
+                left = room(self.model, len(prompts[batch[0]]))
+                new_length = left is not None and left < new_tokens
             if len(batch) == batch_size or new_length:
                 yield batch
                 batch = []
@@ -140,10 +158,12 @@ class _Batching:
             inputs["past_key_values"] = self._repeated(len(prompts))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)  # matters where an option asks for sampling
-            output = self.model.generate(**inputs, **settings)
-        ends = end_token_ids(self.model)
+            output = self.model.generate(**inputs, **settings, **self._stops())
         start = 1 if self.encodes else inputs["input_ids"].shape[1]
-        return [_until_end(new, ends) for new in output[:, start:].tolist()]
+        return [_until_end(new, self.ends) for new in output[:, start:].tolist()]
+
+    def _stops(self) -> dict[str, list[int]]:
+        return {"eos_token_id": sorted(self.ends)} if self.ends else {}
 
     def _inputs(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
         """input_ids and attention_mask [prompts, longest]: the prefix, then padding, then the rest of each prompt."""

@@ -64,6 +64,8 @@ def scorer(recipe: Recipe) -> Scores | None:
 
 def reference_problem(recipe: Recipe, reference: str) -> str | None:
     """Return why an answer can't be compared with this reference, or None."""
+    if recipe.metric in ("exact_match", "f1", "contains") and not normalised(reference):
+        return "has no word left once normalised (lower case, no punctuation, no articles)"
     if recipe.metric == "number" and last_number(reference) is None:
         return "has no number"
     if recipe.metric == "json" and _parsed(reference) is _MISSING:
@@ -121,13 +123,13 @@ def _parsed(text: str) -> Any:
     blocks = _CODE_BLOCK.findall(text)
     try:
         return json.loads(blocks[0] if blocks else text)
-    except ValueError:
+    except (ValueError, RecursionError):  # of "[[[[..."
         return _MISSING
 
 
 def _same_json(answer: str, reference: str) -> bool:
-    value = _parsed(answer)
-    return value is not _MISSING and json.dumps(value, sort_keys=True) == json.dumps(_parsed(reference), sort_keys=True)
+    values = [_parsed(answer), _parsed(reference)]
+    return _MISSING not in values and len({json.dumps(value, sort_keys=True) for value in values}) == 1
 
 
 def _chrf(answer: str, reference: str) -> float:
@@ -144,7 +146,7 @@ _PAIR_SCORES: dict[str, Callable[[str | None], Callable[[str, str], float]]] = {
     "contains": lambda _: lambda answer, reference: normalised(reference) in normalised(answer),
     "regex": _regex,
     "json": lambda _: _same_json,
-    "number": lambda _: lambda answer, reference: last_number(answer) == last_number(reference),
+    "number": lambda _: lambda answer, reference: last_number(answer) == last_number(reference) is not None,
 }
 
 

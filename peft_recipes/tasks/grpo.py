@@ -93,8 +93,9 @@ class VerifiableRewards(SupervisedFineTuning):
         prepared = Prepared({}, ids, formats.fingerprint(splits), tokenizer, None, notes)
         prepared.splits = {name: rows.select_columns([PROMPT, REFERENCE, ROW]) for name, rows in splits.items()}
         prepared.prompts = {name: self._prompts(rows, tokenizer) for name, rows in splits.items() if name != "train"}
-        for name, prompts in prepared.prompts.items() if required else ():
-            answers.check_references(_scored(recipe), prompts, name)
+        for name, rows in splits.items() if required else ():  # of all rows: those of train are rewarded by them
+            references = [{"id": row["id"], "reference": row[REFERENCE]} for row in rows]
+            answers.check_references(_scored(recipe), references, name)
         self._enough_prompts(len(splits["train"]))
         return prepared
 

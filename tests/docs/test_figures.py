@@ -33,7 +33,8 @@ def test_every_block_of_figures_is_as_its_files_give_it(writer):
 def test_the_blocks_are_where_a_reader_looks_for_them():
     places = {
         "README.md": ["results"], "docs/index.md": ["results"], "docs/gallery/mnist-shift.md": ["results"],
-        "docs/gallery/smollm2-alpaca.md": ["results"], "docs/concepts/packing.md": ["speed"],
+        "docs/gallery/smollm2-alpaca.md": ["results"], "docs/gallery/smollm2-arithmetic.md": ["results"],
+        "docs/concepts/packing.md": ["speed"],
         "docs/concepts/guards.md": ["trust"], "docs/concepts/measurements.md": ["cost"],
         "benchmarks/README.md": ["cost"],
     }  # fmt: skip

@@ -9,9 +9,10 @@ import torch
 import transformers
 from architectures import DECODERS, tiny_architecture
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from small import tokenizer
 
 from peft_recipes.scoring import generation
-from peft_recipes.scoring.generation import generate
+from peft_recipes.scoring.generation import end_token_ids, generate
 
 PREFIX = [7, 8, 9, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
 PROMPTS = [[20 + i % 9, *range(21, 22 + 3 * i % 11)] for i in range(9)]
@@ -131,3 +132,19 @@ def test_sampling_leaves_the_random_state_as_it_was_and_gives_the_same_answers_a
     first = generate(model, PROMPTS, 0, 6, options, batch_size=4)
     assert torch.rand(1) == expected
     assert generate(model, PROMPTS, 0, 6, options, batch_size=4) == first != generate(model, PROMPTS, 0, 6)
+
+
+def test_a_short_prompt_beside_a_long_one_has_its_own_room():
+    model = model_of("gpt2")
+    prompts = [[5, 6, 7], [20 + i % 15 for i in range(92)]]  # of 96 positions
+    assert generate(model, prompts, 0, 20, batch_size=4) == alone(model, prompts, 20)
+    assert [len(tokens) for tokens in alone(model, prompts, 20)][1] <= 4
+
+
+def test_the_end_of_a_turn_ends_an_answer_where_the_generation_config_lacks_it():
+    model, words = model_of("llama"), tokenizer(chat=True)
+    turn = words.convert_tokens_to_ids("<|end|>")
+    assert end_token_ids(model) == {1} and end_token_ids(model, words) == {1, turn}
+    free = generate(model, PROMPTS, 0, 8, batch_size=4)
+    stopped = generate(model, PROMPTS, 0, 8, batch_size=4, ends={1, free[2][3]})
+    assert len(stopped[2]) <= 4 and stopped[2][-1] == free[2][len(stopped[2]) - 1]

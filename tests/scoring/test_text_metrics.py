@@ -1,5 +1,7 @@
 """Metrics of answers: equal to their libraries', and to the field's examples."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import Dataset
 from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.runs.folder import signature
 from peft_recipes.scoring.text_metrics import normalised, reference_problem, scorer, word_f1
 
 
@@ -154,3 +157,42 @@ def test_a_reference_that_can_not_be_compared_with_is_named(metric, reference, o
 def test_pseudo_values_of_bleu_keep_examples_apart():
     values = scores("bleu", ANSWERS, REFERENCES)
     assert np.argmax(values) == 3  # the identical pair adds most
+
+
+@pytest.mark.parametrize(
+    ("generation", "words"),
+    [
+        ({"repetition_penalty": -1.0}, "repetition_penalty: expected a number above 0"),
+        ({"num_beams": 0}, "num_beams: expected 1 or more"),
+        ({"num_beams": "2"}, "num_beams: expected a whole number"),
+        ({"top_p": 5}, "top_p: expected a number above 0, at most 1"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature: expected a number above 0"),
+        ({"top_k": -1}, "top_k: expected 0 or more"),
+        ({"do_sample": "yes"}, "do_sample: expected true or false"),
+    ],
+)
+def test_a_wrong_value_of_generation_is_an_error_before_anything_is_trained(generation, words):
+    with pytest.raises(RecipeError, match=words):
+        recipe(metric="rougeL", generation=generation)
+
+
+@pytest.mark.parametrize(("metric", "reference"), [("contains", "A"), ("exact_match", "The"), ("f1", "...")])
+def test_a_reference_without_a_word_is_refused(metric, reference):
+    assert "no word left" in reference_problem(recipe(metric=metric), reference)
+
+
+def test_missing_numbers_and_unreadable_json_are_not_equal():
+    assert scores("number", ["none"], ["none"]).tolist() == [0]
+    assert scores("json", ["[" * 100_000, "x"], ["{}", "x"]).tolist() == [0, 0]
+
+
+def test_another_function_of_the_same_file_is_another_run():
+    one, other = (signature(recipe(score=f"statistics:{name}"), "full", 0, "") for name in ("mean", "median"))
+    assert one != other
+
+
+def test_a_module_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "scores_beside.py").write_text("def one(prediction, row):\n    return 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    assert scorer(recipe(score="scores_beside:one"))(["x"], [""], [{}]).tolist() == [1]
