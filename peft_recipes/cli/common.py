@@ -81,7 +81,7 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
         except tuple(EXIT_CODES) as error:
             if is_rank_zero():
-                say("Interrupted. Finished runs are kept; run the same command to continue.")
+                say("Interrupted. Finished runs are kept; run the same command to continue (`train`: with --resume).")
             raise typer.Exit(EXIT_CODES[type(error)]) from None
         except BrokenPipeError:
             # The reader (head, less) has closed the pipe; without this Python complains again when it closes stdout.

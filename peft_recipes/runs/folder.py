@@ -109,7 +109,10 @@ def check_free(output: Path, folder: Path, resume: bool, overwrite: bool) -> Non
     """Raise RecipeError where a run can't be written to its folder, or would replace one without --overwrite."""
     check_output(output)
     if folder.is_dir() and any(folder.iterdir()) and not (resume or overwrite):
-        what = "a finished run" if (folder / RUN_FILE).is_file() else "an unfinished run"
+        what = "an unfinished run"
+        if (folder / RUN_FILE).is_file():
+            run = read_run(folder)
+            what = "a finished run" if run is None or run.ok else f"a failed run ({run.data.get('error')})"
         raise RecipeError(f"{folder} holds {what}. Go on from it with --resume, or replace it with --overwrite.")
 
 

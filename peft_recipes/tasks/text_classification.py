@@ -54,7 +54,7 @@ class TextClassification(Classification):
         what = f"the labels of dataset '{recipe.dataset.path}' make it a {problem_type} (dataset.problem_type)"
         options = ", ".join(valid)
         if recipe.metric not in valid:
-            problems.append(f"metric: {what}, which '{recipe.metric}' can't measure. Set --set metric={valid[0]} "
+            problems.append(f"metric: {what}, which '{recipe.metric}' can't measure. Add --set metric={valid[0]} "
                             f"(possible: {options}).")  # fmt: skip
         best = (recipe.training.get("metric_for_best_model") or "loss").removeprefix("eval_")
         if best not in valid:

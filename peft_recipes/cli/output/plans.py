@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from peft_recipes.reporting import formats
 
 if TYPE_CHECKING:
     from peft_recipes.recipe.recipe import Recipe
+
+
+_WIDEST = 500  # columns of a table that a narrow terminal wraps
 
 
 def show_recipes(recipes: list[Recipe]) -> None:
@@ -68,7 +72,8 @@ def show_plan(plan: dict[str, Any]) -> None:
             *([_sent(arm["memory"])] if spread else []),
             *([_trial(arm["trial"])] if tried else []),
         )
-    console.print(table)
+    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    Console(highlight=False, width=max(width, console.width)).print(table)  # wraps: a cut number would say nothing
     memory = next(iter(plan["arms"].values()))["memory"]
     has = f" This machine has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
     what = "of the largest batch: weights, gradients, optimizer, activations, the allocator's freed blocks, libraries"
