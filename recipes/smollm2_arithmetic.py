@@ -7,7 +7,7 @@
 An answer is right if its last number is that of the reference, as GSM8K is scored.
 
 With --embedded: the same model from its 4-bit GGUF, and problems of two operations made from templates; those of test
-have other texts and other numbers than those of train.
+have other texts and other numbers than those of train. What to expect: adapters/smollm2-arithmetic/comparison.md.
 """
 
 from peft import LoraConfig
@@ -59,7 +59,7 @@ recipe = Recipe(
         "dataset": {"path": "embedded:arithmetic", "name": None, "train": 1_000, "validation": 40, "test": 200},
         "max_length": 128,
         "training": {"max_steps": 120},
-        "arms": {
+        "arms": {  # full, lora: benchmarks/learning_rates/smollm2-arithmetic-embedded-scan.json, validation split
             "full": {"learning_rate": 1e-4},
             "lora": {"learning_rate": 2e-3},
             "lora-all": {"learning_rate": 1e-3},
