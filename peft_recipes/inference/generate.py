@@ -17,7 +17,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import synchronise
 from peft_recipes.inference.variants import Variants
 from peft_recipes.models.positions import encoder_decoder_limits, position_limit
-from peft_recipes.scoring.generation import ENCODER_DECODER, end_token_ids
+from peft_recipes.scoring.generation import ENCODER_DECODER
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,6 @@ def generate_answer(
     torch.manual_seed(sampling.seed)
     synchronise(device.type)
     max_new_tokens = max_answer_tokens(model, tokens, sampling.max_new_tokens, "The prompt")
-    ends = end_token_ids(model, adapter.processor)
     start = time.perf_counter()
     with torch.no_grad():
         output = model.generate(
@@ -155,7 +154,6 @@ def generate_answer(
             pad_token_id=adapter.processor.pad_token_id,
             use_cache=True,
             streamer=streamer,
-            **({"eos_token_id": sorted(ends)} if ends else {}),
             **(ENCODER_DECODER if adapter.encodes else {}),
             **sampling.options(),
         )
@@ -163,7 +161,9 @@ def generate_answer(
     seconds = time.perf_counter() - start
     new = output[0, 1 if adapter.encodes else ids.shape[1] :]  # an encoder-decoder's begins with its start token
     text = adapter.processor.decode(new, skip_special_tokens=True).strip()
-    cut_off = len(new) == max_new_tokens and int(new[-1]) not in ends
+    eos = model.generation_config.eos_token_id
+    ended = int(new[-1]) in (eos if isinstance(eos, list) else [eos])
+    cut_off = len(new) == max_new_tokens and not ended
     return {"text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds, "cut_off": cut_off}
 
 
