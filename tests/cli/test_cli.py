@@ -92,7 +92,7 @@ def test_a_user_error_is_one_message_and_exit_code_2_and_writes_nothing(call, ya
     [
         ("text,label\n", "is empty"),
         ("text,label\na,good\nb,bad,extra\n", "line 3"),
-        ("text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(200)), "a label is a whole number or text"),
+        ("text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(200)), "make it a regression"),
     ],
 )
 def test_malformed_data_is_reported_before_anything_is_written(call, yaml, classify, text, message, tmp_path):

@@ -66,7 +66,7 @@ DATASETS = [
     _data("d.csv", b"text,label\n\xff\xfe\xfa,good\n", "not UTF-8"),
     _data("d.csv", "body,stars\n" + "x,1\n" * 40, "It has: body, stars"),
     _data("d.csv", "text;label\n" + "x;1\n" * 40, "no column"),
-    _data("d.csv", "text,label\n" + "".join(f"w {i},{i}.5\n" for i in range(40)), "a label is a whole number or text"),
+    _data("d.csv", "text,label\n" + "".join(f"w {i},{i}.5\n" for i in range(40)), "make it a regression"),
     _data("d.jsonl", "", "is empty"),
     _data("d.jsonl", _LINES[0] + '\n{"text": "x", "label":\n', "line 2"),
     _data("d.jsonl", _LINES[0] + "\n[1, 2]\n", "line 2", name="a line that is a list"),
