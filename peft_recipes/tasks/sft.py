@@ -57,6 +57,9 @@ class SupervisedFineTuning(Causal):
             )
         for name, prompts in scored.items():
             answers.check_references(self.recipe, prompts, name)
+            if self.recipe.metric == "score" and prompts:  # a function that raises is an error now
+                first = prompts[0]
+                scorer(self.recipe)([first["reference"]], [first["reference"]], [first["row"]])
         return scored
 
     def _scored_prompts_of(self, split: str, raw: Any, rows: Any, prepared: Prepared) -> list[dict[str, Any]]:

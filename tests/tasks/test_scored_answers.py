@@ -84,6 +84,15 @@ def test_a_function_of_the_user_scores_the_answers(instruct, tmp_path):
     assert open_adapter(run.folder, trust_remote_code=True).task.recipe.score == recipe.score
 
 
+def asks_too_much(prediction, row):
+    return row["nope"]
+
+
+def test_a_function_that_raises_is_an_error_before_anything_is_trained(instruct):
+    with pytest.raises(RecipeError, match="asks_too_much raised KeyError: 'nope'"):
+        plan(instruct(score=asks_too_much))
+
+
 def test_a_further_set_without_prompts_is_compared_by_its_loss(instruct, tmp_path):
     text = tmp_path / "plain.csv"
     text.write_text("text\nthe film was bright\na day was cold\nit is so warm\n")
