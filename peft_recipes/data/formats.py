@@ -210,6 +210,11 @@ def plain_prompt(text: str) -> str:
     return PLAIN_PROMPT.format(prompt=text)
 
 
+def as_text(value: str | list[dict[str, str]]) -> str:
+    """A text, or the contents of messages one below the other."""
+    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
+
+
 def without_test_examples(
     splits: dict[str, datasets.Dataset], columns: list[str]
 ) -> tuple[dict[str, datasets.Dataset], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data.formats import checked_messages, plain_prompt, wrong_value
+from peft_recipes.data.formats import as_text, checked_messages, plain_prompt, wrong_value
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 
@@ -130,10 +130,6 @@ def _as_trl(pair: dict[str, Any], chat: bool, has_prompt: bool) -> dict[str, Any
         return {key: _message(role, pair[key]) for key, role in roles.items()}
     pair = {key: pair[key] for key in ("prompt", *_ANSWERS)}
     if not chat and (has_prompt or isinstance(pair["prompt"], list)):
-        pair = {key: _as_text(value) for key, value in pair.items()}
+        pair = {key: as_text(value) for key, value in pair.items()}
         pair["prompt"] = plain_prompt(pair["prompt"])
     return pair
-
-
-def _as_text(value: str | list[dict[str, str]]) -> str:
-    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)

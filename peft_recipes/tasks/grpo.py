@@ -34,7 +34,7 @@ from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import tensors
 from peft_recipes.tasks.grpo_trainer import PROMPT, REFERENCE, ROW, AnswerTrainer, reward_function
 from peft_recipes.tasks.kto import check_reachable
-from peft_recipes.tasks.sft import SupervisedFineTuning, as_text, tokenised_answers
+from peft_recipes.tasks.sft import SupervisedFineTuning, tokenised_answers
 
 if TYPE_CHECKING:
     import datasets
@@ -120,7 +120,7 @@ class VerifiableRewards(SupervisedFineTuning):
             prompts.append({
                 "index": index,
                 "id": row["id"],
-                "prompt": as_text(row[PROMPT]),
+                "prompt": formats.as_text(row[PROMPT]),
                 "prompt_ids": tokenised_answers(row, [], tokenizer)[0],
                 "reference": row[REFERENCE],
                 "reference_tokens": self.answer_tokens,
@@ -189,10 +189,10 @@ class VerifiableRewards(SupervisedFineTuning):
         return tensors({k: v for k, v in PaddedCollator(pad)([example] * size).items() if k != COUNTS})
 
     def model_inputs(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        raise NotImplementedError("see inputs()")
+        return {"input_ids": torch.tensor([example["prompt_ids"]])}
 
     def inputs(self, prepared: Prepared, count: int) -> list[dict[str, torch.Tensor]]:
-        return [{"input_ids": torch.tensor([row["prompt_ids"]])} for row in prepared.prompts["test"][:count]]
+        return [self.model_inputs(row) for row in prepared.prompts["test"][:count]]  # the splits are not tokenised
 
 
 def _rewarded(recipe: Recipe) -> Recipe:

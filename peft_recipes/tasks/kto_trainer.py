@@ -13,6 +13,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from peft_recipes.data.packing import COUNTS, Counts
 from peft_recipes.kernels import activations
 from peft_recipes.tasks.causal_trainer import adapter_dtypes_kept
+from peft_recipes.tasks.example_mean import ExampleMeanMixin
 from peft_recipes.tasks.preference_trainer import no_reference_adapter
 from peft_recipes.tasks.trainer import TrainerMixin
 
@@ -43,10 +44,8 @@ class LabelledCollator:
         return {**batch, COUNTS: counts}
 
 
-class LabelledTrainer(TrainerMixin, KTOTrainer):
+class LabelledTrainer(ExampleMeanMixin, TrainerMixin, KTOTrainer):
     """trl's KTOTrainer; evaluation gives the log-probabilities of every answer."""
-
-    loss_is_scaled_for_ga = True  # compute_loss gives a mean over the optimizer step
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
         with no_reference_adapter(model), adapter_dtypes_kept(model):
@@ -57,13 +56,6 @@ class LabelledTrainer(TrainerMixin, KTOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         return dataset  # computed already, with the base before it had an adapter (reference.py)
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
-        """The examples of an optimizer step, over all its batches and ranks."""
-        if not batch_samples:
-            return None
-        examples = torch.tensor(sum(batch[COUNTS].examples for batch in batch_samples), device=device)
-        return self.accelerator.gather(examples).sum() if self.args.average_tokens_across_devices else examples
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the examples of the optimizer step: trl's mean over a batch, weighted by its examples."""

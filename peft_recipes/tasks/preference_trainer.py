@@ -18,6 +18,7 @@ from peft_recipes.tasks.causal_trainer import (
     labelled_losses,
     packed_attention,
 )
+from peft_recipes.tasks.example_mean import ExampleMeanMixin
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -28,14 +29,13 @@ _LOGGED_OF_LOGITS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_
 PREDICTED = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens", "loss")
 
 
-class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
+class PreferenceTrainer(ExampleMeanMixin, PrefixSharingMixin, DPOTrainer):
     """trl's DPOTrainer on our collators' batches, with the reference log-probabilities as columns of the dataset.
 
     Only the policy's log-probabilities come from elsewhere; trl turns them into the loss. Entropy and mean logits,
     which trl logs as well, are left out where they would cost another pass over the logits.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss gives a mean over the optimizer step
     shared_collator = SharedPromptCollator
     padded_collator = PaddedPairsCollator
 
@@ -48,17 +48,6 @@ class PreferenceTrainer(PrefixSharingMixin, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
         return dataset  # computed already, with the base before it had an adapter (reference.py)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = [*dict.fromkeys([*self._signature_columns, "length"])]  # for group_by_length
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
-        """The pairs of an optimizer step, over all its batches and ranks."""
-        if not batch_samples:
-            return None
-        pairs = torch.tensor(sum(batch[COUNTS].examples for batch in batch_samples), device=device)
-        return self.accelerator.gather(pairs).sum() if self.args.average_tokens_across_devices else pairs
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the pairs of the optimizer step: trl's mean over a batch, weighted by the pairs in it."""

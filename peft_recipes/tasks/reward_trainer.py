@@ -13,6 +13,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from peft_recipes.data.packing import COUNTS, Counts
 from peft_recipes.kernels import activations
 from peft_recipes.tasks.causal_trainer import adapter_dtypes_kept
+from peft_recipes.tasks.example_mean import ExampleMeanMixin
 from peft_recipes.tasks.preference_trainer import metrics_of_this_rank
 from peft_recipes.tasks.trainer import TrainerMixin
 
@@ -35,25 +36,12 @@ class PairCollator:
         return {**batch, COUNTS: Counts(tokens, computed, computed - tokens, len(examples))}
 
 
-class ScoreTrainer(TrainerMixin, RewardTrainer):
+class ScoreTrainer(ExampleMeanMixin, TrainerMixin, RewardTrainer):
     """trl's RewardTrainer; evaluation gives both scores of every pair."""
-
-    loss_is_scaled_for_ga = True  # compute_loss gives a mean over the optimizer step
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
         with adapter_dtypes_kept(model):
             super().__init__(model, *args, **kwargs)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = [*dict.fromkeys([*self._signature_columns, "length"])]  # for group_by_length
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
-        """The pairs of an optimizer step, over all its batches and ranks."""
-        if not batch_samples:
-            return None
-        pairs = torch.tensor(sum(batch[COUNTS].examples for batch in batch_samples), device=device)
-        return self.accelerator.gather(pairs).sum() if self.args.average_tokens_across_devices else pairs
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the pairs of the optimizer step: trl's mean over a batch, weighted by the pairs in it."""

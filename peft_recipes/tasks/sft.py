@@ -72,9 +72,9 @@ class SupervisedFineTuning(Causal):
             prompts.append({
                 "index": index,
                 "id": one_id,
-                "prompt": as_text(row["prompt"]),
+                "prompt": formats.as_text(row["prompt"]),
                 "prompt_ids": self.prompt_ids(row, prepared.processor),
-                "reference": as_text(row["completion"]),
+                "reference": formats.as_text(row["completion"]),
                 "reference_tokens": sum(label != IGNORED for label in labels[index]),
                 "row": json.loads(json.dumps(columns, default=str)),  # equal in every process of a comparison
             })  # fmt: skip
@@ -91,11 +91,6 @@ class SupervisedFineTuning(Causal):
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )["input_ids"]
-
-
-def as_text(value: str | list[dict[str, str]]) -> str:
-    """A text, or the contents of messages one below the other."""
-    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
 
 
 def tokenised_answers(row: dict[str, Any], keys: list[str], tokenizer: Any) -> tuple[list[int], list[list[int]]]:
