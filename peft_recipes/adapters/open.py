@@ -199,4 +199,7 @@ def evaluate(adapter: OpenedAdapter, model: nn.Module) -> Evaluation:
         arguments = task.arguments(None, 0, adapter.hardware(), Path(folder), True)
         trainer = task.trainer(model, prepared, arguments, [])
         trainer.remove_callback(PrinterCallback)
-        return task.evaluate(trainer, prepared, "test")
+        evaluation = task.evaluate(trainer, prepared, "test")
+    if evaluation.errors:
+        raise RecipeError(*evaluation.errors.values())
+    return evaluation

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 @dataclass
 class Evaluation:
-    """One split evaluated: its metrics, the columns of predictions.parquet, and the metrics of each class."""
+    """One split evaluated: its metrics, the columns of predictions.parquet, and the metrics of each class.
+
+    errors: metrics that could not be computed, with the reason; the answers that they are of are in the columns.
+    """
 
     metrics: dict[str, float]
     predictions: dict[str, list[Any]]
     per_class: list[dict[str, Any]] | None = None
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 PREFERENCES = "preferences.parquet"

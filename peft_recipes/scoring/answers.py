@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from peft_recipes.recipe.recipe import Recipe
 
 _SHOWN = 3  # examples in an error
+
+
+class Scored(NamedTuple):
+    """The metrics of a split's answers, their columns of predictions.parquet, and why a metric is missing."""
+
+    metrics: dict[str, float]
+    predictions: dict[str, list[Any]]
+    errors: dict[str, str]
 
 
 def sample(count: int, most: int) -> list[int]:
@@ -86,11 +94,11 @@ def answer(
 
 def scored(
     answers: Sequence[dict[str, Any]], prompts: Sequence[dict[str, Any]], recipe: Recipe, examples: int
-) -> tuple[dict[str, float], dict[str, list[Any]]]:
+) -> Scored:
     """Score answers; return the split's metrics and its columns of predictions.parquet.
 
     examples: the size of the split; examples without an answer have None in the columns. Without a scorer, for a judge,
-    there are the answers without a value of the metric.
+    there are the answers without a value of the metric; so there are where the user's own score raises.
     """
     texts, references = [a["answer"] for a in answers], [p["reference"] for p in prompts]
     metrics = {
@@ -105,10 +113,13 @@ def scored(
         row = {**given, "prompt": prompt["prompt"], "reference": prompt["reference"]}
         for name, cells in columns.items():
             cells[prompt["index"]] = row[name]
-    if (score := scorer(recipe)) is not None:
+    if (score := scorer(recipe)) is None:
+        return Scored(metrics, columns, {})
+    try:
         values = score(texts, references, [p["row"] for p in prompts])
-        metrics = {recipe.metric: float(values.mean()), **metrics}
-        columns[recipe.metric] = [None] * examples
-        for prompt, value in zip(prompts, values.tolist(), strict=True):
-            columns[recipe.metric][prompt["index"]] = value
-    return metrics, columns
+    except RecipeError as error:
+        return Scored(metrics, columns, {recipe.metric: str(error)})
+    columns[recipe.metric] = [None] * examples
+    for prompt, value in zip(prompts, values.tolist(), strict=True):
+        columns[recipe.metric][prompt["index"]] = value
+    return Scored({recipe.metric: float(values.mean()), **metrics}, columns, {})

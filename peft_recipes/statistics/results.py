@@ -37,7 +37,7 @@ def comparison_data(
     first = finished[0].data if finished else {"rows": {}, "samples": None, "environment": {}}
     full = table.get(FULL)
     margin = recipe.margin or margin_for(recipe.metric, full["metric"]["mean"] if full and full["metric"] else 1.0)
-    others = [arm for arm in arms if arm != FULL and _shared(runs, arm, FULL, seeds)] if full else []
+    others = [arm for arm in arms if arm != FULL and _shared(recipe, runs, arm, FULL, seeds)] if full else []
     differences = {arm: _difference(recipe, runs, arm, seeds, margin, together=len(others)) for arm in others}
     return {
         "schema": 1,
@@ -247,7 +247,7 @@ def _difference(
 
     together: with two differences or more, each has a second interval and verdict, which all hold together.
     """
-    shared = _shared(runs, arm, against, seeds)
+    shared = _shared(recipe, runs, arm, against, seeds)
     if not shared:
         return None
     ours, theirs = ([scores(runs[name, seed], recipe) for seed in shared] for name in (arm, against))
@@ -271,9 +271,15 @@ def _difference(
     return entry
 
 
-def _shared(runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Sequence[int]) -> list[int]:
-    """Return the seeds that two arms finished."""
-    return [seed for seed in seeds if runs[arm, seed].ok and runs[against, seed].ok]
+def _shared(
+    recipe: Recipe, runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Sequence[int]
+) -> list[int]:
+    """Return the seeds that two arms finished with a value of the metric: a score may fail on an arm's answers."""
+
+    def measured(run: Run) -> bool:
+        return run.ok and (recipe.metric == PREFERENCE or recipe.metric in run.metrics["test"])
+
+    return [seed for seed in seeds if measured(runs[arm, seed]) and measured(runs[against, seed])]
 
 
 def _ranks(

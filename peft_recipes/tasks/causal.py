@@ -223,14 +223,15 @@ class Causal(Task):
         if size := labelled_bytes(prepared, split):
             evaluation.metrics["bits_per_byte"] = math.fsum(sums[:, 0]) / math.log(2) / size
         if prompts := prepared.prompts.get(split):
-            metrics, columns = self._scored_answers(trainer, prepared, prompts, len(tokens))
-            evaluation.metrics |= metrics
-            evaluation.predictions |= columns
+            answered = self._scored_answers(trainer, prepared, prompts, len(tokens))
+            evaluation.metrics |= answered.metrics
+            evaluation.predictions |= answered.predictions
+            evaluation.errors = answered.errors
         return evaluation
 
     def _scored_answers(
         self, trainer: Trainer, prepared: Prepared, prompts: list[dict[str, Any]], examples: int
-    ) -> tuple[dict[str, float], dict[str, list[Any]]]:
+    ) -> answers.Scored:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         precision, sharded = trainer.accelerator.autocast, is_sharded(model)
         given = answers.answer(model, prepared.processor, prompts, self.recipe, precision, sharded, trainer.on_answers)

@@ -171,12 +171,15 @@ class VerifiableRewards(SupervisedFineTuning):
             trainer.accelerator.autocast, is_sharded(model), trainer.on_answers,
         )  # fmt: skip
         examples, rewarded = len(prepared.ids[split]), _rewarded(recipe)
-        metrics, columns = answers.scored(given, prompts, rewarded, examples)
-        metrics[REWARD], columns[REWARD] = metrics.pop(rewarded.metric), columns.pop(rewarded.metric)
+        found = answers.scored(given, prompts, rewarded, examples)
+        for part in found:
+            if rewarded.metric in part:
+                part[REWARD] = part.pop(rewarded.metric)
         if recipe.metric not in (REWARD, PREFERENCE):  # a judge compares the arms' answers afterwards
-            more, further = answers.scored(given, prompts, recipe, examples)
-            metrics[recipe.metric], columns[recipe.metric] = more[recipe.metric], further[recipe.metric]
-        return Evaluation(metrics=metrics, predictions={"id": prepared.ids[split], **columns})
+            for part, own in zip(found, answers.scored(given, prompts, recipe, examples), strict=True):
+                part.update({recipe.metric: own[recipe.metric]} if recipe.metric in own else {})
+        columns = {"id": prepared.ids[split], **found.predictions}
+        return Evaluation(metrics=found.metrics, predictions=columns, errors=found.errors)
 
     def largest_batch(self, model: nn.Module, prepared: Prepared | None, size: int) -> dict[str, torch.Tensor]:
         """Prompts and answers of the longest length; their generation keeps no activations and takes less."""

@@ -178,6 +178,9 @@ def _evaluate(setup: Setup, trainer: Trainer) -> dict[str, Evaluation]:
             alone = processes.count() == 1
             with setup.guard.recorded(f"evaluate {split}") if alone else contextlib.nullcontext():
                 evaluations[split] = task.evaluate(trainer, prepared, split)
+    for split, evaluation in evaluations.items():
+        for metric, words in evaluation.errors.items():
+            setup.guard.results[f"{metric} of {split}"] = {"error": words}
     return evaluations
 
 

@@ -93,6 +93,22 @@ def test_a_function_that_raises_is_an_error_before_anything_is_trained(instruct)
         plan(instruct(score=asks_too_much))
 
 
+def knows_only_references(prediction, row):
+    return {row["output"]: 1.0}[prediction]
+
+
+def test_a_score_that_raises_on_an_answer_leaves_the_trained_run(instruct, tmp_path):
+    comparison = compare(instruct(score=knows_only_references), output=tmp_path)
+    assert comparison.failed == [] and comparison.failed_checks == ["base", "full", "lora"]
+    run = json.loads((comparison.folder / "lora" / "seed-0" / "run.json").read_text())
+    assert "knows_only_references raised KeyError" in run["checks"]["score of test"]["error"]
+    assert (comparison.folder / "lora" / "seed-0" / "adapter_model.safetensors").is_file()
+    assert comparison.data["arms"]["lora"]["metric"] is None and comparison.data["differences"] == {}
+    assert "score of test" in (comparison.folder / "comparison.md").read_text()
+    answers = pandas.read_parquet(comparison.folder / "lora" / "seed-0" / "predictions.parquet")["answer"]
+    assert answers.notna().all()
+
+
 def test_a_further_set_without_prompts_is_compared_by_its_loss(instruct, tmp_path):
     text = tmp_path / "plain.csv"
     text.write_text("text\nthe film was bright\na day was cold\nit is so warm\n")
