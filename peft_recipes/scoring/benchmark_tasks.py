@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,7 +137,8 @@ def _load(benchmark: str) -> list[Task]:
             else:
                 task = _read_task(path)
                 if "group" in task:  # it names other tasks: lm_eval's own, or files beside it
-                    loaded = TaskManager(include_path=str(path.parent)).load([task])
+                    with _in_folder(path.parent):  # where the data files of its members are
+                        loaded = TaskManager(include_path=os.getcwd()).load([task["group"]])
                 else:
                     loaded = TaskManager(include_defaults=False).load([task])
     except RecipeError:
@@ -155,6 +157,16 @@ def _load(benchmark: str) -> list[Task]:
     if sum(len(task.eval_docs) for task in tasks) < 2:
         raise RecipeError(f"benchmarks: '{benchmark}' has one example: the interval of a difference needs two.")
     return tasks
+
+
+@contextlib.contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @functools.cache

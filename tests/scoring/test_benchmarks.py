@@ -170,3 +170,28 @@ def test_without_lm_eval_the_message_is_the_command_that_installs_it(instruct, m
 def test_benchmarks_are_for_causal_models(classify):
     with pytest.raises(RecipeError, match="benchmarks: they are for language models"):
         classify(benchmarks=["hellaswag"])
+
+
+def test_a_group_of_local_tasks_finds_their_data_beside_them(tmp_path, monkeypatch):
+    for name in ("words", "more"):
+        choices(tmp_path / "tasks", name)
+    (tmp_path / "tasks" / "both.yaml").write_text("group: both\ntask: [words, more]\n")
+    monkeypatch.chdir(tmp_path)
+    (tasks,) = benchmark_tasks.load(["tasks/both.yaml"]).values()
+    assert sorted(len(task.eval_docs) for task in tasks) == [24, 24]
+
+
+def test_an_edited_file_that_a_task_includes_is_another_benchmark(tmp_path):
+    file = choices(tmp_path)
+    (tmp_path / "base.yaml").write_text("doc_to_text: A\n")
+    before = benchmark_tasks.fingerprint([str(file)])
+    (tmp_path / "base.yaml").write_text("doc_to_text: B\n")
+    assert benchmark_tasks.fingerprint([str(file)]) != before
+
+
+@pytest.mark.parametrize("files", ["5", "{test: [5]}"])
+def test_data_files_that_are_no_names_are_an_error(tmp_path, files):
+    file = choices(tmp_path)
+    file.write_text(file.read_text().replace("{test: data/words.jsonl}", files))
+    with pytest.raises(RecipeError, match="data_files must be names of files"):
+        benchmark_tasks.load([str(file)])
