@@ -162,6 +162,9 @@ class Recipe:
         problems = key_problems(given, cls, "the recipe")
         names = [f.name for f in dataclasses.fields(cls)]
         values = {key: value for key, value in given.items() if key in names}
+        for f in dataclasses.fields(cls):  # null: none of a list or mapping
+            if f.default_factory is not dataclasses.MISSING and f.name in values and values[f.name] is None:
+                del values[f.name]
         for key, part in (("dataset", Dataset), ("pretraining", Pretraining), ("judge", Judge)):
             if values.get(key) is not None:
                 values[key], more = dataclass_from_dict(values[key], part, key)

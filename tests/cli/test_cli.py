@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -184,3 +185,8 @@ def test_a_closed_pipe_is_no_error():
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
+
+
+def test_the_version_is_that_of_the_package(call):
+    shown = call("--version")
+    assert shown.exit_code == 0 and importlib.metadata.version("peft_recipes") in shown.output

@@ -187,3 +187,9 @@ def test_adalora_needs_a_rank_to_reduce():
 
     (problem,) = Arm(AdaLoraConfig(init_r=4, target_r=4, total_step=10)).problems("arms.adalora")
     assert "arms.adalora.peft.target_r" in problem and "lower" in problem
+
+
+def test_null_is_none_of_a_list_or_a_mapping(classify):
+    plain = {**classify().to_dict(), "evaluate_also": None, "benchmarks": None, "skip_checks": None, "generation": None}
+    recipe = Recipe.from_dict(plain)
+    assert (recipe.evaluate_also, recipe.benchmarks, recipe.skip_checks, recipe.generation) == ({}, [], [], {})
