@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from peft_recipes.errors import Terminated
 
 EXIT_CODES: dict[type[BaseException], int] = {KeyboardInterrupt: 130, Terminated: 143}
+_AGAIN_SECONDS = 0.05  # until a signal is sent again that came at a moment when nothing can be raised
 _EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
@@ -46,8 +49,11 @@ class Interruption:
             self._announce()
         self.received = signal.Signals(number)
 
-    def handle(self, number: int, _: Any) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler of this process."""
+        if _in_finaliser(frame):  # Python would print what is raised there, and go on
+            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+            return
         again, self.received = self.received is not None, signal.Signals(number)
         if again or not self.deferred:
             raise _EXCEPTIONS[self.received]
@@ -56,6 +62,15 @@ class Interruption:
     def _announce(self) -> None:
         if os.environ.get("RANK", "0") == "0" and not self.silent:
             print("Ending after this step, with a checkpoint. Once more ends at once.", file=sys.stderr, flush=True)
+
+
+def _in_finaliser(frame: FrameType | None) -> bool:
+    """Whether a `__del__` or a callback of a weak reference is running."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager
