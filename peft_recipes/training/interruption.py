@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _weakrefset
 import contextlib
 import os
 import signal
@@ -67,7 +68,7 @@ class Interruption:
 def _in_finaliser(frame: FrameType | None) -> bool:
     """Whether a `__del__` or a callback of a weak reference is running."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename in (weakref.__file__, _weakrefset.__file__):
             return True
         frame = frame.f_back
     return False

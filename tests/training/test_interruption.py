@@ -12,32 +12,33 @@ import pytest
 from peft_recipes.training.interruption import interruptible
 
 
-class Thing:
-    pass
-
-
 class Interrupting:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def of_a_weak_value():
-    """A dictionary whose entry goes when its value does, while a signal arrives."""
+class InterruptingData(dict):
+    def __delitem__(self, key):
+        os.kill(os.getpid(), signal.SIGINT)
+        super().__delitem__(key)
 
-    class Key:
-        def __hash__(self):
-            return 1
 
-        def __eq__(self, other):
-            os.kill(os.getpid(), signal.SIGINT)
-            return self is other
+class Key:
+    pass
 
-    entries, key, other = weakref.WeakKeyDictionary(), Key(), Key()
-    entries[key] = entries[other] = 1
+
+def finalise_an_object():
+    Interrupting()
+
+
+def drop_a_weak_key():
+    entries, key = weakref.WeakKeyDictionary(), Key()
+    entries.data = InterruptingData()
+    entries[key] = 1
     del key
 
 
-@pytest.mark.parametrize("interrupted", [lambda: Interrupting() and None, of_a_weak_value], ids=["__del__", "weakref"])
+@pytest.mark.parametrize("interrupted", [finalise_an_object, drop_a_weak_key])
 def test_an_interrupt_while_an_object_is_finalised_is_not_lost(interrupted, monkeypatch):
     lost = []
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
