@@ -69,9 +69,9 @@ recipe = Recipe(
         "benchmarks": ["embedded:docstring-choices"],
         "max_length": 128,
         "training": {"max_steps": 60},
-        "arms": {  # learning rates: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, validation split
+        "arms": {  # full, lora: benchmarks/learning_rates/smollm2-alpaca-embedded-scan.json, validation split
             "full": {"learning_rate": 1e-4},
-            "lora": {"learning_rate": 1e-2},
+            "lora": {"learning_rate": 3e-3},
             "lora-all": {"learning_rate": 1e-3},
         },
     },

@@ -36,7 +36,7 @@ from peft_recipes.runs.files import check_output, make_folder, write_json
 from peft_recipes.runs.folder import BASE, Run, read_run, run_folder, signature
 from peft_recipes.runs.lock import locked
 from peft_recipes.training.interruption import terminable
-from peft_recipes.training.resolve import memory_estimates, resolve
+from peft_recipes.training.resolve import memory_estimates, report_notes, resolve
 
 
 def compare(
@@ -91,6 +91,7 @@ def compare(
     recipe, prepared = resolved.recipe, resolved.prepared
     if problems := prepared.interval_problems():
         raise RecipeError(*problems)
+    report_notes(prepared)
     estimates = memory_estimates(resolved, names, lambda arm: spread_of(arm, resolved.hardware, configuration, jobs))
     make_folder(folder)
     todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]

@@ -1,4 +1,4 @@
-"""Column formats: raw rows as text and label, as prompt and completion, or as plain text; overlap between splits."""
+"""Classes and labels of raw rows, the prompt of a base without a chat template, overlap between splits."""
 
 from __future__ import annotations
 
@@ -105,109 +105,28 @@ def _only(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
     return rows.rename_column(column, name) if column != name else rows
 
 
-def _sft_format(columns: list[str], source: Dataset) -> tuple[str, tuple[str, ...]]:
-    """`source.format`, or the first format whose columns exist, and those columns. Raises RecipeError if none fits."""
-    formats = {
-        "prompt-completion": (source.prompt, source.completion),
-        "messages": ("messages",),
-        "alpaca": ("instruction", "output"),
-        "text": (source.text,),
-    }
-    if source.format:
-        needed = formats[source.format]
-        missing = [column for column in needed if column not in columns]
-        if missing:
-            raise RecipeError(
-                f"dataset '{source.path}' has no column '{missing[0]}', which the format '{source.format}' needs "
-                f"({', '.join(needed)}). Its columns: {', '.join(columns)}."
-            )
-        return source.format, needed
-    for key in ("prompt", "completion"):  # the defaults may be missing, a name from the user may not
-        if (column := getattr(source, key)) not in (key, *columns):
-            raise RecipeError(missing_column(column, key, columns, source.path))
-    for name, needed in formats.items():
-        if all(column in columns for column in needed):
-            return name, needed
-    known = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in formats.items())
-    raise RecipeError(
-        f"dataset '{source.path}' has the columns {', '.join(c for c in columns if c != 'id')}, which is none of the "
-        f"formats of supervised fine-tuning: {known}."
-    )
-
-
-def sft_rows(rows: datasets.Dataset, source: Dataset, chat: bool) -> tuple[datasets.Dataset, int]:
-    """Rows with `id` and `prompt`/`completion` (or `text`) in trl's format, and the number of empty answers.
-
-    Rows with an empty answer (Alpaca has 28) are left out. chat: the tokenizer has a chat template, so prompts are
-    messages; otherwise they are plain text.
-    """
-    import datasets
-
-    name, columns = _sft_format(rows.column_names, source)
-    answers = rows[columns[-1]]
-    filled = [i for i, answer in enumerate(answers) if answer is not None]  # an empty value of a csv is None
-    empty = len(rows) - len(filled)
-    rows = rows.select(filled) if empty else rows
-    if name == "text":
-        check_text(rows, source.text, source.path)
-        return _only(rows, source.text, "text"), empty
-    if name != "messages" and len(rows):
-        for column in columns:
-            if not isinstance(rows[0][column], list):
-                check_text(rows, column, source.path)
-    examples = []
-    for row in rows:
-        prompt, completion = _prompt_completion(row, name, source)
-        if completion.strip():
-            examples.append({"id": row["id"], **_as_trl(prompt, completion, chat)})
-    if not examples:
-        raise RecipeError(f"dataset '{source.path}': no row has an answer to train on.")
-    return datasets.Dataset.from_list(examples), empty + len(rows) - len(examples)
-
-
-def _prompt_completion(row: dict[str, Any], name: str, source: Dataset) -> tuple[list[dict[str, str]], str]:
-    """The prompt of a row as messages, and its completion as text. name: the row's format."""
-    if name == "alpaca":
-        context = str(row.get("input") or "")
-        text = row["instruction"] + (f"\n\n{context}" if context.strip() else "")
-        return [{"role": "user", "content": text}], row["output"]
-    if name == "messages":
-        messages = checked_messages(row["messages"], "messages", row["id"], source.path)
-        if len(messages) < 2 or messages[-1].get("role") != "assistant":
-            raise RecipeError(
-                f"dataset '{source.path}', row {row['id']}: messages must end with an answer of the assistant."
-            )
-        return [dict(m) for m in messages[:-1]], messages[-1]["content"]
-    prompt, completion = (
-        checked_messages(row[key], key, row["id"], source.path) if isinstance(row[key], list) else row[key]
-        for key in (source.prompt, source.completion)
-    )
-    messages = [dict(m) for m in prompt] if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    return messages, completion[-1]["content"] if isinstance(completion, list) else completion
-
-
-def checked_messages(messages: Any, column: str, row: str, path: str) -> list[dict[str, str]]:
-    """The messages. Raises RecipeError with the row unless each has a role and a content of text."""
-    valid = isinstance(messages, list) and all(
-        isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content")) for m in messages
-    )
-    if not valid or not messages:
-        raise RecipeError(
-            f"dataset '{path}', row {row}, column '{column}': expected a list of messages, each with 'role' and "
-            f"'content' as text, got {str(messages)[:120]}."
-        )
-    return messages
-
-
-def _as_trl(prompt: list[dict[str, str]], completion: str, chat: bool) -> dict[str, Any]:
-    if chat:
-        return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
-    return {"prompt": plain_prompt("\n\n".join(m["content"] for m in prompt)), "completion": completion}
-
-
 def plain_prompt(text: str) -> str:
     """The prompt of a base without a chat template."""
     return PLAIN_PROMPT.format(prompt=text)
+
+
+def plain_conversation(messages: list[dict[str, Any]], row: str, source: Dataset) -> str:
+    """The prompt of a base without a chat template, from one message of the user, after the system's if there is one.
+
+    Raises RecipeError for several turns, whose roles would be lost.
+    """
+    roles = [message["role"] for message in messages]
+    if roles not in (["user"], ["system", "user"]):
+        raise needs_template("several turns" if len(roles) > 1 else f"a prompt of the role '{roles[0]}'", row, source)
+    return plain_prompt(as_text(messages))
+
+
+def needs_template(what: str, row: str, source: Dataset) -> RecipeError:
+    """The error for a row that can't be trained on without a chat template. what: "several turns"."""
+    return RecipeError(
+        f"dataset '{source.path}', row {row}: it has {what}, and the base's tokenizer has no chat template. Give one: "
+        "--set dataset.chat_template=chatml (or a file with a Jinja template)."
+    )
 
 
 def as_text(value: str | list[dict[str, str]]) -> str:

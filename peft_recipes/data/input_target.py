@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peft_recipes.data.formats import wrong_value
+from peft_recipes.data.shapes import PAIRS, unused_note
+from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 
@@ -16,18 +18,18 @@ if TYPE_CHECKING:
 # Pairs of columns, tried in this order; Alpaca's `input` is appended to its instruction.
 _DEFAULTS = ("prompt", "completion")
 _ALPACA = ("instruction", "output")
-_PAIRS = (_DEFAULTS, ("input", "target"), _ALPACA)
+_PAIRS = (_DEFAULTS, ("input", "target"), _ALPACA, ("source", "target"), *PAIRS)
 _OF_FORMAT = {"prompt-completion": (_DEFAULTS,), "alpaca": (_ALPACA,)}
 
 
-def input_target_rows(rows: datasets.Dataset, source: Dataset) -> tuple[datasets.Dataset, int]:
-    """Rows with `id`, `prompt` and `completion` as text, and the number of rows left out for an empty one.
+def input_target_rows(rows: datasets.Dataset, source: Dataset, skipped: SkippedRows) -> datasets.Dataset:
+    """Rows with `id`, `prompt` and `completion` as text. Those without one of them go to `skipped`.
 
-    Raises RecipeError: no such columns (with the nearest), a value that is not text, no row with both.
+    Raises RecipeError: no such columns (with the nearest), a value that is not text, too many unusable rows.
     """
     import datasets
 
-    columns = _columns(rows.column_names, source)
+    columns = input_target_columns(rows.column_names, source)
     examples = []
     for row in rows:
         for column in columns:
@@ -38,12 +40,19 @@ def input_target_rows(rows: datasets.Dataset, source: Dataset) -> tuple[datasets
             given = f"{given}\n\n{row['input']}"
         if given.strip() and target.strip():
             examples.append({"id": row["id"], "prompt": given, "completion": target})
-    if not examples:
-        raise RecipeError(f"dataset '{source.path}': no row has both a '{columns[0]}' and a '{columns[1]}'.")
-    return datasets.Dataset.from_list(examples), len(rows) - len(examples)
+        else:
+            skipped.add(row["id"], "an empty target" if given.strip() else "an empty input")
+    skipped.check()
+    return datasets.Dataset.from_list(examples)
 
 
-def _columns(present: list[str], source: Dataset) -> tuple[str, str]:
+def input_target_notes(columns: list[str], source: Dataset) -> list[str]:
+    """A note on the columns that nothing reads, or none."""
+    used = set(input_target_columns(columns, source))
+    return unused_note(columns, used | ({"input"} if used == set(_ALPACA) else set()))
+
+
+def input_target_columns(present: list[str], source: Dataset) -> tuple[str, str]:
     """The columns of input and target: those that the recipe names, or the first pair that exists."""
     named = (source.prompt, source.completion)
     if named != _DEFAULTS:
@@ -60,7 +69,7 @@ def _columns(present: list[str], source: Dataset) -> tuple[str, str]:
     for pair in pairs:
         if set(pair) <= set(present):
             return pair
-    known = "; ".join(", ".join(pair) for pair in pairs)
+    known = "; ".join(", ".join(pair) for pair in pairs[:4])
     raise RecipeError(
         f"dataset '{source.path}' has the columns {', '.join(c for c in present if c != 'id')}, which are none "
         f"of the pairs of input and target: {known}. Name yours with --set dataset.prompt=COLUMN "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data.formats import as_text, checked_messages, plain_prompt, wrong_value
+from peft_recipes.data.conversations import ASSISTANT, USER, is_messages, messages_of, without_nulls
+from peft_recipes.data.formats import as_text, needs_template, plain_conversation, plain_prompt, wrong_value
+from peft_recipes.data.shapes import Shape, check_named, find_prompt, unused_note, with_extras
+from peft_recipes.data.skipped import EMPTY, NO_PROMPT, SkippedRows
 from peft_recipes.data.sources import missing_column
+from peft_recipes.data.supervised import add_extras, conversation, refusing, same_keys
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -14,59 +17,72 @@ if TYPE_CHECKING:
 
     from peft_recipes.recipe.dataset import Dataset
 
-EMPTY, IDENTICAL, NO_PROMPT = "an empty answer", "the same answer twice", "no prompt"
+IDENTICAL = "the same answer twice"
 _ANSWERS = ("chosen", "rejected")
 
 
-def preference_rows(rows: datasets.Dataset, source: Dataset, chat: bool) -> tuple[datasets.Dataset, Counter[str]]:
-    """Rows with `id`, `prompt`, `chosen`, `rejected` in trl's format, and the reasons why others were left out.
+def preference_shape(rows: datasets.Dataset, source: Dataset) -> Shape:
+    """The columns of preferences besides the answers. Raises RecipeError for one that the data lacks."""
+    columns = [name for name in rows.column_names if name != "id"]
+    for key in _ANSWERS:
+        if getattr(source, key) not in columns:
+            raise RecipeError(missing_column(getattr(source, key), key, columns, source.path))
+    check_named(columns, source, ("prompt", "messages"))
+    others = [name for name in columns if name not in (source.chosen, source.rejected)]
+    if shape := find_prompt(others, source):
+        return with_extras(shape, others, source)
+    return Shape("prompt-completion", tools=source.tools if source.tools in others else None)
+
+
+def preference_notes(rows: datasets.Dataset, source: Dataset) -> list[str]:
+    """A note on the columns of preferences that nothing reads, or none."""
+    used = preference_shape(rows, source).used() | {source.chosen, source.rejected}
+    return unused_note(rows.column_names, used)
+
+
+def preference_rows(rows: datasets.Dataset, source: Dataset, chat: bool, skipped: SkippedRows) -> datasets.Dataset:
+    """Rows with `id`, `prompt`, `chosen`, `rejected` in trl's format. Rows that can't be used go to `skipped`.
 
     Answers are text or messages. Without a prompt column the prompt is what both answers begin with; a prompt that the
     messages repeat is removed from them. chat: the tokenizer has a chat template, so text with a prompt column becomes
     messages; otherwise messages become text.
-    Raises RecipeError: a missing column, a value that is neither text nor messages, no usable pair.
+    Raises RecipeError: a missing column, a value that is neither text nor messages, too many unusable rows.
     """
     import datasets
 
-    for key in _ANSWERS:
-        if getattr(source, key) not in rows.column_names:
-            raise RecipeError(missing_column(getattr(source, key), key, rows.column_names, source.path))
-    has_prompt = source.prompt in rows.column_names
-    if not has_prompt and source.prompt != "prompt":  # the default may be missing, a name from the user may not
-        raise RecipeError(missing_column(source.prompt, "prompt", rows.column_names, source.path))
-    keys = (*_ANSWERS, "prompt") if has_prompt else _ANSWERS
-    left_out: Counter[str] = Counter()
+    shape = preference_shape(rows, source)
     examples = []
     for row in rows:
-        pair = _pair({key: row[getattr(source, key)] for key in keys}, row["id"], source)
+        pair = _pair(row, shape, source)
         if isinstance(pair, str):
-            left_out[pair] += 1
+            skipped.add(row["id"], pair)
         else:
-            examples.append({"id": row["id"], **_as_trl(pair, chat, has_prompt)})
-    if not examples:
-        why = ", ".join(f"{count} with {reason}" for reason, count in left_out.items())
-        raise RecipeError(f"dataset '{source.path}': no row is a usable pair ({why}).")
-    return datasets.Dataset.from_list(examples), left_out
+            trl = _as_trl(pair, chat, shape.has_prompt, row["id"], source)
+            examples.append({"id": row["id"], **add_extras(trl, row, shape, source, chat)})
+    skipped.check()
+    same_keys(examples)
+    return datasets.Dataset.from_list(examples, on_mixed_types="use_json")
 
 
-def _pair(values: dict[str, Any], row: str, source: Dataset) -> dict[str, Any] | str:
+def _pair(row: dict[str, Any], shape: Shape, source: Dataset) -> dict[str, Any] | str:
     """The prompt, chosen and rejected answer of a row, or the reason why it can't be used."""
     from trl.data_utils import maybe_extract_prompt
 
-    for key, value in values.items():
-        _check(value, getattr(source, key), row, source.path)
+    values = {key: _read(row, getattr(source, key), source) for key in _ANSWERS}
     if any(_is_empty(values[key]) for key in _ANSWERS):
         return EMPTY
     chosen, rejected = values["chosen"], values["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         kinds = ["text" if isinstance(answer, str) else "a list of messages" for answer in (chosen, rejected)]
         raise RecipeError(
-            f"dataset '{source.path}', row {row}: '{source.chosen}' is {kinds[0]} and '{source.rejected}' is "
+            f"dataset '{source.path}', row {row['id']}: '{source.chosen}' is {kinds[0]} and '{source.rejected}' is "
             f"{kinds[1]}; both must be text, or both messages."
         )
     if chosen == rejected:
         return IDENTICAL
-    values = _same_type({key: _role_and_content(value) for key, value in values.items()})
+    if shape.has_prompt:
+        values["prompt"] = _prompt(row, shape, source)
+    values = _same_type(values)
     chosen, rejected = values["chosen"], values["rejected"]
     if "prompt" in values and _is_empty(values["prompt"]):
         if isinstance(chosen, str):
@@ -81,16 +97,27 @@ def _pair(values: dict[str, Any], row: str, source: Dataset) -> dict[str, Any] |
     return EMPTY if any(_is_empty(pair[key]) for key in _ANSWERS) else pair
 
 
+def _prompt(row: dict[str, Any], shape: Shape, source: Dataset) -> str | list[dict[str, Any]]:
+    """The prompt of a row: text where it is nothing but a text, else messages."""
+    value = row[shape.messages or shape.prompt]
+    if value in (None, [], "") or (isinstance(value, str) and not value.strip()):
+        return ""
+    messages = [{k: v for k, v in m.items() if k != "train"} for m in conversation(row, source, shape)[0]]
+    if isinstance(value, str) and not is_messages(value) and len(messages) == 1:
+        return messages[0]["content"]
+    return messages
+
+
 def _same_type(values: dict[str, Any]) -> dict[str, Any]:
     """Prompt and answers of one type: where one is text and the other messages, the text becomes a message."""
     prompt, answers = values.get("prompt"), {key: values[key] for key in _ANSWERS}
     if isinstance(answers["chosen"], str):
         if isinstance(prompt, list) and prompt:
-            return {"prompt": prompt, **{key: _message("assistant", text) for key, text in answers.items()}}
+            return {"prompt": prompt, **{key: _message(ASSISTANT, text) for key, text in answers.items()}}
         return values
-    from_assistant = all(answer[0]["role"] == "assistant" for answer in answers.values())
+    from_assistant = all(answer[0]["role"] == ASSISTANT for answer in answers.values())
     if from_assistant and isinstance(prompt, str) and prompt.strip():
-        return {"prompt": _message("user", prompt), **answers}
+        return {"prompt": _message(USER, prompt), **answers}
     return values
 
 
@@ -106,30 +133,34 @@ def _without_repeated_prompt(pair: dict[str, Any]) -> dict[str, Any]:
     return pair
 
 
-def _check(value: Any, column: str, row: str, path: str) -> None:
-    if isinstance(value, list) and value:
-        checked_messages(value, column, row, path)
-    elif value is not None and not isinstance(value, (list, str)):
-        raise wrong_value(path, row, column, "expected text or a list of messages,", value)
+def _read(row: dict[str, Any], column: str, source: Dataset) -> Any:
+    """An answer as text, or as messages without their weights. Raises RecipeError for another type."""
+    value = row[column]
+    if value in (None, []) or (isinstance(value, str) and not is_messages(value)):
+        return value or ""
+    if not isinstance(value, (list, dict, str)):
+        raise wrong_value(source.path, row["id"], column, "expected text or a list of messages,", value)
+    messages = messages_of(value, refusing(row, column, source))
+    return [without_nulls({k: v for k, v in message.items() if k != "train"}) for message in messages]
 
 
 def _is_empty(value: Any) -> bool:
     if isinstance(value, list):
-        return not any(message["content"].strip() for message in value)
+        return not any(message["content"].strip() or message.get("tool_calls") for message in value)
     return not (value or "").strip()
 
 
-def _role_and_content(value: Any) -> Any:
-    """Messages without further keys, which may be empty or differ between rows."""
-    return [{"role": m["role"], "content": m["content"]} for m in value] if isinstance(value, list) else value
-
-
-def _as_trl(pair: dict[str, Any], chat: bool, has_prompt: bool) -> dict[str, Any]:
-    if chat and isinstance(pair["prompt"], str) and has_prompt:
-        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-        return {key: _message(role, pair[key]) for key, role in roles.items()}
+def _as_trl(pair: dict[str, Any], chat: bool, has_prompt: bool, row: str, source: Dataset) -> dict[str, Any]:
     pair = {key: pair[key] for key in ("prompt", *_ANSWERS)}
-    if not chat and (has_prompt or isinstance(pair["prompt"], list)):
-        pair = {key: as_text(value) for key, value in pair.items()}
-        pair["prompt"] = plain_prompt(pair["prompt"])
-    return pair
+    if chat:
+        if isinstance(pair["prompt"], str) and has_prompt:
+            roles = {"prompt": USER, "chosen": ASSISTANT, "rejected": ASSISTANT}
+            return {key: _message(role, pair[key]) for key, role in roles.items()}
+        return pair
+    if isinstance(pair["prompt"], list):
+        for key in _ANSWERS:
+            if len(pair[key]) > 1 or "tool_calls" in pair[key][0]:
+                raise needs_template("answers of several messages, or tool calls,", row, source)
+        answers = {key: as_text(pair[key]) for key in _ANSWERS}
+        return {"prompt": plain_conversation(pair["prompt"], row, source), **answers}
+    return {**pair, "prompt": plain_prompt(pair["prompt"])} if has_prompt else pair

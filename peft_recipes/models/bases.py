@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import hub
 from peft_recipes.models.architecture_table import head_modules
+from peft_recipes.models.chat_templates import set_chat_template
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
 
@@ -107,7 +108,10 @@ def load_model(
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the base's tokenizer, padding on the right; without a padding token it uses the end-of-text token."""
+    """Load the base's tokenizer, padding on the right; without a padding token it uses the end-of-text token.
+
+    Its chat template is the recipe's, where it gives one.
+    """
     from transformers import AutoTokenizer
 
     load_config(recipe)  # fails here if the model is missing; AutoTokenizer would query the Hub again
@@ -118,6 +122,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             raise RecipeError(f"model '{recipe.model}': its tokenizer has neither a padding nor an end-of-text token.")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    set_chat_template(tokenizer, recipe.dataset.chat_template)
     return tokenizer
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peft_recipes.errors import unknown
 from peft_recipes.recipe.type_checks import type_problems
 
 EMBEDDED = "embedded:"
-FORMATS = ("alpaca", "prompt-completion", "messages", "text")
+FORMATS = ("alpaca", "prompt-completion", "messages", "sharegpt", "text")
+TRAIN_ON = LAST, ALL, WEIGHTED = "last", "all", "weighted"
+# What a column can hold: the keys of `columns`, and the fields that name one column each.
+COLUMNS = ("prompt", "completion", "messages", "context", "system", "history", "tools", "chosen", "rejected", "text",
+           "label", "image")  # fmt: skip
 TRANSFORMS = ("rotation", "noise")
 # transformers' names of what a classifier learns: one class, several classes, or a number.
 PROBLEM_TYPES = CLASSES, MULTI_LABEL, REGRESSION = (
@@ -29,7 +34,17 @@ class Dataset:
     defaults stand for the usual names as well: tokens, ner_tags, spans).
     problem_type: what the labels of texts are, in transformers' words: "single_label_classification" (a class),
     "multi_label_classification" (a list of classes) or "regression" (a number); None: as the data has them.
-    format: of SFT examples: "alpaca", "prompt-completion", "messages" or "text"; None detects it from the columns.
+    messages: the column of a whole conversation. context, system, history, tools: columns of what is shown besides the
+    prompt: a text that it is about, the system message, earlier turns ([[user, assistant], ...]), the tools that may be
+    called. The defaults stand for the usual names as well: conversations, question and answer, ...
+    columns: the same by a mapping: {"prompt": "question", "completion": "answer"}.
+    format: of SFT examples: "alpaca", "prompt-completion", "messages", "sharegpt" or "text"; None detects it from the
+    columns.
+    train_on: the assistant's messages of a conversation that have a loss: those of its "last" turn, "all", or
+    "weighted" (those without weight: 0 or train: false); None: "weighted" where messages have a weight, else "last".
+    chat_template: for a tokenizer without one, or instead of its own: "chatml", a file, or the Jinja template itself.
+    skip_rows: the share of a split's rows that may be left out because they can't be used (an empty answer, a
+    conversation that ends with the user); one row always may.
     labels: the class names in order, if the data lacks them (and to plan without loading the data).
     train, validation, test: size of each split in examples (whole number) or as a share (below 1); None: the rest.
     train_split, validation_split, test_split: the source's splits; a split that is None is cut from train_split.
@@ -49,7 +64,16 @@ class Dataset:
     completion: str = "completion"
     chosen: str = "chosen"
     rejected: str = "rejected"
+    messages: str = "messages"
+    context: str | None = None
+    system: str = "system"
+    history: str = "history"
+    tools: str = "tools"
+    columns: dict[str, Any] | None = None
     format: str | None = None
+    train_on: str | None = None
+    chat_template: str | None = None
+    skip_rows: float = 0.01
     labels: list[str] | None = None
     problem_type: str | None = None
     train: int | float | None = None
@@ -63,6 +87,13 @@ class Dataset:
     pretrain: int = 0
     transform: dict[str, float] | None = None
     image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Move the columns that the mapping names to their own fields; `problems` reports the rest."""
+        if isinstance(self.columns, dict):
+            for key in set(self.columns) & set(COLUMNS):
+                setattr(self, key, self.columns[key])
+            self.columns = {key: name for key, name in self.columns.items() if key not in COLUMNS} or None
 
     @property
     def text_columns(self) -> list[str]:
@@ -86,6 +117,11 @@ class Dataset:
             problems.append(f"{where}: the shares of train, validation and test add up to {total:g}, more than 1.")
         if self.format not in (None, *FORMATS):
             problems.append(unknown("format", self.format, FORMATS, where))
+        if self.train_on not in (None, *TRAIN_ON):
+            problems.append(unknown("choice", self.train_on, TRAIN_ON, f"{where}.train_on"))
+        if not 0 <= self.skip_rows < 1:
+            problems.append(f"{where}.skip_rows: expected a share from 0 to below 1, got {self.skip_rows!r}.")
+        problems += [unknown("key", str(key), COLUMNS, f"{where}.columns") for key in self.columns or {}]
         if not isinstance(self.text, str) and (len(self.text) != 2 or len(set(self.text)) != 2):
             problems.append(f"{where}.text: expected a column, or the two columns of a pair; got {self.text!r}.")
         if self.problem_type not in (None, *PROBLEM_TYPES):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data import formats, sources
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.distributed import processes
 from peft_recipes.distributed.batches import split_batch
 from peft_recipes.errors import RecipeError, within
@@ -39,6 +40,7 @@ class Task(ABC):
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.notes: list[str] = []  # on further evaluation sets that could not be loaded
+        self.skipped: dict[str, SkippedRows] = {}  # by split: the rows that can't be used
 
     @abstractmethod
     def prepare(self) -> Prepared:
@@ -197,7 +199,7 @@ class Task(ABC):
 
     def raw_splits(self) -> dict[str, datasets.Dataset]:
         """Load the recipe's raw splits and its further evaluation sets."""
-        self.notes = []
+        self.notes, self.skipped = [], {}
         splits = sources.load_splits(self.recipe.dataset)
         if not self.reads_test:
             return {name: rows for name, rows in splits.items() if name != "test"}
@@ -207,6 +209,14 @@ class Task(ABC):
             elif (rows := self._further_set(name)) is not None:
                 splits[name] = rows
         return splits
+
+    def skipped_of(self, split: str, rows: datasets.Dataset) -> SkippedRows:
+        """The rows of a split that are left out, of `rows` before any was."""
+        return self.skipped.setdefault(split, SkippedRows(self.source_of(split), split, len(rows)))
+
+    def skipped_notes(self) -> list[str]:
+        """A line for each split and reason for which rows are left out."""
+        return [note for skipped in self.skipped.values() for note in skipped.notes()]
 
     def source_of(self, split: str) -> Dataset:
         """The source of a split: a further evaluation set names only what differs from the recipe's dataset."""

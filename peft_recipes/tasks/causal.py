@@ -16,6 +16,7 @@ from trl import SFTConfig
 from peft_recipes.data import formats
 from peft_recipes.data.packing import COUNTS, IGNORED, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.rendering import tokenised_rows
 from peft_recipes.distributed.gather import is_sharded
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
@@ -85,13 +86,14 @@ class Causal(Task):
         tokenised, ids = {}, {}
         for name, rows in splits.items():
             text_columns = [c for c in rows.column_names if c != "id"]  # a further evaluation set may be plain text
-            examples = rows.map(
-                lambda row: self.tokenise(row, tokenizer), remove_columns=text_columns, keep_in_memory=True
+            splits[name], examples = tokenised_rows(
+                rows, text_columns, lambda row: self.tokenise(row, tokenizer), self.skipped_of(name, rows)
             )
             examples, more = self._truncated(examples, name, bases.end_tokens(tokenizer))
             notes += more
             ids[name] = list(examples["id"])
             tokenised[name] = examples.remove_columns(["id"])
+        notes += self.skipped_notes()
         prepared = Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
         prepared.prompts = self.scored_prompts(raw, splits, prepared)
         return prepared

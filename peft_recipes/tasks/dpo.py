@@ -23,6 +23,7 @@ from peft_recipes.data import preferences
 from peft_recipes.data.packing import IGNORED, REFERENCES
 from peft_recipes.data.preference_packing import CHOSEN, PROMPT, REJECTED
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.rendering import common_prefix, tokenised_answers
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.guards import checks
 from peft_recipes.hardware.device import Hardware, choose
@@ -32,7 +33,7 @@ from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.preference_trainer import PREDICTED, PreferenceTrainer
 from peft_recipes.tasks.reference import Reference
-from peft_recipes.tasks.sft import SupervisedFineTuning, common_prefix, tokenised_answers
+from peft_recipes.tasks.sft import SupervisedFineTuning
 
 if TYPE_CHECKING:
     import datasets
@@ -191,11 +192,12 @@ class Preferences(SupervisedFineTuning):
 
 
 def text_pairs(task: Task, raw: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
-    """The splits as pairs in trl's format, and notes on what was left out."""
+    """The splits as pairs in trl's format, and a note on the columns that nothing reads."""
     splits, notes, chat = {}, [], tokenizer.chat_template is not None
     for name, rows in raw.items():
-        splits[name], left_out = preferences.preference_rows(rows, task.source_of(name), chat)
-        notes += left_out_notes(left_out, name)
+        source = task.source_of(name)
+        splits[name] = preferences.preference_rows(rows, source, chat, task.skipped_of(name, rows))
+        notes += preferences.preference_notes(rows, source) if name == "train" else []
     return splits, notes
 
 

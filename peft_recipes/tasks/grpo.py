@@ -20,6 +20,7 @@ from peft_recipes.data import formats
 from peft_recipes.data.packing import COUNTS, IGNORED, PaddedCollator
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.prompts import prompt_rows
+from peft_recipes.data.rendering import tokenised_answers, tokenised_rows
 from peft_recipes.distributed.gather import is_sharded
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import Hardware
@@ -34,7 +35,7 @@ from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import tensors
 from peft_recipes.tasks.grpo_trainer import PROMPT, REFERENCE, ROW, AnswerTrainer, reward_function
 from peft_recipes.tasks.kto import check_reachable
-from peft_recipes.tasks.sft import SupervisedFineTuning, tokenised_answers
+from peft_recipes.tasks.sft import SupervisedFineTuning
 
 if TYPE_CHECKING:
     import datasets
@@ -82,13 +83,13 @@ class VerifiableRewards(SupervisedFineTuning):
         required = not (recipe.reward and recipe.metric in (REWARD, "score", PREFERENCE))
         splits, notes = {}, []
         for name, rows in raw.items():
-            splits[name], left_out = prompt_rows(rows, self.source_of(name), chat, required)
-            notes += [f"{count} {name} rows had {why} and were left out." for why, count in left_out.items()]
+            splits[name] = prompt_rows(rows, self.source_of(name), chat, required, self.skipped_of(name, rows))
         splits, duplicates = self.without_duplicates(splits, [PROMPT])
         notes += [*self.notes, *duplicates]
         for name, rows in splits.items():
             splits[name], more = self._short_enough(rows, name, tokenizer)
             notes += more
+        notes += self.skipped_notes()
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         prepared = Prepared({}, ids, formats.fingerprint(splits), tokenizer, None, notes)
         prepared.splits = {name: rows.select_columns([PROMPT, REFERENCE, ROW]) for name, rows in splits.items()}
@@ -102,7 +103,13 @@ class VerifiableRewards(SupervisedFineTuning):
     def _short_enough(self, rows: datasets.Dataset, split: str, tokenizer: Any) -> tuple[datasets.Dataset, list[str]]:
         """Leave out the prompts that leave no room for an answer within max_length."""
         room = self.recipe.max_length - self.answer_tokens
-        kept = [i for i, row in enumerate(rows) if len(tokenised_answers(row, [], tokenizer)[0]) <= room]
+        rows, lengths = tokenised_rows(
+            rows,
+            [name for name in rows.column_names if name != "id"],
+            lambda row: {"length": len(tokenised_answers(row, [], tokenizer)[0])},
+            self.skipped_of(split, rows),
+        )
+        kept = [i for i, length in enumerate(lengths["length"]) if length <= room]
         if not kept:
             raise RecipeError(
                 f"No {split} prompt has {room} tokens or less: max_length {self.recipe.max_length} without the "

@@ -23,7 +23,7 @@ from trl import KTOConfig
 from peft_recipes.data.packing import COUNTS, IGNORED, REFERENCES, PaddedCollator
 from peft_recipes.data.preference_packing import CHOSEN, REJECTED
 from peft_recipes.data.prepared import Prepared
-from peft_recipes.data.unpaired import unpaired_rows
+from peft_recipes.data.unpaired import unpaired_notes, unpaired_rows
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.guards import checks
 from peft_recipes.hardware.device import Hardware
@@ -32,7 +32,7 @@ from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import tensors
-from peft_recipes.tasks.dpo import TIE, Preferences, left_out_notes
+from peft_recipes.tasks.dpo import TIE, Preferences
 from peft_recipes.tasks.kto_trainer import (
     COMPLETION,
     KL_COMPLETION,
@@ -125,8 +125,9 @@ class LabelledAnswers(Preferences):
     def text_rows(self, raw: Any, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
         splits, notes, chat = {}, [], tokenizer.chat_template is not None
         for name, rows in raw.items():
-            splits[name], left_out = unpaired_rows(rows, self.source_of(name), chat)
-            notes += left_out_notes(left_out, name)
+            source = self.source_of(name)
+            splits[name] = unpaired_rows(rows, source, chat, self.skipped_of(name, rows))
+            notes += unpaired_notes(rows, source) if name == "train" else []
         return splits, notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

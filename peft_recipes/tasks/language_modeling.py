@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft_recipes.data import formats
+from peft_recipes.data.rendering import with_end, without_second_bos
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 from peft_recipes.tasks.causal import Causal
@@ -27,5 +28,5 @@ class LanguageModeling(Causal):
         return texts, [f"{empty} empty texts were left out."] if empty else []
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
-        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]
+        ids = without_second_bos(with_end(tokenizer(row["text"])["input_ids"], tokenizer), tokenizer)
         return {"input_ids": ids, "labels": list(ids)}

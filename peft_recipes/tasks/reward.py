@@ -20,6 +20,7 @@ from peft_recipes.data import formats
 from peft_recipes.data.packing import COUNTS
 from peft_recipes.data.preference_packing import CHOSEN, REJECTED
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.rendering import tokenised_answers, tokenised_rows
 from peft_recipes.errors import RecipeError
 from peft_recipes.kernels import activations
 from peft_recipes.models import bases
@@ -29,7 +30,6 @@ from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.dpo import means, text_pairs
 from peft_recipes.tasks.reward_trainer import PairCollator, ScoreTrainer
-from peft_recipes.tasks.sft import tokenised_answers
 
 if TYPE_CHECKING:
     import datasets
@@ -65,15 +65,15 @@ class RewardModelling(Task):
         notes += [*self.notes, *duplicates]
         tokenised, ids = {}, {}
         for name, rows in splits.items():
-            pairs = rows.map(
-                lambda row: _tokenised(row, tokenizer),
-                remove_columns=["prompt", "chosen", "rejected"],
-                keep_in_memory=True,
+            text_columns = [c for c in rows.column_names if c != "id"]
+            splits[name], pairs = tokenised_rows(
+                rows, text_columns, lambda row: _tokenised(row, tokenizer), self.skipped_of(name, rows)
             )
             pairs, more = self._short_enough(pairs, name)
             notes += more
             ids[name] = list(pairs["id"])
             tokenised[name] = pairs.remove_columns(["id"])
+        notes += self.skipped_notes()
         return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
 
     def _short_enough(self, pairs: datasets.Dataset, split: str) -> tuple[datasets.Dataset, list[str]]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from peft_recipes.data.input_target import input_target_rows
+from peft_recipes.data.input_target import input_target_notes, input_target_rows
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.rendering import with_end
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
 from peft_recipes.hardware.device import Hardware
@@ -20,7 +21,7 @@ from peft_recipes.recipe.arm import Arm
 from peft_recipes.scoring.generation import generate, room
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.seq2seq_trainer import EncoderDecoderTrainer, Seq2SeqCollator, labelled_losses
-from peft_recipes.tasks.sft import SupervisedFineTuning, with_end
+from peft_recipes.tasks.sft import SupervisedFineTuning
 
 if TYPE_CHECKING:
     import datasets
@@ -62,9 +63,9 @@ class Seq2Seq(SupervisedFineTuning):
     ) -> tuple[dict[str, datasets.Dataset], list[str]]:
         splits, notes = {}, []
         for name, rows in raw.items():
-            splits[name], left_out = input_target_rows(rows, self.source_of(name))
-            if left_out:
-                notes.append(f"{left_out} {name} examples had an empty input or target and were left out.")
+            source = self.source_of(name)
+            splits[name] = input_target_rows(rows, source, self.skipped_of(name, rows))
+            notes += input_target_notes(rows.column_names, source) if name == "train" else []
         return splits, notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -10,6 +10,15 @@ import torch
 from peft_recipes.data import formats
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.rendering import (
+    common_prefix,
+    labelled,
+    tokenised_answers,
+    with_end,
+    without_second_bos,
+)
+from peft_recipes.data.shapes import detect, unused_note
+from peft_recipes.data.supervised import sft_rows
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.scoring import answers
@@ -24,18 +33,22 @@ class SupervisedFineTuning(Causal):
         chat = tokenizer.chat_template is not None
         splits, notes = {}, []
         for name, rows in raw.items():
-            splits[name], empty = formats.sft_rows(rows, self.source_of(name), chat)
-            if empty:
-                notes.append(f"{empty} {name} examples had an empty answer and were left out.")
+            source = self.source_of(name)
+            shape = detect(rows, source)
+            if name == "train":
+                notes.append(f"The dataset was read as {shape}.")
+                notes += [] if self.recipe.score else unused_note(rows.column_names, shape.used())
+            splits[name] = sft_rows(rows, source, shape, chat, self.skipped_of(name, rows))
         return splits, notes
 
-    def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+    def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         if "text" in row:
-            ids = with_end(tokenizer(row["text"])["input_ids"], tokenizer)
+            ids = without_second_bos(with_end(tokenizer(row["text"])["input_ids"], tokenizer), tokenizer)
             return {"input_ids": ids, "labels": list(ids)}
+        if isinstance(row["prompt"], list):
+            return labelled(row, tokenizer)
         prompt, (ids,) = tokenised_answers(row, ["completion"], tokenizer)
-        # The answer starts where the two differ: a token may span both, or the template close a turn differently.
-        start = common_prefix(prompt, ids)
+        start = common_prefix(prompt, ids)  # a token may span prompt and answer
         return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
 
     def scored_prompts(self, raw: Any, texts: Any, prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
@@ -74,11 +87,16 @@ class SupervisedFineTuning(Causal):
                 "id": one_id,
                 "prompt": formats.as_text(row["prompt"]),
                 "prompt_ids": self.prompt_ids(row, prepared.processor),
-                "reference": formats.as_text(row["completion"]),
+                "reference": formats.as_text(row["completion"]) or self._labelled_text(split, index, prepared),
                 "reference_tokens": sum(label != IGNORED for label in labels[index]),
                 "row": json.loads(json.dumps(columns, default=str)),  # equal in every process of a comparison
             })  # fmt: skip
         return prompts
+
+    def _labelled_text(self, split: str, index: int, prepared: Prepared) -> str:
+        """What an answer without a text says, such as a tool call, as the chat template writes it."""
+        labels = prepared.splits[split]["labels"][index]
+        return prepared.processor.decode([i for i in labels if i != IGNORED], skip_special_tokens=True).strip()
 
     def prompt_ids(self, row: dict[str, Any], tokenizer: Any) -> list[int]:
         """The tokens of a row's prompt, as its answer is generated after them."""
@@ -91,27 +109,3 @@ class SupervisedFineTuning(Causal):
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )["input_ids"]
-
-
-def tokenised_answers(row: dict[str, Any], keys: list[str], tokenizer: Any) -> tuple[list[int], list[list[int]]]:
-    """The tokens of a row's prompt, and those of the prompt with each of its answers, the columns `keys`."""
-    prompt = row["prompt"]
-    if isinstance(prompt, list):
-        template = tokenizer.apply_chat_template
-        return list(template(prompt, return_dict=False, add_generation_prompt=True)), [
-            list(template(prompt + row[key], return_dict=False)) for key in keys
-        ]
-    return list(tokenizer(prompt)["input_ids"]), [
-        with_end(tokenizer(prompt + row[key])["input_ids"], tokenizer) for key in keys
-    ]
-
-
-def with_end(ids: list[int], tokenizer: Any) -> list[int]:
-    """Append the end-of-text token: the model is trained to stop only where that token has a label."""
-    return list(ids) if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-
-
-def common_prefix(first: list[int], second: list[int]) -> int:
-    """The number of tokens that both sequences begin with."""
-    shorter = min(len(first), len(second))
-    return next((i for i in range(shorter) if first[i] != second[i]), shorter)

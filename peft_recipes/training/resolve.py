@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.arms.apply import fit_targets
 from peft_recipes.data import cache
 from peft_recipes.distributed import processes
+from peft_recipes.embedded.cache import say
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import Hardware, choose
 from peft_recipes.models import bases
+from peft_recipes.models.chat_templates import template_text
 from peft_recipes.planning import memory as planned
 from peft_recipes.planning.plan import steps
 from peft_recipes.planning.scaling import Spread
@@ -66,7 +68,7 @@ def resolve(
     from peft_recipes.tasks.method_mixin import fit_schedules
     from peft_recipes.tasks.registry import task_of
 
-    recipe = with_precision(recipe, earlier)
+    recipe = _with_template_text(with_precision(recipe, earlier))
     hardware = choose(recipe.training, recipe.threads)
     task = task_of(recipe)
     if recipe.benchmarks and not data:  # a comparison has done so; the libraries cache what it has downloaded
@@ -80,6 +82,20 @@ def resolve(
     task.recipe = _with_order(task, config)
     prepared.notes += [note for note in (*target_notes, *schedule_notes) if any(f"'{arm}'" in note for arm in arms)]
     return Resolved(task, prepared, config, hardware)
+
+
+def _with_template_text(recipe: Recipe) -> Recipe:
+    """The recipe with the text of its chat template instead of a file's path, so that recipe.yaml needs no file."""
+    choice = recipe.dataset.chat_template
+    if choice is None or (text := template_text(choice)) == choice:
+        return recipe
+    return recipe.with_changes({"dataset.chat_template": text})
+
+
+def report_notes(prepared: Prepared) -> None:
+    """Log what was made of the data (columns not used, rows left out, ...) to stderr, before anything is trained."""
+    for note in prepared.notes:
+        say(f"Note: {note}")
 
 
 def memory_estimates(

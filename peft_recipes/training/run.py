@@ -24,7 +24,7 @@ from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import BASE, RUN_FILE, Run, check_free, finished, run_folder, signature
 from peft_recipes.training import stages
 from peft_recipes.training.interruption import Interruption, interruptible
-from peft_recipes.training.resolve import resolve, with_precision
+from peft_recipes.training.resolve import report_notes, resolve, with_precision
 from peft_recipes.training.setup import RunArguments, Setup
 
 
@@ -88,6 +88,8 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
         task_of(recipe)  # imports the task's trainer, whose time does not belong to the data
     with watch("data"):
         resolved = processes.local_rank_zero_first(lambda: resolve(recipe, [arguments.arm], data=arguments.data))
+    if arguments.data is None and processes.is_rank_zero():  # a comparison says them itself, once
+        report_notes(resolved.prepared)
     signed = signature(resolved.recipe, arguments.arm, arguments.seed, resolved.fingerprint)
     if arguments.resume and (done := processes.from_rank_zero(lambda: finished(arguments.folder, signed))):
         return done

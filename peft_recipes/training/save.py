@@ -26,6 +26,8 @@ def save(model: nn.Module, arm: Arm, recipe: Recipe, folder: Path, processor: An
         # "auto" would ask the Hub whether the vocabulary grew; it never does here.
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes its own
+        if recipe.dataset.chat_template is not None:  # the base has another, or none
+            processor.save_pretrained(folder)
         return file_sizes(folder, ["adapter_model.safetensors", "adapter_config.json"])
     if arm.method in OWN_FILES:
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}

@@ -6,6 +6,7 @@ import json
 
 import datasets
 import pytest
+from rows import sft_rows
 from small import sentences
 
 from peft_recipes import Dataset, RecipeError
@@ -214,22 +215,26 @@ def test_the_fingerprint_follows_the_examples_and_nothing_else(hundred, tmp_path
 )
 def test_every_sft_format_becomes_prompt_and_completion(row, prompt, answer):
     rows = datasets.Dataset.from_list([{**row, "id": "train-0"}])
-    made, empty = formats.sft_rows(rows, Dataset("d"), chat=True)
+    made, empty = sft_rows(rows, Dataset("d"), chat=True)
     assert made[0] == {"id": "train-0", "prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
-    assert empty == 0
+    assert not empty
 
 
 def test_rows_without_an_answer_are_left_out_and_counted():
     rows = rows_of(instruction=["a", "b"], input=["", ""], output=["x", "  "])
-    made, empty = formats.sft_rows(rows, Dataset("d"), chat=False)
-    assert (len(made), empty, made[0]["completion"]) == (1, 1, "x")
+    made, empty = sft_rows(rows, Dataset("d"), chat=False)
+    assert (len(made), empty, made[0]["completion"]) == (1, {"an empty answer": 1}, "x")
 
 
 def test_a_dataset_without_any_answer_is_refused():
-    with pytest.raises(RecipeError, match="no row has an answer"):
-        formats.sft_rows(rows_of(instruction=["a"], input=[""], output=[None]), Dataset("d"), chat=True)
+    with pytest.raises(
+        RecipeError, match=r"1 of 1 rows of 'train' can't be used: row .*0 has an empty answer. No row is left"
+    ):
+        sft_rows(rows_of(instruction=["a"], input=[""], output=[None]), Dataset("d"), chat=True)
 
 
 def test_columns_of_no_sft_format_list_the_formats():
-    with pytest.raises(RecipeError, match=r"question, answer.*alpaca"):
-        formats.sft_rows(rows_of(question=["a"], answer=["b"]), Dataset("d"), chat=True)
+    with pytest.raises(
+        RecipeError, match=r"columns ask, reply.*prompt, completion; instruction, output.*dataset.columns"
+    ):
+        sft_rows(rows_of(ask=["a"], reply=["b"]), Dataset("d"), chat=True)

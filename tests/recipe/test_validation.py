@@ -123,12 +123,6 @@ def test_class_names_that_contradict_the_data_are_rejected(tmp_path):
         formats.class_labels({"train": rows}, Dataset("x", labels=["spam", "ham"]))
 
 
-@pytest.mark.parametrize("messages", [None, "text", [{"role": "user"}], [{"role": "user", "content": None}] * 2])
-def test_invalid_messages_name_their_row(tmp_path, messages):
-    with pytest.raises(RecipeError, match="row"):
-        formats.checked_messages(messages, "messages", "7", "rows.jsonl")
-
-
 def test_an_empty_answer_in_a_csv_is_left_out_and_counted(instruct, tmp_path):
     from peft_recipes.tasks.registry import task_of
 

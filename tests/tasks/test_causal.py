@@ -6,6 +6,7 @@ import pandas
 import pytest
 import torch
 from peft import LoraConfig
+from rows import sft_rows
 from small import sentences
 from trl import SFTConfig, SFTTrainer
 
@@ -30,12 +31,11 @@ def language_model(folder, tmp_path, **changes):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_examples_are_tokenised_and_labelled_as_in_trl(instruct, kind, tmp_path):
-    from peft_recipes.data import formats
 
     recipe = instruct(kind, arms={"full": Arm()})
     task = task_of(recipe)
     ours = task.prepare()
-    raw, _ = formats.sft_rows(task.raw_splits()["train"], recipe.dataset, chat=kind == "llama")
+    raw, _ = sft_rows(task.raw_splits()["train"], recipe.dataset, chat=kind == "llama")
     by_id = {row["id"]: row for row in raw}
     rows = raw.from_list([{k: by_id[i][k] for k in ("prompt", "completion")} for i in ours.ids["train"]])
     model, _ = task.load_base(ours)

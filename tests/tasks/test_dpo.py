@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset as Rows
 from peft import LoraConfig
+from rows import preference_rows
 from small import tiny_config, tokenizer
 from trl import DPOConfig, DPOTrainer
 from typer.testing import CliRunner
@@ -19,7 +20,8 @@ from peft_recipes import Arm, Dataset, RecipeError, compare, train
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.cli.app import app
 from peft_recipes.data.cache import stored
-from peft_recipes.data.preferences import EMPTY, IDENTICAL, NO_PROMPT, preference_rows
+from peft_recipes.data.preferences import IDENTICAL
+from peft_recipes.data.skipped import EMPTY, NO_PROMPT
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks import dpo
 from peft_recipes.tasks.preference_trainer import PREDICTED
@@ -97,7 +99,7 @@ def test_unusable_pairs_are_counted_by_reason():
         (FORMATS["text"], {"prompt": "promt"}, "no column 'promt'. Did you mean 'prompt'?"),
         ({**FORMATS["text"], "chosen": 7, "rejected": 8}, {}, "row train-0, column 'chosen': expected text or a list"),
         ({"chosen": [{"role": "user"}], "rejected": [user(ASK)]}, {}, "row train-0, column 'chosen'.*'content'"),
-        ({"prompt": ASK, "chosen": GOOD, "rejected": GOOD}, {}, "no row is a usable pair .1 with the same"),
+        ({"prompt": ASK, "chosen": GOOD, "rejected": GOOD}, {}, "1 of 1 rows of 'train' can't be used: row train-0 has the same answer twice"),
     ],
 )
 def test_malformed_pairs_say_where_and_what(row, columns, message):

@@ -10,13 +10,14 @@ import torch
 import transformers
 from datasets import Dataset as Rows
 from distributed_runs import signal_at_step
+from rows import prompt_rows
 from safetensors.torch import load_file
 from small import FILLER, GOOD, compared_here
 from trl import GRPOConfig, GRPOTrainer
 
 from peft_recipes import Arm, Dataset, RecipeError, scan, train
 from peft_recipes.data.preferences import NO_PROMPT
-from peft_recipes.data.prompts import NO_REFERENCE, prompt_rows
+from peft_recipes.data.prompts import NO_REFERENCE
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks.registry import task_of
 

@@ -10,6 +10,7 @@ import pytest
 import transformers
 from datasets import Dataset as Rows
 from peft import AdaptionPromptConfig
+from rows import unpaired_rows
 from small import compared_here
 from trl import KTOConfig, KTOTrainer
 from typer.testing import CliRunner
@@ -18,7 +19,6 @@ from peft_recipes import Arm, Dataset, RecipeError, train
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.cli.app import app
 from peft_recipes.data.preferences import EMPTY, NO_PROMPT
-from peft_recipes.data.unpaired import unpaired_rows
 from peft_recipes.hardware.device import choose
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks.kto import _rotated, per_example, per_prompt
@@ -85,7 +85,7 @@ def test_unusable_answers_are_counted_by_reason():
     [
         ({"prompt": "a", "completon": "b", "label": True}, {}, "no column 'completion'. Did you mean 'completon'?"),
         ({"prompt": "a", "completion": "b", "label": 2}, {}, "row train-0, column 'label': expected true or false"),
-        ({"prompt": "a", "completion": 3, "label": True}, {}, "row train-0, column 'completion': expected text"),
+        ({"prompt": "a", "completion": {"a": 1}, "label": True}, {}, "row train-0, column 'completion': expected text"),
         ({"prompt": "a", "completion": [{"a": "x"}], "label": True}, {}, "row train-0, column 'completion'.*'role"),
         ({"prompt": "a", "completion": "b", "label": True}, {"label": "good"}, "no column 'good'"),
     ],

@@ -9,13 +9,13 @@ import pandas
 import pytest
 import transformers
 from datasets import Dataset as Rows
+from rows import preference_rows
 from small import FILLER, GOOD, compared_here
 from trl import RewardConfig, RewardTrainer
 from typer.testing import CliRunner
 
 from peft_recipes import Arm, Dataset, RecipeError, train
 from peft_recipes.cli.app import app
-from peft_recipes.data.preferences import preference_rows
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks.registry import task_of
 from peft_recipes.tasks.reward import per_pair

@@ -15,6 +15,7 @@ import transformers
 from architectures import ENCODER_DECODERS, save_tiny_encoder_decoder
 from datasets import Dataset as Rows
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from rows import input_target_rows
 from small import compared_here, tokenizer
 from transformers import (
     AutoConfig,
@@ -29,7 +30,6 @@ from typer.testing import CliRunner
 from peft_recipes import Arm, Dataset, RecipeError, plan, targets, train
 from peft_recipes.adapters.open import evaluate, open_adapter
 from peft_recipes.cli.app import app
-from peft_recipes.data.input_target import input_target_rows
 from peft_recipes.models import bases
 from peft_recipes.models.module_matching import matched_modules
 from peft_recipes.scoring.generation import generate
@@ -52,16 +52,16 @@ def read_rows(*rows, **columns):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_pair(name):
-    assert read_rows(FORMATS[name]) == ([("we saw", "a film")], 0)
+    assert read_rows(FORMATS[name]) == ([("we saw", "a film")], {})
 
 
 def test_columns_of_any_name_alpacas_input_and_empty_values():
     article = {"article": "we saw", "highlights": "a film"}
-    assert read_rows(article, prompt="article", completion="highlights") == ([("we saw", "a film")], 0)
+    assert read_rows(article, prompt="article", completion="highlights") == ([("we saw", "a film")], {})
     alpaca = {"instruction": "say it", "input": "we saw", "output": "a film"}
-    assert read_rows(alpaca) == ([("say it\n\nwe saw", "a film")], 0)
+    assert read_rows(alpaca) == ([("say it\n\nwe saw", "a film")], {})
     rows = [{"input": "we saw", "target": t} for t in ("a film", " ", None)] + [{"input": "", "target": "a film"}]
-    assert read_rows(*rows) == ([("we saw", "a film")], 3)
+    assert read_rows(*rows) == ([("we saw", "a film")], {"an empty target": 2, "an empty input": 1})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_columns_of_any_name_alpacas_input_and_empty_values():
         ),
         ({"input": "a", "target": "b"}, {"completion": "targt", "prompt": "input"}, "'targt'. Did you mean 'target'"),
         ({"input": "a", "target": 7}, {}, "row train-0, column 'target': expected text, got 7"),
-        ({"input": "a", "target": " "}, {}, "no row has both a 'input' and a 'target'"),
+        ({"input": "a", "target": " "}, {}, "1 of 1 rows of 'train' can't be used: row train-0 has an empty target"),
         (
             {"input": "a", "target": "b"},
             {"format": "messages"},
