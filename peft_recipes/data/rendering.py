@@ -169,10 +169,22 @@ def check_template(messages: list[dict[str, Any]], trained: list[int], options: 
             raise TemplateProblem(f"a call of {missing[0]!r} that the chat template leaves out")
 
 
-def unseen_roles(row: dict[str, Any], tokenizer: Any) -> set[str]:
-    """The roles of the prompt's messages whose text the chat template leaves out."""
-    whole = _squeezed(_text(row["prompt"] + row["completion"], template_options(row), tokenizer))
-    return {message["role"] for message in row["prompt"] if _squeezed(message["content"]) not in whole}
+def unseen_note(rows: datasets.Dataset, tokenizer: Any, count: int = 100) -> list[str]:
+    """A note on the roles of prompts whose text the chat template leaves out, in the first `count` rows, or none."""
+    unseen: dict[str, int] = {}
+    first = rows.select(range(min(count, len(rows))))
+    for row in first:
+        try:
+            whole = _squeezed(_text(row["prompt"] + row["completion"], template_options(row), tokenizer))
+        except TemplateProblem:  # counted with the rows that are left out
+            continue
+        for role in {m["role"] for m in row["prompt"] if _squeezed(m["content"]) not in whole}:
+            unseen[role] = unseen.get(role, 0) + 1
+    return [
+        f"The chat template leaves out text of earlier messages of the role '{role}' ({number} of the first "
+        f"{len(first)} training rows)."
+        for role, number in unseen.items()
+    ]
 
 
 @lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.shapes import unused_note
 from peft_recipes.data.sources import missing_column
 from peft_recipes.data.words import spaces_of, words_of
 from peft_recipes.errors import RecipeError, unknown
@@ -49,6 +50,7 @@ def tagged_splits(
     notes = [f"{len(widened)} spans begin or end inside a word: their complete words are tagged."] if widened else []
     if empty := sum(map(len, splits.values())) - sum(map(len, read.values())):
         notes.append(f"{empty} sentences without a word were left out.")
+    notes += unused_note(splits["train"].column_names, set(_columns(splits["train"], source)))
     return {name: _numbered(rows, labels, source) for name, rows in read.items()}, labels, notes
 
 

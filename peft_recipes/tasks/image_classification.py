@@ -10,6 +10,7 @@ import torch
 
 from peft_recipes.data import formats, images
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.shapes import unused_note
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
@@ -69,7 +70,8 @@ class ImageClassification(Classification):
         config, processor = bases.load_config(self.recipe), self._processor()
         pixels = {name: PixelDataset(rows, self._source(name), config, processor) for name, rows in splits.items()}
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
-        notes = [*duplicates, *checks.missing_classes(splits, labels), *self.notes]
+        unused = unused_note(raw["train"].column_names, {source.image, source.label})
+        notes = [*duplicates, *unused, *checks.missing_classes(splits, labels), *self.notes]
         samples = self._samples(splits.get("test"), labels)
         return Prepared(pixels, ids, formats.fingerprint(splits), processor, labels, notes, samples)
 

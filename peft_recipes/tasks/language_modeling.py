@@ -6,6 +6,7 @@ from typing import Any
 
 from peft_recipes.data import formats
 from peft_recipes.data.rendering import with_end, without_second_bos
+from peft_recipes.data.shapes import unused_note
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 from peft_recipes.tasks.causal import Causal
@@ -25,7 +26,8 @@ class LanguageModeling(Causal):
             empty += len(rows) - len(kept)
             renames = {source.text: "text"} if source.text != "text" else {}
             texts[name] = kept.select_columns(["id", source.text]).rename_columns(renames)
-        return texts, [f"{empty} empty texts were left out."] if empty else []
+        notes = unused_note(raw["train"].column_names, {self.recipe.dataset.text})
+        return texts, [*notes, f"{empty} empty texts were left out."] if empty else notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         ids = without_second_bos(with_end(tokenizer(row["text"])["input_ids"], tokenizer), tokenizer)

@@ -14,6 +14,7 @@ from peft_recipes.data.rendering import (
     common_prefix,
     labelled,
     tokenised_answers,
+    unseen_note,
     with_end,
     without_second_bos,
 )
@@ -39,6 +40,8 @@ class SupervisedFineTuning(Causal):
                 notes.append(f"The dataset was read as {shape}.")
                 notes += [] if self.recipe.score else unused_note(rows.column_names, shape.used())
             splits[name] = sft_rows(rows, source, shape, chat, self.skipped_of(name, rows))
+            if name == "train" and chat and shape.kind != "text":
+                notes += unseen_note(splits[name], tokenizer)
         return splits, notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from peft_recipes.data import formats
 from peft_recipes.data.encoding import encode, separates_pairs
 from peft_recipes.data.labels import labelled_texts
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.shapes import unused_note
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
@@ -26,12 +27,14 @@ class TextClassification(Classification):
 
     def prepare(self) -> Prepared:
         source, max_length = self.recipe.dataset, self.recipe.max_length
-        splits, labels = labelled_texts(self.raw_splits(), source)
+        raw = self.raw_splits()
+        splits, labels = labelled_texts(raw, source)
         self._check_options(labels.problem_type)
         splits, notes = self.without_duplicates(splits, ["text", "text_pair"])
         if self.guards("classes"):
             checks.labels_differ(splits["train"], labels.names, source.path)
         tokenizer, config = bases.load_tokenizer(self.recipe), bases.load_config(self.recipe)
+        notes += unused_note(raw["train"].column_names, {*source.text_columns, source.label})
         notes += [*labels.notes, *checks.missing_classes(splits, labels.names), *self.notes]
         problem = PROBLEM_TYPES[labels.problem_type]
         tokenised = {}

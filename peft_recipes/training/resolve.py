@@ -89,7 +89,7 @@ def _with_template_text(recipe: Recipe) -> Recipe:
     choice = recipe.dataset.chat_template
     if choice is None or (text := template_text(choice)) == choice:
         return recipe
-    return recipe.with_changes({"dataset.chat_template": text})
+    return recipe.with_changes({"dataset": {"chat_template": text}})
 
 
 def report_notes(prepared: Prepared) -> None:

@@ -117,6 +117,10 @@ def _data(root: Path) -> None:
     (root / "plain.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:16]))
     written(root / "sentences.jsonl", tagged(96))
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    with (root / "support.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ticket", "reply", "tone"])
+        writer.writerows((row["instruction"], row["output"], "kind") for row in answers)
     named = [{"prompt": p["prompt"], "better": p["chosen"], "worse": p["rejected"]} for p in pairs]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
     for name in ("entailment", "tags", "similarity"):
