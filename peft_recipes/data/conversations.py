@@ -92,7 +92,7 @@ def _message(message: dict[str, Any], refuse: Refuse) -> dict[str, Any]:
         )
     key = "content" if "content" in message else "value"
     calls = [*_calls(message.pop("tool_calls", []), refuse), *_calls(message.pop("function_call", []), refuse)]
-    content = message.pop(key, "" if calls else None)
+    content = message.pop(key, "")  # null where a message is a call alone
     if _ROLES[said.lower()] == TOOL and not isinstance(content, (str, type(None))):
         content = json.dumps(content, ensure_ascii=False)  # what a tool answers may be an object
     content = _text(content, refuse)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import datasets
 
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of an answer beside its content
 _CHANGED = "earlier answers that the chat template renders differently than the last one"
 
 
@@ -165,22 +166,29 @@ def check_template(messages: list[dict[str, Any]], trained: list[int], options: 
         answer = _squeezed(whole[common_prefix(before, whole) :])
         if _squeezed(messages[i]["content"]) not in answer:
             raise TemplateProblem("an answer of which the chat template leaves out a part")
+        if unread := [key for key in _REASONING if _squeezed(str(messages[i].get(key) or "")) not in answer]:
+            raise TemplateProblem(f"reasoning ({unread[0]}) that the chat template leaves out")
         if missing := [name for name in call_names(messages[i]) if name not in answer]:
             raise TemplateProblem(f"a call of {missing[0]!r} that the chat template leaves out")
 
 
 def unseen_note(rows: datasets.Dataset, tokenizer: Any, count: int = 100) -> list[str]:
-    """A note on the roles of prompts whose text the chat template leaves out, in the first `count` rows, or none."""
+    """Notes on keys of messages and on prompts' roles that the template leaves out, of the first `count` rows."""
     unseen: dict[str, int] = {}
+    unread: set[str] = set()
     first = rows.select(range(min(count, len(rows))))
     for row in first:
         try:
             whole = _squeezed(_text(row["prompt"] + row["completion"], template_options(row), tokenizer))
         except TemplateProblem:  # counted with the rows that are left out
             continue
+        unread |= {
+            key for m in row["prompt"] + row["completion"] for key in m if key not in str(tokenizer.chat_template)
+        }
         for role in {m["role"] for m in row["prompt"] if _squeezed(m["content"]) not in whole}:
             unseen[role] = unseen.get(role, 0) + 1
-    return [
+    keys = [f"The chat template does not read the messages' {', '.join(sorted(unread))}."] if unread else []
+    return keys + [
         f"The chat template leaves out text of earlier messages of the role '{role}' ({number} of the first "
         f"{len(first)} training rows)."
         for role, number in unseen.items()

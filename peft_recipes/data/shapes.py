@@ -38,6 +38,7 @@ PAIRS = (
 CONVERSATIONS = ("messages", "conversations", "conversation")
 _CONTEXTS = ("input", "context", "article")  # shown with the prompt
 _SYSTEMS = ("system", "system_prompt")
+_TOOLS = ("tools", "functions")
 _TREE = {"message_id", "parent_id", "text", "role"}
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _DEFAULTS = Dataset("")
@@ -102,12 +103,13 @@ def with_extras(shape: Shape, columns: list[str], source: Dataset) -> Shape:
     if context is None and shape.messages is None:
         context = next((name for name in _CONTEXTS if name in free), None)
     systems = _SYSTEMS if source.system == _DEFAULTS.system else (source.system,)
+    tools = _TOOLS if source.tools == _DEFAULTS.tools else (source.tools,)
     return replace(
         shape,
         context=context,
         system=next((name for name in systems if name in free), None),
         history=source.history if source.history in free else None,
-        tools=source.tools if source.tools in free else None,
+        tools=next((name for name in tools if name in free), None),
         options="chat_template_kwargs" if "chat_template_kwargs" in free else None,
     )
 

@@ -87,7 +87,7 @@ def _example(
     row: dict[str, Any], source: Dataset, shape: Shape, train_on: str, keep_nulls: bool
 ) -> dict[str, Any] | str:
     """The example of a row in trl's format, or the reason why it can't be used."""
-    if not shape.messages and row[shape.completion] in (None, [], ""):
+    if row[shape.messages or shape.completion] in (None, [], ""):
         return EMPTY
     messages, given = conversation(row, source, shape)
     messages = messages if keep_nulls else without_nulls(messages)

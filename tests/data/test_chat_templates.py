@@ -127,6 +127,28 @@ def test_a_system_message_that_the_template_leaves_out_is_noted(base, tmp_path):
     assert "earlier messages of the role 'system' (6 of the first 6 training rows)" in note
 
 
+def test_reasoning_beside_the_content_is_learnt_or_named(base, tmp_path):
+    rows = [
+        {"messages": [*said(f"ask {n}"), {"role": "assistant", "content": "say", "reasoning_content": "why"}]}
+        for n in range(10)
+    ]
+    assert "why" in learnt(prepared(base(chat_template_utils.qwen3_chat_template), rows, tmp_path))
+    with pytest.raises(RecipeError, match=r"reasoning \(reasoning_content\) that the chat template leaves out"):
+        prepared(base(), rows, tmp_path)
+
+
+def test_keys_of_messages_that_the_template_does_not_read_are_named(base, tmp_path):
+    rows = [{"messages": [{**m, "mood": "calm"} for m in said(f"ask {n}", "say")]} for n in range(10)]
+    assert "The chat template does not read the messages' mood." in prepared(base(), rows, tmp_path).notes
+
+
+def test_an_empty_or_missing_conversation_is_left_out_and_counted(base, tmp_path):
+    rows = conversations(12, "ask", "say")
+    rows[3]["messages"], rows[4]["messages"][1]["content"], rows[5]["messages"] = [], None, None
+    made = prepared(base(), rows, tmp_path, skip_rows=0.4, train=None, validation=4, test=4)
+    assert sum(int(note.split()[0]) for note in made.notes if "left out: an empty answer" in note) == 3
+
+
 def test_a_call_that_the_template_leaves_out_is_named(base, tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]}
     with pytest.raises(RecipeError, match=r"a call of 'weather' that the chat template leaves out.*chat_template"):
