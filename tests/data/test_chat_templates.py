@@ -145,7 +145,7 @@ def test_keys_of_messages_that_the_template_does_not_read_are_named(base, tmp_pa
 def test_an_empty_or_missing_conversation_is_left_out_and_counted(base, tmp_path):
     rows = conversations(12, "ask", "say")
     rows[3]["messages"], rows[4]["messages"][1]["content"], rows[5]["messages"] = [], None, None
-    made = prepared(base(), rows, tmp_path, skip_rows=0.4, train=None, validation=4, test=4)
+    made = prepared(base(), rows, tmp_path, skip_rows=0.9, train=None, validation=4, test=4)
     assert sum(int(note.split()[0]) for note in made.notes if "left out: an empty answer" in note) == 3
 
 
