@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from peft_recipes.adapters.check import Finding, check_fit
+from peft_recipes.adapters.embeddings import fit_vocabulary, replaces_embeddings
 from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.adapters.saved import read_adapter
 from peft_recipes.errors import RecipeError, unknown
@@ -46,6 +47,7 @@ class AdapterSet:
         self.model: Any = None  # the PeftModel, once an adapter is loaded
         self.adapters: dict[str, OpenedAdapter] = {}
         self.active: str | None = None
+        self._replaced = False  # whether the one adapter here has replaced the base's embeddings
         self._peft_names: dict[str, str] = {}
         self._count = 0
         self._layers: list[Any] = []  # the layers that switch between adapters
@@ -130,7 +132,9 @@ class AdapterSet:
         peft_name = f"a{self._count}_" + re.sub(r"\W", "_", name)
         self._count += 1
         options = {"low_cpu_mem_usage": not _is_prompt(adapter)}
+        self._check_embeddings(adapter)
         if self.model is None:
+            fit_vocabulary(adapter.saved, self._base_model)
             self.model = PeftModel.from_pretrained(self._base_model, adapter.folder, adapter_name=peft_name, **options)
             read_last_token(self.model)
         else:
@@ -144,6 +148,16 @@ class AdapterSet:
         self.adapters[name] = dataclasses.replace(adapter, saved=without_tensors)
         self._peft_names[name] = peft_name
 
+    def _check_embeddings(self, adapter: OpenedAdapter) -> None:
+        """Raise RecipeError where an adapter's own embeddings would replace those that other adapters use."""
+        base = self._base_model if self.model is None else self.model.get_base_model()
+        replaces = replaces_embeddings(adapter.saved, base)
+        if self.adapters and (replaces or self._replaced):
+            owner = adapter if replaces else next(iter(self.adapters.values()))
+            raise RecipeError(f"{owner.folder} brings embeddings of its own, which would replace the base's for the "
+                              "other adapters as well. Use it by itself.")  # fmt: skip
+        self._replaced = replaces
+
     def use(self, name: str | None) -> Any:
         """Make an adapter the active one (None: the base alone) and return the model to call.
 
@@ -152,6 +166,8 @@ class AdapterSet:
         """
         self._check_name(name)
         self.active = name
+        if name is None and self._replaced:
+            raise RecipeError("The base's embeddings were replaced by the adapter's own: load the base by itself.")
         if name is None:
             self._enable_layers(False)
             return self._base_model if self.model is None else self.model.get_base_model()
@@ -177,6 +193,8 @@ class AdapterSet:
         if self.adapters:
             self.model.delete_adapter(peft_name)
             self.model.requires_grad_(False)
+        elif self._replaced:  # by which the base is no longer what it was
+            self._base_model, self.model, self._layers, self._replaced = None, None, [], False
         else:  # the last one: restore the base
             is_prompt = self.model.active_peft_config.is_prompt_learning
             self._base_model = self.model.get_base_model() if is_prompt else self.model.unload()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peft_recipes.adapters.embeddings import embeddings_of, fit_vocabulary
 from peft_recipes.adapters.infer_task import base_config, base_quantisation, class_names, infer_task
 from peft_recipes.adapters.saved import SavedAdapter, read_adapter
 from peft_recipes.arms.apply import REFUSALS
@@ -126,6 +127,7 @@ def check_fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     if any_rank:
         settings.rank_pattern = None  # PEFT would cut weights by it, and there are none here
     model = meta_model(task.recipe, config)
+    fit_vocabulary(saved, model)
     try:
         targets_hit_modules(model, settings, "adapter")
         adapted = get_peft_model(model, settings)
@@ -135,7 +137,11 @@ def check_fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
         present = "prompt_embeddings" in saved.tensors
         return Finding("fits", present, "" if present else f"{bases}: there are no prompt_embeddings")
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    missing, unexpected = sorted(set(expected) - set(saved.tensors)), sorted(set(saved.tensors) - set(expected))
+    missing = sorted(set(expected) - set(saved.tensors))
+    # PEFT stores the base's embeddings as well where they are targets, or have another size.
+    copies = get_peft_model_state_dict(adapted, save_embedding_layers=True) if embeddings_of(model) else {}
+    expected |= {name: tensor for name, tensor in copies.items() if name in saved.tensors}
+    unexpected = sorted(set(saved.tensors) - set(expected))
     both = [] if any_rank else sorted(set(expected) & set(saved.tensors))
     mismatched = [name for name in both if expected[name].shape != saved.tensors[name].shape]
     if missing or unexpected or mismatched:
@@ -165,7 +171,9 @@ def _check_outputs_and_merge(saved: SavedAdapter, task: Task, merge: bool) -> li
     def load_base() -> nn.Module:
         torch.manual_seed(0)
         load = task.load_base if prepared.processor is not None else functools.partial(_without_tokenizer, task)
-        return load(prepared, quantise)[0]
+        base = load(prepared, quantise)[0]
+        fit_vocabulary(saved, base)
+        return base
 
     def outputs(model: nn.Module) -> list[torch.Tensor]:
         return [verification_logits(model, batch) for batch in inputs]

@@ -7,12 +7,14 @@ adapter_config.json, from the shape of its head and from the base's configuratio
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from peft_recipes.adapters.saved import CONFIG, RECIPE_FILE, SavedAdapter
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import bases
+from peft_recipes.models.quantisation import stored_quantisation
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import MULTI_LABEL, REGRESSION, Dataset
 from peft_recipes.recipe.recipe import Recipe
@@ -37,21 +39,25 @@ _MODEL_CLASSES = {
     "MTModel": "seq2seq",  # Marian's
 }
 # Head weights with one row per class.
-_HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+_HEADS = tuple(
+    f".{name}.weight" for name in ("classifier", "score", "classifier.out_proj", "classification_head.out_proj")
+)
 
 
 def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -> Task:
     """Return the task of an adapter, with its base (or `base` instead) as the recipe's model."""
     if saved.is_run:
         recipe = resolved_recipe(saved.folder / RECIPE_FILE)
+        if base is None and bases.is_local(recipe.model) and not Path(recipe.model).expanduser().exists():
+            raise RecipeError(f"{saved.folder / RECIPE_FILE} names its base '{recipe.model}', and there is no such "
+                              "folder here. Name where the base is: --base MODEL.")  # fmt: skip
     else:
-        named = saved.config.base_model_name_or_path
-        recipe = Recipe(name="adapter", task=_task_name(saved), model=base or named or "unknown",
-                        dataset=Dataset("embedded:none"), arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
-        if not (base or named):
-            raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
+        recipe = Recipe(name="adapter", task="language-modeling", model=base or _named_base(saved),
+                        dataset=Dataset("embedded:none"), trust_remote_code=trust_remote_code,
+                        arms={"full": Arm(learning_rate=1.0)})  # fmt: skip
+        recipe = dataclasses.replace(recipe, task=_task_name(saved, recipe), metric=None)
         if recipe.task == "text-classification":
-            recipe = _with_problem_type(saved, recipe, trust_remote_code)
+            recipe = _with_problem_type(saved, recipe)
     # A downloaded recipe must not be able to run code, its base's or a score's: only the user can allow it.
     own_code: dict[str, Any] = {}
     if (recipe.score or recipe.reward) and not trust_remote_code:
@@ -63,25 +69,50 @@ def infer_task(saved: SavedAdapter, base: str | None, trust_remote_code: bool) -
     return task_of(dataclasses.replace(recipe, **settings))
 
 
-def _task_name(saved: SavedAdapter) -> str:
+def _named_base(saved: SavedAdapter) -> str:
+    """Return the base that the adapter names. Raises RecipeError for none, and for a folder that is not there.
+
+    PEFT looks for a relative path in the current folder, so a base next to the adapter is suggested, not taken.
+    """
+    named = saved.config.base_model_name_or_path
+    if not named:
+        raise RecipeError(f"{saved.folder / CONFIG} names no base model. Name it: --base MODEL.")
+    near = saved.folder / Path(named).expanduser()
+    if not Path(named).expanduser().exists() and (near / "config.json").is_file():
+        raise RecipeError(f"{saved.folder / CONFIG} names its base '{named}', which is not in the current folder. "
+                          f"There is one as seen from the adapter: --base {near}.")  # fmt: skip
+    if bases.is_local(named) and not Path(named).expanduser().exists():
+        raise RecipeError(f"{saved.folder / CONFIG} names its base '{named}', and there is no such folder here. "
+                          "Name where the base is: --base MODEL.")  # fmt: skip
+    return named
+
+
+def _class_of(ending_of: str) -> str | None:
+    return next((task for ending, task in _MODEL_CLASSES.items() if ending_of.endswith(ending)), None)
+
+
+def _task_name(saved: SavedAdapter, recipe: Recipe) -> str:
+    """Return the task: by PEFT's task type, else by the model class that PEFT noted, else by the base's own class."""
     found = _PEFT_TASKS.get(saved.config.task_type)
-    model_class = str((saved.config.auto_mapping or {}).get("base_model_class"))
-    found = found or next((task for ending, task in _MODEL_CLASSES.items() if model_class.endswith(ending)), None)
+    found = found or _class_of(str((saved.config.auto_mapping or {}).get("base_model_class")))
+    if found is None and saved.config.task_type is None:
+        architectures = bases.load_config(recipe).architectures or []
+        found = next((task for task in map(_class_of, architectures) if task), None)
     if found == "text-classification" and _scores_texts(saved):
         return "reward"
     if found is not None:
         return found
     raise RecipeError(
         f"{saved.folder / CONFIG}: task_type {saved.config.task_type!r} does not tell what kind of model the "
-        f"base is; known are {', '.join(_PEFT_TASKS)}."
+        f"base is, and neither does the base's config.json. Set task_type there to one of {', '.join(_PEFT_TASKS)}."
     )
 
 
-def _with_problem_type(saved: SavedAdapter, recipe: Recipe, trust_remote_code: bool) -> Recipe:
+def _with_problem_type(saved: SavedAdapter, recipe: Recipe) -> Recipe:
     """Return the recipe with what the adapter predicts: a number if its head (or its base's) has one output, else as
     its base's configuration says.
     """
-    config = bases.load_config(dataclasses.replace(recipe, trust_remote_code=trust_remote_code))
+    config = bases.load_config(recipe)
     sizes = _head_sizes(saved) or [config.num_labels]
     several = getattr(config, "problem_type", None) == MULTI_LABEL
     found = REGRESSION if sizes[-1] == 1 else MULTI_LABEL if several else None
@@ -131,7 +162,12 @@ def base_config(saved: SavedAdapter, task: Task) -> Any:
 
 
 def base_quantisation(saved: SavedAdapter, recipe: Recipe) -> str | None:
-    """Return how the base was quantised in training ("nf4", "int8"), by run.json; None if not, or if unknown."""
+    """Return how the base is quantised: as run.json says of the training, or as the base itself is stored.
+
+    None if it is not, or if that is unknown. Raises RecipeError for a base that another library has quantised.
+    """
+    if recipe.model != bases.SMALL_CNN and (stored := stored_quantisation(bases.load_config(recipe), recipe.model)):
+        return stored
     try:
         return recipe.arms[saved.run["arm"]].quantise
     except (KeyError, TypeError):

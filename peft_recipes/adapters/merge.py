@@ -16,16 +16,18 @@ from peft_recipes.adapters.check import sample_inputs
 from peft_recipes.adapters.open import OpenedAdapter, evaluate, open_adapter, short_names
 from peft_recipes.arms.merge import merged
 from peft_recipes.data.prepared import Prepared
-from peft_recipes.errors import RecipeError
+from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.models import bases
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.runs.files import check_output, write_json
 from peft_recipes.runs.outputs import OUTPUTS, stored_outputs
+from peft_recipes.scoring.generation import end_token_ids
 from peft_recipes.training.verify import compute_logits
 
 TOLERANCE = 1e-3  # of the outputs' size; a correct merge in fp32 differs by 1e-6, a wrong one by 0.1 or more
 EVIDENCE = "merge.json"
+DTYPES = ("float32", "bfloat16", "float16")
 _INPUTS = 20
 TEST_SPLIT = "the run's test split"
 
@@ -40,12 +42,15 @@ def merge_adapter(
     base: str | None = None,
     *,
     tolerance: float = TOLERANCE,
+    dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Merge a saved adapter into its base and write a folder that transformers loads by itself, tokenizer included.
 
-    tolerance: how far the merged model's logits may be from those of base and adapter, as a share of their size. A base
-    that was quantised in training is dequantised first, and how far that moves the logits is reported separately.
+    The merge is computed and verified in float32. dtype: what the weights are stored in ("float32", "bfloat16",
+    "float16"); None: as the base's are. tolerance: how far the merged model's logits may be from those of base and
+    adapter, as a share of their size. A base that is quantised is dequantised first; how far that, and the rounding to
+    `dtype`, move the logits is reported separately.
     Returns the content of merge.json: the largest differences on a run's own test inputs (else on the inputs stored
     with the adapter, else on token ids), and the metrics of the test split before and after. Raises RecipeError for a
     user's mistake, VerificationError if the merged model's outputs differ; then nothing is written.
@@ -54,9 +59,12 @@ def merge_adapter(
 
     if not 0 < tolerance < float("inf"):
         raise RecipeError(f"--tolerance {tolerance}: expected a number above 0.")
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(unknown("dtype", dtype, DTYPES, "--dtype"))
     output = Path(output)
     check_new_folder(output)
     opened = open_adapter(adapter, base, trust_remote_code=trust_remote_code)
+    dtype = dtype or bases.stored_dtype(opened.recipe)
     base_model, hardware = opened.load_base(), opened.hardware()
     inputs, source, notes = real_inputs(opened, base_model, _INPUTS)
     if source == TEST_SPLIT:
@@ -74,6 +82,8 @@ def merge_adapter(
         quantised, before = before, compute_logits(model, inputs, hardware)
         dequantised = {"from": opened.quantise, **largest_difference(quantised, before)}
     model = _merge(model, opened)
+    exact = compute_logits(model, inputs, hardware)
+    rounded = _round(model, dtype, opened)
     after, metrics_after = measure(model)
     auto_class = getattr(transformers, TASKS[opened.recipe.task].auto_class)
     small_cnn = ", peft_recipes.models.small_cnn" if opened.base_name == bases.SMALL_CNN else ""
@@ -84,7 +94,9 @@ def merge_adapter(
         "base": public_name(opened.base_name),
         "tolerance": tolerance,
         "dequantised": dequantised,
-        **largest_difference(before, after),
+        **largest_difference(before, exact),
+        "dtype": dtype,
+        "rounded": largest_difference(exact, after) if rounded else None,
         "inputs": {"count": len(inputs), "source": source},
         "metric": opened.recipe.metric if metrics_before else None,
         "before": metrics_before,
@@ -98,9 +110,12 @@ def merge_adapter(
             f"({evidence['share_of_outputs']:.2g} of their size, more than {tolerance:g}). Nothing was written."
         )
     with atomic_folder(output) as folder:
+        _cast(model, getattr(torch, dtype))
+        _end_as_the_adapter(model, opened)
         model.save_pretrained(folder)
         if opened.processor is not None:
             opened.processor.save_pretrained(folder)
+        evidence["bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         reloaded = auto_class.from_pretrained(folder, dtype=torch.float32).to(hardware.device)
         evidence["reloaded_share_of_outputs"] = check_reloaded(reloaded, inputs, after, hardware)
         write_json(folder / EVIDENCE, evidence)
@@ -115,6 +130,40 @@ def _merge(model: nn.Module, adapter: OpenedAdapter) -> nn.Module:
     if merged_model is None:
         raise RecipeError(f"{adapter.folder} is {adapter.saved.method}, which can't be merged: keep it with its base.")
     return merged_model.eval()
+
+
+def _round(model: nn.Module, dtype: str, adapter: OpenedAdapter) -> bool:
+    """Round the weights in memory to what `dtype` holds; return whether it is less than float32.
+
+    Raises VerificationError for a weight that float16 can't hold.
+    """
+    if dtype == "float32":
+        return False
+    _cast(model, getattr(torch, dtype))
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise VerificationError(f"{adapter.folder}: {dtype} can't hold all weights of the merged model: --dtype "
+                                "bfloat16 or float32. Nothing was written.")  # fmt: skip
+    _cast(model, torch.float32)
+    return True
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters in place, so that shared ones stay shared, and name the dtype in the config."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _end_as_the_adapter(model: nn.Module, adapter: OpenedAdapter) -> None:
+    """Let the merged model's answers end at the end token of the tokenizer that the adapter brings, as well."""
+    config = getattr(model, "generation_config", None)
+    own = adapter.processor.eos_token_id if adapter.generates and adapter.has_own_tokenizer else None
+    if config is None or own is None:
+        return
+    ends = end_token_ids(model)
+    if own not in ends:
+        config.eos_token_id = sorted(ends | {own}) if ends else own
 
 
 def check_new_folder(output: Path) -> None:

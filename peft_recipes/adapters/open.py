@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from peft_recipes.adapters.check import check_fit
+from peft_recipes.adapters.embeddings import fit_vocabulary
 from peft_recipes.adapters.infer_task import base_config, base_quantisation, class_names, infer_task
 from peft_recipes.adapters.saved import SavedAdapter, read_adapter
 from peft_recipes.data.prepared import Prepared
@@ -83,10 +84,15 @@ class OpenedAdapter:
 
     @functools.cached_property
     def processor(self) -> Any:
-        """The base's tokenizer, or its image processor; None if the model has none."""
+        """The adapter's own tokenizer, else the base's, or its image processor; None if the model has none."""
         if self.recipe.task == "image-classification":
             return self.task._processor()
-        return bases.load_tokenizer(self.recipe)
+        return bases.load_tokenizer(self.recipe, self.folder if self.has_own_tokenizer else None)
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the folder holds a tokenizer, with the chat template and the end token of the training."""
+        return (self.folder / "tokenizer_config.json").is_file()
 
     def load_base(self, dequantise: bool = False) -> nn.Module:
         """Load the base in evaluation mode onto this machine's device.
@@ -109,6 +115,7 @@ class OpenedAdapter:
         """Load the adapter onto its base, in evaluation mode."""
         from peft import PeftModel
 
+        fit_vocabulary(self.saved, base)
         model = PeftModel.from_pretrained(base, self.folder).eval()
         read_last_token(model)
         return model

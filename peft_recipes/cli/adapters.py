@@ -38,6 +38,10 @@ def merge(
     tolerance: Annotated[
         float, Option("--tolerance", metavar="F", help="Allow this difference, relative to the logits' size.")
     ] = 1e-3,
+    dtype: Annotated[
+        str,
+        Option("--dtype", metavar="TYPE", help="Store float32, bfloat16 or float16 weights (default: as the base)."),
+    ] = "",
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +49,7 @@ def merge(
     from peft_recipes.adapters.merge import merge_adapter
     from peft_recipes.cli.output.answers import show_merge
 
-    options = {"tolerance": tolerance, "trust_remote_code": trust_remote_code}
+    options = {"tolerance": tolerance, "dtype": dtype or None, "trust_remote_code": trust_remote_code}
     result = _unless_refused(merge_adapter, adapter, output, base or None, **options)
     show(as_json, result, lambda: show_merge(result, output), ensure_ascii=False)
 

@@ -84,6 +84,7 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         quiet_libraries()
+        _replace_unprintable()
         try:
             function(*args, **kwargs)
         except RecipeError as error:
@@ -103,7 +104,7 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             # The reader (head, less) has closed the pipe; without this Python complains again when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
+        except Exception as error:  # safetensors and pyarrow have classes of their own for a full disk
             if not disk_full(error):
                 raise
             say(
@@ -112,6 +113,17 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _replace_unprintable() -> None:
+    """Print ? for a character that the terminal's encoding lacks (PYTHONIOENCODING=ascii, LANG=C), not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if not _prints_utf8(stream) and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _prints_utf8(stream: Any) -> bool:
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
 
 
 def say(text: str) -> None:
@@ -132,7 +144,7 @@ def say_problems(error: RecipeError) -> None:
 def show(as_json: bool, data: Any, render: Callable[[], None], *, ensure_ascii: bool = True) -> None:
     """Print the data as the JSON document of --json, or call `render` to print it for people."""
     if as_json:
-        print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii))
+        print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii or not _prints_utf8(sys.stdout)))
     else:
         render()
 

@@ -30,6 +30,7 @@ from peft_recipes.cli.common import (
     split_names,
     with_benchmarks,
 )
+from peft_recipes.distributed.quiet import skip_bitsandbytes
 from peft_recipes.errors import RecipeError
 
 
@@ -185,6 +186,7 @@ def report(
     folder: Annotated[Path, Argument(metavar="DIR", help="Name the folder of a comparison.")], as_json: Json = False
 ) -> None:
     """Show a comparison, and rewrite its report and its runs' cards."""
+    skip_bitsandbytes()
     from peft_recipes.cards.write import write_cards
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.comparison import read_comparison
@@ -202,6 +204,7 @@ def report(
 @command(RECIPES)
 def methods(as_json: Json = False) -> None:
     """List the methods that --arms takes on any recipe: defaults, starting learning rates, limits, papers."""
+    skip_bitsandbytes()
     from peft_recipes.arms.methods import table
     from peft_recipes.cli.output.plans import show_methods
 

@@ -59,7 +59,10 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
 def _needs_bitsandbytes(recipe_file: Path, arm: str) -> bool:
     """Whether the run has a quantised base or an 8-bit optimizer; read from plain YAML, since a Recipe imports PEFT."""
     recipe = read_yaml(recipe_file) or {}
-    options = (recipe.get("arms") or {}).get(arm) or {}
+    arms = recipe.get("arms") or {}
+    options = arms.get(arm) or {}
+    if arm not in arms and any((each or {}).get("quantise") for each in arms.values()):
+        return True  # the untrained base, which may be stored quantised
     optim = str(options.get("optim") or (recipe.get("training") or {}).get("optim") or "")
     return bool(options.get("quantise")) or any(mark in optim for mark in OPTIMIZERS)
 

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from peft_recipes.errors import RecipeError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -30,6 +32,26 @@ def encode(
     if pairs is not None and "token_type_ids" in encoded and _takes_token_types(config):
         columns["token_type_ids"] = encoded["token_type_ids"]
     return columns
+
+
+def check_ends(input_ids: Sequence[Sequence[int]], config: PretrainedConfig, what: str) -> None:
+    """Raise RecipeError for texts that an encoder-decoder classifier can't take.
+
+    BART's and T5's read the class at the end token, and want as many of them in each text of a batch. what: the texts,
+    for the message.
+    """
+    end = getattr(config, "eos_token_id", None)
+    if not config.is_encoder_decoder or end is None or not input_ids:
+        return
+    counts = [list(ids).count(end) for ids in input_ids]
+    usual = max(set(counts), key=counts.count)
+    reads = f"{what}: this encoder-decoder reads the class at the end token (id {end})"
+    if not usual:
+        raise RecipeError(f"{reads}, which its tokenizer does not put behind a text. Save the base with a tokenizer "
+                          "that does.")  # fmt: skip
+    if wrong := [i for i, count in enumerate(counts) if count != usual]:
+        raise RecipeError(f"{reads}, and {len(wrong)} of {len(counts)} texts hold it more or less often than the "
+                          f"others, first number {wrong[0] + 1}. Take the token out of these texts.")  # fmt: skip
 
 
 def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -16,8 +16,8 @@ from peft_recipes.data import formats
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import synchronise
 from peft_recipes.inference.variants import Variants
-from peft_recipes.models.positions import encoder_decoder_limits, position_limit
-from peft_recipes.scoring.generation import ENCODER_DECODER
+from peft_recipes.models.positions import encoder_decoder_limits
+from peft_recipes.scoring.generation import ENCODER_DECODER, end_token_ids, room
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,22 @@ def generate(
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise RecipeError(f"Prompt {number} is empty.")
-    first = next(iter(adapters.values()))
-    tokens = [prompt_tokens(first, [{"role": "user", "content": prompt}], raw) for prompt in prompts]
     variants = Variants(adapters, merged)
-    for number, ids in enumerate(tokens, 1):
-        max_answer_tokens(variants.base, ids, sampling.max_new_tokens, f"Prompt {number}")
+    # Each adapter is asked in the format of its own tokenizer, and the base in that of the first.
+    tokens = {
+        name: [prompt_tokens(variants.adapter(name), [{"role": "user", "content": text}], raw) for text in prompts]
+        for name in variants.names
+    }
+    for name in (variants.names[0], *adapters):
+        for number, ids in enumerate(tokens[name], 1):
+            max_answer_tokens(variants.model(name), ids, sampling.max_new_tokens, f"Prompt {number}")
     rows: list[dict[str, Any]] = [{"prompt": prompt, "answers": {}} for prompt in prompts]
     done = 0
     for name in variants.names:  # the outer loop: a merged model is made once
-        model = variants.model(name)
-        generate_answer(model, first, tokens[0], Sampling(max_new_tokens=2))  # warm-up
-        for row, ids in zip(rows, tokens, strict=True):
-            row["answers"][name] = generate_answer(model, first, ids, sampling)
+        model, adapter = variants.model(name), variants.adapter(name)
+        generate_answer(model, adapter, tokens[name][0], Sampling(max_new_tokens=2))  # warm-up
+        for row, ids in zip(rows, tokens[name], strict=True):
+            row["answers"][name] = generate_answer(model, adapter, ids, sampling)
             done += 1
             if on_answer is not None:
                 on_answer(done, len(variants.names) * len(rows))
@@ -119,18 +123,26 @@ def prompt_tokens(adapter: OpenedAdapter, messages: list[dict[str, str]], raw: b
 
 
 def max_answer_tokens(model: nn.Module, tokens: torch.Tensor, max_new_tokens: int, what: str) -> int:
-    """Return how many new tokens fit the model's positions, at most max_new_tokens. Raises RecipeError if none does."""
+    """Return how many new tokens fit the model's positions, at most max_new_tokens.
+
+    Raises RecipeError if none does, and for a token that has no row in the model's embedding.
+    """
     if not tokens.shape[1]:
         raise RecipeError(f"{what} has no token that the model knows.")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if int(tokens.max()) >= rows:
+        raise RecipeError(f"{what} has token {int(tokens.max())}, and the model's embedding has {rows} rows: its "
+                          "tokenizer is another model's, or has tokens that were added after it.")  # fmt: skip
     if model.config.is_encoder_decoder:
         encoder, decoder = encoder_decoder_limits(model.config)
         if encoder is not None and tokens.shape[1] > encoder:
             raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {encoder}.")
         return max_new_tokens if decoder is None else min(max_new_tokens, decoder - 1)
-    limit = position_limit(model.config.get_text_config())
-    if limit is not None and tokens.shape[1] >= limit:
-        raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {limit}, its answer included.")
-    return max_new_tokens if limit is None else min(max_new_tokens, limit - tokens.shape[1])
+    left = room(model, tokens.shape[1])
+    if left is not None and left < 1:
+        raise RecipeError(f"{what} has {tokens.shape[1]} tokens; the model takes {left + tokens.shape[1]}, its answer "
+                          "included.")  # fmt: skip
+    return max_new_tokens if left is None else min(max_new_tokens, left)
 
 
 def generate_answer(
@@ -145,6 +157,7 @@ def generate_answer(
     torch.manual_seed(sampling.seed)
     synchronise(device.type)
     max_new_tokens = max_answer_tokens(model, tokens, sampling.max_new_tokens, "The prompt")
+    ends = _end_tokens(model, adapter)
     start = time.perf_counter()
     with torch.no_grad():
         output = model.generate(
@@ -152,6 +165,7 @@ def generate_answer(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             pad_token_id=adapter.processor.pad_token_id,
+            eos_token_id=sorted(ends) or None,
             use_cache=True,
             streamer=streamer,
             **(ENCODER_DECODER if adapter.encodes else {}),
@@ -161,10 +175,14 @@ def generate_answer(
     seconds = time.perf_counter() - start
     new = output[0, 1 if adapter.encodes else ids.shape[1] :]  # an encoder-decoder's begins with its start token
     text = adapter.processor.decode(new, skip_special_tokens=True).strip()
-    eos = model.generation_config.eos_token_id
-    ended = int(new[-1]) in (eos if isinstance(eos, list) else [eos])
-    cut_off = len(new) == max_new_tokens and not ended
+    cut_off = len(new) == max_new_tokens and int(new[-1]) not in ends
     return {"text": text, "tokens": len(new), "tokens_per_second": len(new) / seconds, "cut_off": cut_off}
+
+
+def _end_tokens(model: nn.Module, adapter: OpenedAdapter) -> set[int]:
+    """The tokens that end an answer: the base's, as in plain PEFT, and that of a tokenizer the adapter brings."""
+    own = adapter.processor.eos_token_id if adapter.has_own_tokenizer else None
+    return end_token_ids(model) | ({own} - {None})
 
 
 def length_and_speed(answer: dict[str, Any]) -> str:

@@ -130,11 +130,13 @@ def _generation(gradio: Any, variants: Variants, lock: threading.Lock) -> None:
                 raise RecipeError("Write a prompt first.")
             chosen = {"temperature": temperature, "top_p": top_p} if temperature else {}
             sampling = Sampling(int(max_new_tokens), bool(temperature), seed=int(seed or 0), **chosen)
-            tokens = prompt_tokens(variants.first, [{"role": "user", "content": prompt}])
+            messages = [{"role": "user", "content": prompt}]
             shown: list[Any] = ["", ""] * len(variants.names)
             with lock:
                 for i, name in enumerate(variants.names):
-                    answer = generate_answer(variants.model(name), variants.first, tokens, sampling)
+                    adapter = variants.adapter(name)  # each is asked in the format of its own tokenizer
+                    tokens = prompt_tokens(adapter, messages)
+                    answer = generate_answer(variants.model(name), adapter, tokens, sampling)
                     shown[2 * i : 2 * i + 2] = answer["text"], length_and_speed(answer)
                     yield list(shown)
         except RecipeError as error:

@@ -12,12 +12,12 @@ from torch import nn
 
 from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.data import images, words
-from peft_recipes.data.encoding import encode
+from peft_recipes.data.encoding import check_ends, encode
 from peft_recipes.errors import RecipeError
 from peft_recipes.inference import inputs
 from peft_recipes.inference.entities import find_entities
 from peft_recipes.inference.predictions import result, write_results
-from peft_recipes.models.positions import position_limit
+from peft_recipes.models.positions import learnt_positions, position_limit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +84,9 @@ class Predictor:
             columns = self._scored(texts, prompt)
         else:
             columns = encode(tokenizer, texts, pairs, self._max_length(), self.model.config)
+            check_ends(columns["input_ids"], self.model.config, "The texts")
         tokens = [ids or [tokenizer.pad_token_id] for ids in columns["input_ids"]]  # an empty text is a padding token
+        self._check_tokens(tokens)
         columns |= {"input_ids": tokens, "attention_mask": [[1] * len(ids) for ids in tokens]}
 
         def batch(indices: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -93,6 +95,14 @@ class Predictor:
 
         # Sorted by length, so that little is padded; the longest first, so that memory runs out early or not at all.
         return self._results(self.logits(batch, np.argsort([-len(ids) for ids in tokens], kind="stable").tolist()))
+
+    def _check_tokens(self, tokens: list[list[int]]) -> None:
+        """Raise RecipeError for a text with a token that has no row in the model's embedding."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        for number, ids in enumerate(tokens, 1):
+            if max(ids) >= rows:
+                raise RecipeError(f"Text {number} has token {max(ids)}, and the model's embedding has {rows} rows: its "
+                                  "tokenizer is another model's, or has tokens that were added after it.")  # fmt: skip
 
     def _scored(self, texts: Sequence[str], prompt: str | None) -> dict[str, list[Any]]:
         """The tokens of texts that a reward model scores. Raises RecipeError for one that is too long."""
@@ -136,10 +146,12 @@ class Predictor:
 
     def _max_length(self) -> int:
         """Return the number of tokens that a text is truncated to: as in training, else the model's own limit."""
+        positions = learnt_positions(self.model)
         if self.adapter.saved.is_run:
-            return self.adapter.recipe.max_length
-        limits = (position_limit(self.model.config), self.adapter.processor.model_max_length, 4_096)
-        return min(limit for limit in limits if limit)
+            return min(self.adapter.recipe.max_length, positions or self.adapter.recipe.max_length)
+        limits = (positions or position_limit(self.model.config), self.adapter.processor.model_max_length, 4_096)
+        virtual = getattr(self.adapter.saved.config, "num_virtual_tokens", None) or 0
+        return max(min(limit for limit in limits if limit) - virtual, 2)
 
     def _results(self, logits: list[np.ndarray]) -> list[dict[str, Any]]:
         if self.scores:

@@ -7,17 +7,21 @@ import copy
 from torch import nn
 
 from peft_recipes.adapters.adapter_set import AdapterSet
+from peft_recipes.adapters.embeddings import replaces_embeddings
 from peft_recipes.adapters.open import OpenedAdapter
+from peft_recipes.arms.merge import embedding_layers
 from peft_recipes.arms.merge import merged as merged_model
 from peft_recipes.errors import RecipeError, unknown
 
 BASE, MERGED = "base", "-merged"
+_OWN_EMBEDDINGS = "own embeddings: "  # a group of one adapter, by its name
 
 
 class Variants:
     """The base and its adapters as models, with the base's weights in memory once.
 
-    Adapters of one PEFT method share one model; another method gets a second model on the same weights. A merged model
+    Adapters of one PEFT method share one model; another method, or an adapter that brings its own embeddings, gets a
+    second model on the same weights. A merged model
     has weights of its own, so it is made when it is first used, and only the latest is kept.
     """
 
@@ -25,10 +29,16 @@ class Variants:
         self.adapters = adapters
         self.first = next(iter(adapters.values()))
         self.base = self.first.load_base()
-        by_method: dict[str, dict[str, OpenedAdapter]] = {}
+        groups: dict[str, dict[str, OpenedAdapter]] = {}
+        self._group_of: dict[str, str] = {}
         for name, adapter in adapters.items():
-            by_method.setdefault(adapter.saved.method, {})[name] = adapter
-        self._sets = {method: AdapterSet.of(group, _sharing_weights(self.base)) for method, group in by_method.items()}
+            replaces = replaces_embeddings(adapter.saved, self.base)
+            self._group_of[name] = f"{_OWN_EMBEDDINGS}{name}" if replaces else adapter.saved.method
+            groups.setdefault(self._group_of[name], {})[name] = adapter
+        self._sets = {
+            key: AdapterSet.of(group, _sharing_weights(self.base, embeddings=not key.startswith(_OWN_EMBEDDINGS)))
+            for key, group in groups.items()
+        }
         self._merged: tuple[str, nn.Module] | None = None
         self.names = [BASE, *adapters, *(f"{name}{MERGED}" for name in adapters if merged)]
 
@@ -39,7 +49,7 @@ class Variants:
         if name == BASE:
             return self.base
         if name in self.adapters:
-            return self._sets[self.adapters[name].saved.method].use(name)
+            return self._sets[self._group_of[name]].use(name)
         if self._merged is None or self._merged[0] != name:
             self._merged = None  # its memory is free before the next is made
             self._merged = (name, self._merge(self.adapter(name)))
@@ -57,7 +67,11 @@ class Variants:
         return model.eval()
 
 
-def _sharing_weights(model: nn.Module) -> nn.Module:
-    """Copy a model's modules but not its weights: an adapter on the copy is not on the original."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+def _sharing_weights(model: nn.Module, embeddings: bool) -> nn.Module:
+    """Copy a model's modules but not its weights: an adapter on the copy is not on the original.
+
+    embeddings: False copies the weights of embedding and LM head too, for an adapter that replaces them.
+    """
+    own = set() if embeddings else {id(layer.weight) for layer in embedding_layers(model)}
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if id(tensor) not in own}
     return copy.deepcopy(model, shared)

@@ -13,6 +13,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.models import hub
 from peft_recipes.models.architecture_table import head_modules
 from peft_recipes.models.chat_templates import set_chat_template
+from peft_recipes.models.generation_defaults import keep_generation_defaults
 from peft_recipes.recipe.dataset import EMBEDDED
 from peft_recipes.recipe.recipe import Recipe
 
@@ -67,7 +68,8 @@ def load_model(
     """Load the base in fp32, or with quantised linear layers; return it with the names of newly initialised weights.
 
     auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification, ... folder: a pretrained base to load instead
-    of the recipe's model. quantise: "nf4" or "int8". Weights are fp32 whatever the checkpoint's dtype: the full arm
+    of the recipe's model. quantise: "nf4" or "int8"; a base that is stored so stays so, and is dequantised where None
+    is asked for. Weights are fp32 whatever the checkpoint's dtype: the full arm
     needs fp32 master weights, and every arm must start from the same values. A classifier's head for other classes
     (ImageNet's 1,000) is replaced by a new one. Raises RecipeError for any other weight of another shape.
     """
@@ -79,7 +81,11 @@ def load_model(
     from peft_recipes.models.batch_norms import correct_momentum
 
     path = str(folder) if folder is not None else location(recipe.model)
-    if quantise:
+    config = load_config(recipe, **options) if folder is None and recipe.model != SMALL_CNN else None
+    stored = quantisation.stored_quantisation(config, recipe.model) if config is not None else None
+    if stored:
+        options = quantisation.stored_options(recipe, config, stored)
+    elif quantise:
         options |= quantisation.loading_options(recipe, load_config(recipe), quantise)
     with hub_errors("model", recipe.model):
         model, info = auto_class.from_pretrained(
@@ -99,24 +105,31 @@ def load_model(
     correct_momentum(model)
     if model.config.is_encoder_decoder:
         start = decoder_start(model.config, recipe.model)
-        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
+        model.config.decoder_start_token_id = start
+        if getattr(model, "generation_config", None) is not None:  # a classifier has none
+            model.generation_config.decoder_start_token_id = start
+    keep_generation_defaults(model)
     activations.fuse(model)
     onednn_linear.speed_up(model)
     quantisation.disable_bf16_kernels(model)
     quantisation.check_nf4_widths(model, recipe.model)
+    if stored:
+        quantisation.compute_as_chosen(model, recipe)
+        model = model if quantise else quantisation.dequantised(model)
     return model, sorted({*info["missing_keys"], *mismatched})
 
 
-def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> PreTrainedTokenizerBase:
     """Load the base's tokenizer, padding on the right; without a padding token it uses the end-of-text token.
 
-    Its chat template is the recipe's, where it gives one.
+    Its chat template is the recipe's, where it gives one. folder: of an adapter that brings a tokenizer of its own.
     """
     from transformers import AutoTokenizer
 
     load_config(recipe)  # fails here if the model is missing; AutoTokenizer would query the Hub again
-    with hub_errors("tokenizer of model", recipe.model):
-        tokenizer = AutoTokenizer.from_pretrained(location(recipe.model), trust_remote_code=recipe.trust_remote_code)
+    with hub_errors("tokenizer of model", recipe.model if folder is None else str(folder)):
+        place = location(recipe.model) if folder is None else str(folder)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=recipe.trust_remote_code)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise RecipeError(f"model '{recipe.model}': its tokenizer has neither a padding nor an end-of-text token.")
@@ -124,6 +137,18 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     tokenizer.padding_side = "right"
     set_chat_template(tokenizer, recipe.dataset.chat_template)
     return tokenizer
+
+
+def stored_dtype(recipe: Recipe) -> str:
+    """Return what a base's weights are stored in ("float32", "bfloat16", "float16"), as its config.json says.
+
+    "float32" where it does not say, and for any other.
+    """
+    config = load_config(recipe)
+    name = str(getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)).removeprefix(
+        "torch."
+    )
+    return name if name in ("bfloat16", "float16") else "float32"
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from peft_recipes.recipe.recipe import Recipe
 
 # Bytes per weight with its scales: NF4 has 8 bits per 64 weights, themselves scaled in groups of 256; int8 4 per row.
-BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 # Largest difference between two models with the same weights, relative to the size of the outputs. int8 rounds each
 # layer's inputs, so a difference in the last bit of a float becomes a step of 1/127 after the next layer.
-TOLERANCE = {None: 1e-3, "nf4": 1e-3, "int8": 2e-2}
+TOLERANCE = {None: 1e-3, "nf4": 1e-3, "fp4": 1e-3, "int8": 2e-2}
 
 OPTIMIZERS = ("8bit", "bnb")  # parts of the names of bitsandbytes' optimizers
 _NF4_BLOCK = 64  # weights per NF4 scale
@@ -58,6 +58,52 @@ def loading_options(recipe: Recipe, config: PretrainedConfig, quantise: str) -> 
         llm_int8_skip_modules=sorted(_heads(config)),  # also of 4-bit models
     )
     return {"quantization_config": settings, "device_map": {"": hardware.device}}
+
+
+def stored_quantisation(config: PretrainedConfig, model: str) -> str | None:
+    """Return how a base's weights are stored: "nf4", "fp4" or "int8" by bitsandbytes; None: not quantised.
+
+    Raises RecipeError for a base that another library has quantised (GPTQ, AWQ, FP8): an adapter can be neither
+    trained nor merged here on its weights.
+    """
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return None
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method") or "bitsandbytes"))
+    if settings.get("load_in_8bit") and "bitsandbytes" in method:
+        return "int8"
+    if settings.get("load_in_4bit") and "bitsandbytes" in method:
+        return str(settings.get("bnb_4bit_quant_type", "fp4"))
+    raise RecipeError(
+        f"model '{model}': its weights are stored in {method}, which is not read here. Name the model in 16 or 32 bits "
+        "that it was made from (--set model=MODEL; for a saved adapter --base MODEL)."
+    )
+
+
+def stored_options(recipe: Recipe, config: PretrainedConfig, stored: str) -> dict[str, Any]:
+    """Return the options of `from_pretrained` for a base that is stored quantised; a new head is not quantised."""
+    from peft_recipes.hardware.device import choose
+
+    device = choose(recipe.training, recipe.threads).device
+    check_available(device)
+    settings = config.quantization_config
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    skipped = sorted({*(settings.get("llm_int8_skip_modules") or ()), *_heads(config)})
+    config.quantization_config = {**settings, "llm_int8_skip_modules": skipped}
+    return {"config": config, "device_map": {"": device}}
+
+
+def compute_as_chosen(model: nn.Module, recipe: Recipe) -> None:
+    """Let 4-bit layers that were stored so compute in this machine's precision, not in that of their making."""
+    import torch
+
+    from peft_recipes.hardware.device import choose
+
+    bf16 = choose(recipe.training, recipe.threads).precision == "bf16"
+    for module in model.modules():
+        if hasattr(module, "compute_type_is_set"):
+            module.compute_dtype, module.compute_type_is_set = torch.bfloat16 if bf16 else torch.float32, True
 
 
 def disable_bf16_kernels(model: nn.Module) -> None:
@@ -104,7 +150,18 @@ def dequantised(model: nn.Module) -> nn.Module:
         layer.bias = linear.bias
         model.set_submodule(name, layer)
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+    # How the weights were read from 4 or 8 bits can't be reversed, and transformers would try when it saves.
+    if read_by := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [conversion for conversion in read_by if _reverses(conversion)]
     return model.float()
+
+
+def _reverses(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def quantised_weights(model: nn.Module) -> int:

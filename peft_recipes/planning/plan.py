@@ -17,6 +17,7 @@ from peft_recipes.models import bases
 from peft_recipes.models.architecture_table import ARCHITECTURES, head_modules
 from peft_recipes.models.architectures import architecture_of
 from peft_recipes.models.module_matching import matched_modules
+from peft_recipes.planning import preflight
 from peft_recipes.planning.memory import memory
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.benchmarks import benchmark_name
@@ -53,7 +54,9 @@ def plan(
     rows = prepared.rows if prepared else None
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, target_notes = fit_targets(recipe, config)
+    recipe, stored_notes = preflight.as_stored(recipe, config, names)
     task.recipe = recipe
+    notes += [*stored_notes, *preflight.check_fit(task, prepared, config, names)]
     if {"fp16", "report_to"} & set(recipe.training):  # refused by hardware or what is installed; imports the trainer
         task.check_arguments(None, choose(recipe.training, recipe.threads))
     planned, problems, run_steps = {}, [], steps(recipe, rows)

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import find_executable_batch_size
 
 from peft_recipes.models.bases import end_tokens
-from peft_recipes.models.positions import encoder_decoder_limits, position_limit
+from peft_recipes.models.positions import encoder_decoder_limits, learnt_positions, position_limit
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -85,7 +85,7 @@ def room(model: nn.Module, prompt_tokens: int) -> int | None:
 
     An encoder-decoder's answer begins in its decoder, behind the start token.
     """
-    limit = position_limit(model.config.get_text_config())
+    limit = learnt_positions(model) or position_limit(model.config.get_text_config())
     if model.config.is_encoder_decoder:
         limit, prompt_tokens = encoder_decoder_limits(model.config)[1], 1
     if limit is None:

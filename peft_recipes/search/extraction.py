@@ -7,9 +7,10 @@ extraction.json says how much that is. A new task head is saved completely.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def extract(
     arm = Arm(_config(full, rank, targets), learning_rate=full.run.data["learning_rate"])
     model, lost, parameters = _extract_change(full, arm)
     make_folder(output)
-    with locked(output):
+    with locked(output), _nothing_half_written(output):
         if overwrite:
             clear(output, keep=LOCK_FILES)
         files = save.save(model, arm, full.recipe, output, full.prepared.processor)
@@ -103,6 +104,16 @@ def extract(
         }
         write_json(output / FILE, data)
     return json.loads((output / FILE).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _nothing_half_written(output: Path) -> Iterator[None]:
+    """Clear the folder where writing it fails, as it does on a full disk."""
+    try:
+        yield
+    except BaseException:
+        clear(output, keep=LOCK_FILES)
+        raise
 
 
 def _config(full: FullRun, rank: int, targets: str | Iterable[str]) -> LoraConfig:

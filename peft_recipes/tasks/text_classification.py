@@ -9,7 +9,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from peft_recipes.data import formats
-from peft_recipes.data.encoding import encode, separates_pairs
+from peft_recipes.data.encoding import check_ends, encode, separates_pairs
 from peft_recipes.data.labels import labelled_texts
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.shapes import unused_note
@@ -41,6 +41,7 @@ class TextClassification(Classification):
         for name, rows in splits.items():
             pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
             columns = encode(tokenizer, list(rows["text"]), pairs, max_length, config)
+            check_ends(columns["input_ids"], config, f"dataset '{source.path}', {name} split")
             targets = problem.targets(rows["label"], len(labels.names or ()))
             tokenised[name] = datasets.Dataset.from_dict({"labels": targets, **columns})
             if name == "train" and (cut := sum(len(ids) == max_length for ids in columns["input_ids"])):

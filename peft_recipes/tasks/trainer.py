@@ -160,7 +160,8 @@ class ClassificationTrainer(TrainerMixin, Trainer):
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         loss = self.problem.loss(output.logits.float(), labels, smoothing)
         loss = self.step_mean(loss, labels.numel(), num_items_in_batch, model)
-        return (loss, output) if return_outputs else loss
+        # The logits alone: encoder-decoders also return the encoder's states, which Trainer would gather.
+        return (loss, {"logits": output.logits}) if return_outputs else loss
 
 
 def _count(inputs: dict[str, Any]) -> Counts:

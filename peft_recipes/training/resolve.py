@@ -21,6 +21,7 @@ from peft_recipes.hardware.device import Hardware, choose
 from peft_recipes.models import bases
 from peft_recipes.models.chat_templates import template_text
 from peft_recipes.planning import memory as planned
+from peft_recipes.planning import preflight
 from peft_recipes.planning.plan import steps
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
@@ -78,8 +79,11 @@ def resolve(
         recipe = task.recipe = recipe.with_changes(found)
     config = bases.load_config(recipe, **task.base_options(prepared))
     recipe, target_notes = fit_targets(recipe, config)
+    recipe, notes = preflight.as_stored(recipe, config, arms)
     task.recipe, schedule_notes = fit_schedules(recipe, steps(recipe, prepared.rows))
     task.recipe = _with_order(task, config)
+    notes += preflight.check_fit(task, prepared, config, arms)
+    prepared.notes += [note for note in notes if note not in prepared.notes]
     prepared.notes += [note for note in (*target_notes, *schedule_notes) if any(f"'{arm}'" in note for arm in arms)]
     return Resolved(task, prepared, config, hardware)
 

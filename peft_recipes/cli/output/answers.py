@@ -13,6 +13,7 @@ from rich.table import Table
 from peft_recipes.inference.generate import length_and_speed
 from peft_recipes.inference.predictions import in_words
 from peft_recipes.reporting import facts
+from peft_recipes.reporting.formats import human_bytes
 
 
 def show_predictions(names: list[tuple[str, ...]], results: list[dict[str, Any]]) -> None:
@@ -64,11 +65,16 @@ def show_merge(result: dict[str, Any], output: Path) -> None:
         console.print(f"  the base was {moved['from']}: its full weights move the logits by "
                       f"{moved['largest_logit_difference']:.2g} ({moved['share_of_outputs']:.1g} of their size)",
                       soft_wrap=True)  # fmt: skip
+    if moved := result["rounded"]:
+        console.print(f"  stored in {result['dtype']}, whose rounding moves the logits by "
+                      f"{moved['largest_logit_difference']:.2g} ({moved['share_of_outputs']:.1g} of their size)",
+                      soft_wrap=True)  # fmt: skip
     if result["before"]:
         for name, value in result["before"].items():
             console.print(f"  test {name}: {value:.4f} before, {result['after'][name]:.4f} merged")
     for note in result["notes"]:
         console.print(f"  Note: {escape(note)}", soft_wrap=True)
+    console.print(f"  {result['dtype']}, {human_bytes(result['bytes'])}")
     console.print(
         f"  {escape(result['loaded_by'])}({escape(json.dumps(str(output), ensure_ascii=False))})", soft_wrap=True
     )
