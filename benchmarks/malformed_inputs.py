@@ -3,8 +3,8 @@
     python benchmarks/malformed_inputs.py
 
 Correct: the expected exit code, a message that says where the error is, no traceback, no file written or lost. The
-cases are those of tests/malformed.py. Prints the result as JSON; --keep writes benchmarks/malformed_inputs.json. Exit
-code 1 if a case fails.
+cases are those of tests/helpers/malformed_cases.py. Prints the result as JSON; --keep writes
+benchmarks/malformed_inputs.json. Exit code 1 if a case fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 def main() -> None:
     given = result_parser(__doc__).parse_args()
-    from malformed import CASES
+    from malformed_cases import CASES
 
     tried, wrong = Counter(case.kind for case in CASES), []
     with tempfile.TemporaryDirectory() as name:

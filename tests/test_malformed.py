@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from malformed import CASES
+from malformed_cases import CASES
 from typer.testing import CliRunner
 
 from peft_recipes import train
@@ -40,5 +40,5 @@ def test_a_malformed_input_gives_one_clear_message(case, inputs, tmp_path, monke
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
 
-def test_there_are_at_least_sixty_distinct_cases():
-    assert len({(case.kind, case.name) for case in CASES}) == len(CASES) >= 60
+def test_there_are_at_least_150_distinct_cases():
+    assert len({(case.kind, case.name) for case in CASES}) == len(CASES) >= 150

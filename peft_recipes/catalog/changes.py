@@ -9,7 +9,7 @@ from peft_recipes.arms.methods import METHODS
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.recipe.recipe import Recipe
-from peft_recipes.recipe.serialization import from_yaml
+from peft_recipes.recipe.serialization import from_yaml, has_comment
 
 
 def changed(recipe: Recipe, embedded: bool = False, changes: Iterable[str] = ()) -> Recipe:
@@ -69,9 +69,21 @@ def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _parse(text: str) -> Any:
+    """The value of a change: YAML without comments, so that " #" is part of a text.
+
+    Raises RecipeError for a comment behind a list or mapping, and for a key that is given twice.
+    """
     import yaml
 
+    if text.lstrip().startswith(("|", ">", "&")):
+        return text.strip()  # what YAML would take for a block or an anchor
     try:
-        return from_yaml(text)
+        if not has_comment(text):
+            return from_yaml(text)
+    except yaml.constructor.ConstructorError as error:
+        raise RecipeError(f"{' '.join(str(error).split())}.") from error
     except yaml.YAMLError:
         return text
+    if text.lstrip().startswith(("[", "{")):
+        raise RecipeError("a # behind a space begins a comment in a list or mapping. Put the text in quotes.")
+    return text.strip()

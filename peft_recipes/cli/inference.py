@@ -22,9 +22,7 @@ from peft_recipes.cli.common import (
 )
 from peft_recipes.errors import RecipeError
 
-File = Annotated[
-    Path | None, Option("--file", metavar="FILE", help="Read txt (a text per line), csv, jsonl or parquet.")
-]
+File = Annotated[Path | None, Option("--file", metavar="FILE", help="Read txt (a text per line), csv, jsonl, parquet.")]
 Column = Annotated[str | None, Option("--column", metavar="NAME", help="Read the texts from this column.")]
 
 
@@ -59,10 +57,10 @@ def predict(
 
     A reward model scores texts, or answers to --prompt.
     """
-    import datasets
-
     from peft_recipes.cli.output.answers import show_predictions
     from peft_recipes.inference import inputs, predict
+    from peft_recipes.inference.outputs import check_writable
+    from peft_recipes.inference.tables import Table
 
     _check_one_given({"--text": text, "--file": file, "--image": image})
     if text_pair and len(text_pair) != len(text):
@@ -70,7 +68,7 @@ def predict(
     if prompt is not None and not text:
         raise RecipeError("--prompt needs --text: the answer to score.")
     if output is not None:
-        inputs.check_writable(output)
+        check_writable(output)
     predictor = predict.Predictor(adapter, base or None, batch_size=batch_size, trust_remote_code=trust_remote_code)
     if file is not None:
         names, results = predict.predict_file(predictor, file, output, column)
@@ -81,12 +79,17 @@ def predict(
         results = predictor.texts(*columns, prompt=prompt) if text else predictor.images(files)
         if output is not None:
             keys = ["text", "text_pair"] if text else ["image"]
-            rows = datasets.Dataset.from_dict(dict(zip(keys, columns, strict=False)))
-            predict.write_results(rows, results, output)
+            rows = [dict(zip(keys, name, strict=False)) for name in names]
+            predict.write_results(Table(keys[: len(columns)], rows), results, output)
     if as_json or output is None:
         keys = ["image"] if image else ["text", "text_pair"]
-        rows = [dict(zip(keys, name, strict=False)) | result for name, result in zip(names, results, strict=True)]
+        empty = dict.fromkeys(next(result for result in results if result is not None))
+        rows = [
+            dict(zip(keys, name, strict=False)) | (result or empty) for name, result in zip(names, results, strict=True)
+        ]
         show(as_json, rows, lambda: show_predictions(names, results), ensure_ascii=False)
+    if without := results.count(None):
+        say(f"{without} of {len(results)} rows have no text, and so no result.")
     if output is not None:
         say(f"{len(results)} rows in {output}")
 
@@ -130,8 +133,10 @@ def generate(
         raise RecipeError("--chat and --json contradict each other; choose one.")
     sampling = generate.Sampling(max_new_tokens, do_sample, temperature, top_p, top_k, repetition_penalty, seed)
     if file is not None:
-        rows, column = inputs.read_texts(file, column, ["prompt", "instruction"])
-        prompt = list(rows[column])
+        table, column = inputs.read_texts(file, column, ["prompt", "instruction"])
+        prompt = [text for text in table.values(column) if (text or "").strip()]
+        if left_out := len(table.rows) - len(prompt):
+            say(f"{left_out} of {len(table.rows)} rows have no prompt and are left out.")
     opened = open_adapters(adapters, base or None, trust_remote_code=trust_remote_code)
     if chat:
         from peft_recipes.inference.chat import Chat

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data import formats
 from peft_recipes.data.packing import IGNORED
+from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.dataset import CLASSES, MULTI_LABEL, REGRESSION, Dataset
@@ -17,6 +18,7 @@ from peft_recipes.recipe.dataset import CLASSES, MULTI_LABEL, REGRESSION, Datase
 if TYPE_CHECKING:
     import datasets
 
+NO_TEXT = "no text"
 _FOUND = {
     MULTI_LABEL: "hold lists: each text may have several classes (multi_label_classification)",
     REGRESSION: "are numbers that are no class ids: the model learns the number itself (regression)",
@@ -36,21 +38,40 @@ class Labels:
     notes: list[str] = field(default_factory=list)
 
 
-def labelled_texts(splits: dict[str, datasets.Dataset], source: Dataset) -> tuple[dict[str, datasets.Dataset], Labels]:
+def labelled_texts(
+    splits: dict[str, datasets.Dataset],
+    source: Dataset,
+    skipped_of: Callable[[str, datasets.Dataset], SkippedRows] | None = None,
+) -> tuple[dict[str, datasets.Dataset], Labels]:
     """Return the splits with the columns `id`, `text`, `text_pair` (of pairs alone) and `label`, and what labels are.
 
-    A label becomes a class id, a list of class ids in ascending order, or a float. Raises RecipeError with the row of
-    a wrong label or text.
+    A label becomes a class id, a list of class ids in ascending order, or a float. skipped_of: gives what counts the
+    rows of a split that are left out, those without a text; None: they are kept. Raises RecipeError with the row of a
+    wrong label or text.
     """
     columns = source.text_columns
     for name, rows in splits.items():
         _check_columns(name, rows, source)
+    if skipped_of is not None:
+        splits = {name: _with_text(rows, columns, skipped_of(name, rows)) for name, rows in splits.items()}
     problem_type = source.problem_type or _found(splits["train"], source.label)
     named = source.problem_type or problem_type == CLASSES
     notes = [] if named else [f"The labels in the column '{source.label}' {_FOUND[problem_type]}."]
     names, values = _LABELS[problem_type](splits, source)
     texts = {name: _texts(rows, columns, values[name], source.path) for name, rows in splits.items()}
     return texts, Labels(problem_type, names, notes)
+
+
+def _with_text(rows: datasets.Dataset, columns: list[str], skipped: SkippedRows) -> datasets.Dataset:
+    """The rows that have a text, of a pair at least one. Raises RecipeError where too many have none."""
+    kept = []
+    for i, texts in enumerate(zip(*(rows[column] for column in columns), strict=True)):
+        if all(isinstance(text, str) and not text.strip() for text in texts):
+            skipped.add(rows[i]["id"], NO_TEXT)
+        else:
+            kept.append(i)
+    skipped.check()
+    return rows.select(kept) if len(kept) < len(rows) else rows
 
 
 def _check_columns(split: str, rows: datasets.Dataset, source: Dataset) -> None:
@@ -67,7 +88,7 @@ def _check_columns(split: str, rows: datasets.Dataset, source: Dataset) -> None:
         raise RecipeError(
             f"dataset '{source.path}': every label of its {split} split is -1, so it has no labels (GLUE's test splits "
             f"have none). Name another one: --set dataset.{split}_split=validation, or cut it from train: "
-            f"--set dataset.{split}_split=null."
+            f"--set dataset.{split}_split={source.train_split}."
         )
 
 

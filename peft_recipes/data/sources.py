@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from peft_recipes.data.cells import typed
+from peft_recipes.data.reading import read_file, read_splits
 from peft_recipes.errors import RecipeError, nearest, unknown
-from peft_recipes.models.bases import hub_errors, is_local
-from peft_recipes.recipe.dataset import EMBEDDED, Dataset
+from peft_recipes.recipe.dataset import Dataset
 
 if TYPE_CHECKING:
     import datasets
 
-READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+__all__ = ["load_splits", "load_test", "missing_column", "read_file", "read_splits"]
+
+# Names of a dataset's own splits, the usual one first.
+_OWN = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval", "evaluation")}
 
 
-def load_splits(source: Dataset) -> dict[str, datasets.Dataset]:
+def load_splits(source: Dataset, notes: list[str] | None = None) -> dict[str, datasets.Dataset]:
     """Load the splits "train", "validation", "test" ("pretrain" too, where set), each with an `id` column.
 
     The splits depend on `source` alone, never on a run's seed: every arm and every seed gets the same ones. Rows are
-    shuffled with `source.seed` first, as many datasets are sorted by label (IMDB is).
+    shuffled with `source.seed` first, as many datasets are sorted by label (IMDB is). A test or validation split is the
+    one that `source` names, else the dataset's own, else cut from train. notes: gets which splits of the dataset are
+    used, and what is not read.
     Raises RecipeError: a missing or empty dataset, an impossible split or size, a broken line in a file.
     """
-    raw = _read(source)
+    notes = [] if notes is None else notes
+    raw = typed(read_splits(source, notes), source)
     single = len(raw) == 1
-    named = {
-        "train": next(iter(raw)) if single else source.train_split,
-        "validation": None if single else source.validation_split,
-        "test": None if single else source.test_split,
-    }
+    train = next(iter(raw)) if single else source.train_split
+    named: dict[str, str | None] = {"train": train, "validation": source.validation_split, "test": source.test_split}
     for split, name in named.items():
-        if name is not None and name not in raw:
+        if single and split != "train":
+            named[split] = None
+        elif name is not None and name not in raw:
             raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + f" Set dataset.{split}_split.")
-    pool = _shuffled(_with_ids(raw[named["train"]], named["train"]), source)
+    own = {} if single else _own_splits(raw, named, source, notes)
+    pool = _shuffled(_with_ids(raw[train], train), source)
     splits: dict[str, datasets.Dataset] = {}
     for split in ("validation", "test"):
-        if named[split] is not None:
-            rows = _shuffled(_with_ids(raw[named[split]], named[split]), source)
-            splits[split] = rows.select(range(_count(getattr(source, split), len(rows), len(rows), split, source)))
+        name = own.get(split) or named[split]
+        if name is not None and name != train:
+            rows = _shuffled(_with_ids(raw[name], name), source)
+            splits[split] = rows.select(range(_size_of(split, len(rows), source, at_most=split in own)))
     if source.pretrain:
         count = _count(source.pretrain, len(pool), len(pool), "pretrain", source)
         splits["pretrain"], pool = pool.select(range(count)), pool.select(range(count, len(pool)))
-    splits |= _cut(pool, [s for s in ("train", "validation", "test") if s not in splits], source)
+    splits |= _cut(pool, [s for s in ("train", "validation", "test") if s not in splits], _rescaled(source, own))
     return {split: splits[split] for split in ("pretrain", "train", "validation", "test") if split in splits}
 
 
-def load_test(source: Dataset) -> datasets.Dataset:
-    """Load a further evaluation set: the test split, or the only one, without blank texts.
+def load_test(source: Dataset, notes: list[str] | None = None, at_most: bool = False) -> datasets.Dataset:
+    """Load a further evaluation set: the split that `source` names, the dataset's own test or validation split, or its
+    only one; without blank texts.
 
-    Nothing is held back for training. Raises RecipeError as `load_splits` does.
+    Nothing is held back for training. at_most: `source.test` is the size of another set's test split, so a share does
+    not apply and a number is a limit. Raises RecipeError as `load_splits` does.
     """
-    raw = _read(source)
-    name = next(iter(raw)) if len(raw) == 1 else source.test_split or "test"
+    notes = [] if notes is None else notes
+    raw = typed(read_splits(source, notes), source)
+    name = next(iter(raw)) if len(raw) == 1 else source.test_split
+    if name is None:
+        usual = [own for own in (*_OWN["test"], *_OWN["validation"]) if own in raw]
+        name = next((own for own in usual if _has_labels(raw[own], None, source)), "test")
+        if name in raw:
+            notes.append(f"'{source.path}' is evaluated on its split '{name}' ({len(raw[name])} examples).")
     if name not in raw:
         raise RecipeError(unknown("split", name, raw, f"dataset '{source.path}'") + " Set its test_split.")
     rows = _shuffled(_with_ids(raw[name], name), source)
@@ -61,7 +75,61 @@ def load_test(source: Dataset) -> datasets.Dataset:
         if column in rows.column_names:
             texts = rows[column]
             rows = rows.select([i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()])
-    return rows.select(range(_count(source.test, len(rows), len(rows), "test", source)))
+    return rows.select(range(_size_of("test", len(rows), source, at_most)))
+
+
+def _own_splits(
+    raw: dict[str, datasets.Dataset], named: dict[str, str | None], source: Dataset, notes: list[str]
+) -> dict[str, str]:
+    """The dataset's own splits for the test and validation splits that the recipe does not name; notes say which."""
+    own: dict[str, str] = {}
+    for split, usual in _OWN.items():
+        if named[split] is not None:
+            continue
+        for name in (name for name in usual if name in raw and name not in named.values()):
+            cut = f"--set dataset.{split}_split={source.train_split}"
+            if not _has_labels(raw[name], raw[named["train"]], source):
+                notes.append(f"The dataset's split '{name}' has no labels and is not used: the {split} split is cut "
+                             f"from '{named['train']}'.")  # fmt: skip
+                continue
+            own[split] = name
+            count = _size_of(split, len(raw[name]), source, at_most=True)
+            shown = f"{count} of its {len(raw[name])}" if count < len(raw[name]) else f"all {count}"
+            notes.append(f"The {split} split is the dataset's own split '{name}' ({shown} examples). {cut} cuts it "
+                         f"from '{source.train_split}' instead.")  # fmt: skip
+            break
+    return own
+
+
+def _has_labels(rows: datasets.Dataset, train: datasets.Dataset | None, source: Dataset) -> bool:
+    """Whether a split has what is learnt: unlabelled test splits lack it, or have -1 or nothing in each row."""
+    columns = (source.label, source.completion, source.chosen, "output", "messages", "target")
+    learnt = [name for name in columns if name in (rows if train is None else train).column_names]
+    return all(name in rows.column_names and any(v not in (None, -1, "") for v in rows[name]) for name in learnt)
+
+
+def _size_of(split: str, total: int, source: Dataset, at_most: bool) -> int:
+    """The number of rows of a split that the source has.
+
+    at_most: all, or as many as `source` says if there are more; a share says how much of train to cut off.
+    """
+    size = getattr(source, split)
+    if not at_most:
+        return _count(size, total, total, split, source)
+    return total if size is None or size < 1 else min(int(size), total)
+
+
+def _rescaled(source: Dataset, own: dict[str, str]) -> Dataset:
+    """The shares of what is cut from train, where all shares add up to one and some splits are the dataset's own."""
+    shares = {split: getattr(source, split) for split in ("train", "validation", "test")}
+    if not own or not all(isinstance(share, float) and share < 1 for share in shares.values()):
+        return source
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        return source
+    left = {split: share for split, share in shares.items() if split not in own}
+    if len(left) == 1:
+        return replace(source, train=None)
+    return replace(source, **{split: round(share / sum(left.values()), 9) for split, share in left.items()})
 
 
 def _cut(pool: datasets.Dataset, splits: list[str], source: Dataset) -> dict[str, datasets.Dataset]:
@@ -137,87 +205,3 @@ def missing_column(column: str, key: str, columns: list[str], path: str) -> str:
         f"dataset '{path}' has no column '{column}'.{nearest(column, names)} It has: {', '.join(names)}. "
         f"Name the right one with --set dataset.{key}=COLUMN."
     )
-
-
-def _read(source: Dataset) -> dict[str, datasets.Dataset]:
-    if source.path.startswith(EMBEDDED):
-        from peft_recipes.embedded.stand_ins import dataset
-
-        return dict(dataset(source.path.removeprefix(EMBEDDED)))
-    path = Path(source.path).expanduser()
-    if path.suffix in READERS and not path.is_dir():
-        return read_file(path)
-    import datasets
-
-    if is_local(source.path):
-        if not path.is_dir():
-            kinds = ", ".join(sorted(READERS))
-            raise RecipeError(f"dataset '{source.path}' is not there, or is no {kinds} file and no folder of them.")
-        for file in sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file()):
-            _check_lines(file)
-    with hub_errors("dataset", source.path):
-        name = str(path) if path.is_dir() else source.path
-        try:
-            return dict(datasets.load_dataset(name, source.name, revision=source.revision))
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise RecipeError(f"dataset '{source.path}' can't be read: {_root_cause(error)}") from error
-
-
-def read_file(path: Path) -> dict[str, datasets.Dataset]:
-    """Read a csv, tsv, json, jsonl or parquet file. Raises RecipeError: a missing or empty file, a broken line."""
-    import datasets
-
-    if not path.is_file():
-        raise RecipeError(f"dataset file {path} is not there.")
-    if path.stat().st_size == 0:
-        raise RecipeError(f"dataset file {path} is empty.")
-    _check_lines(path)
-    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    try:
-        return dict(datasets.load_dataset(READERS[path.suffix], data_files=str(path), **options))
-    except Exception as error:  # datasets wraps what its readers raise
-        raise RecipeError(f"dataset file {path} can't be read: {_root_cause(error)}") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{' '.join(str(error).split())[:300] or type(error).__name__}."
-
-
-def _check_lines(path: Path) -> None:
-    """Raise RecipeError with the broken line of a text file, which the readers of datasets do not name."""
-    try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip() and not isinstance(json.loads(line), dict):
-                        raise RecipeError(f"{path}, line {number}: expected a JSON object.")
-        elif path.suffix in (".csv", ".tsv"):
-            _check_csv(path)
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}).") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}).") from error
-
-
-def _check_csv(path: Path) -> None:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        start = 1
-        try:
-            header = next(rows, [])
-            first = start = rows.line_num + 1
-            for row in rows:
-                if row and len(row) != len(header):
-                    raise RecipeError(
-                        f"{path}, line {start}: {len(row)} values where the header has {len(header)} "
-                        f"({', '.join(header)}). A value with a comma or a line break in it needs quotes."
-                    )
-                start = rows.line_num + 1
-            if start == first:
-                raise RecipeError(f"{path} is empty: it has a header and no rows.")
-        except csv.Error as error:
-            opened = f"line {start}: a quote that is opened here is never closed" if "end of data" in str(error) else ""
-            raise RecipeError(f"{path}, {opened or f'line {rows.line_num}: {error}'}.") from error

@@ -124,7 +124,7 @@ def _compared(base: Evaluation | None, adapter: Evaluation, facts: dict[str, Any
         "difference": None,
         "verdict": None,
     }
-    if base is None:
+    if base is None or len(ids) < 2:  # the interval of a difference needs two
         return row
     others, theirs, _ = example_scores(pandas.DataFrame(base.predictions), task, metric)
     assert np.array_equal(ids, others), f"the base and the adapter have other examples of {metric}"

@@ -16,6 +16,7 @@ from peft_recipes.data.encoding import check_ends, encode
 from peft_recipes.errors import RecipeError
 from peft_recipes.inference import inputs
 from peft_recipes.inference.entities import find_entities
+from peft_recipes.inference.outputs import check_writable
 from peft_recipes.inference.predictions import result, write_results
 from peft_recipes.models.positions import learnt_positions, position_limit
 
@@ -193,13 +194,14 @@ class Predictor:
 
 def predict_file(
     predictor: Predictor, path: str | Path, output: str | Path | None = None, columns: Sequence[str] = ()
-) -> tuple[list[tuple[str, ...]], list[dict[str, Any]]]:
+) -> tuple[list[tuple[str, ...]], list[dict[str, Any] | None]]:
     """Classify the texts of a file; return them (one, or the two of a pair) with their results.
 
-    columns: the names of the columns; (): those of the recipe. output: also write the file's rows with these.
+    A row without a text has no result: None. columns: the names of the columns; (): those of the recipe. output: also
+    write the file's rows with these.
     """
     if output is not None:
-        inputs.check_writable(Path(output))
+        check_writable(Path(output))
     adapter = predictor.adapter
     if predictor.takes_images:
         raise RecipeError(f"{adapter.folder} classifies images: use --image FILE or --image FOLDER.")
@@ -208,9 +210,13 @@ def predict_file(
         raise RecipeError(f"--column: expected {len(own) if len(own) > 1 else '1 or 2'} columns, got {len(columns)}.")
     texts = []
     for column in columns or (own if len(own) > 1 else [None]):  # None: whichever column has texts
-        rows, found = inputs.read_texts(path, column, own)
-        texts.append(list(rows[found]))
-    results = predictor.texts(*texts)
+        table, name = inputs.read_texts(path, column, own)
+        texts.append([value or "" for value in table.values(name)])
+    names = list(zip(*texts, strict=True))
+    given = [i for i, name in enumerate(names) if any(text.strip() for text in name)]
+    results: list[dict[str, Any] | None] = [None] * len(names)
+    for i, found in zip(given, predictor.texts(*([column[i] for i in given] for column in texts)), strict=True):
+        results[i] = found
     if output is not None:
-        write_results(rows, results, Path(output))
-    return list(zip(*texts, strict=True)), results
+        write_results(table, results, Path(output), Path(path).expanduser())
+    return names, results

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
 
-from peft_recipes.inference import inputs
+from peft_recipes.inference.outputs import write_table
+from peft_recipes.inference.tables import Table
 from peft_recipes.recipe.dataset import MULTI_LABEL, REGRESSION
 
-if TYPE_CHECKING:
-    import datasets
-
 THRESHOLD = 0.5  # the probability above which a text has a class, of several
-
-_NO_LISTS = (".csv", ".tsv")  # lists and mappings are JSON text there
 
 
 def result(problem_type: str, logits: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -38,8 +34,10 @@ def result(problem_type: str, logits: np.ndarray, names: Sequence[str]) -> dict[
     return {"label": label, "probability": by_name[label], "probabilities": by_name}
 
 
-def in_words(row: dict[str, Any]) -> tuple[str, str]:
+def in_words(row: dict[str, Any] | None) -> tuple[str, str]:
     """Return a result for the terminal: label and probability, the labels with their probabilities, or the number."""
+    if row is None:
+        return "(no text)", ""
     if "value" in row or "score" in row:
         return f"{row.get('value', row.get('score')):.4g}", ""
     if "labels" in row:
@@ -47,16 +45,18 @@ def in_words(row: dict[str, Any]) -> tuple[str, str]:
     return row["label"], f"{row['probability']:6.1%}"
 
 
-def write_results(rows: datasets.Dataset, results: list[dict[str, Any]], output: Path) -> None:
+def write_results(
+    table: Table, results: Sequence[dict[str, Any] | None], output: Path, source: Path | None = None
+) -> None:
     """Write rows with their results as columns: label and probability, labels and probabilities, value, or entities.
 
-    Columns of that name are kept, and a result is in predicted_label (and so on) then.
+    A column that the rows have stays: the result is in predicted_label (predicted_label_2, and so on) then. A row
+    without a result (None: it has no text) has nothing in these columns. source: the file of the rows.
     """
-    keys = ("label", "probability") if "label" in results[0] else tuple(results[0])
+    first = next(each for each in results if each is not None)
+    keys = ("label", "probability") if "label" in first else tuple(first)
+    added: dict[str, list[Any]] = {}
     for key in keys:
-        name = key if key not in rows.column_names else f"predicted_{key}"
-        rows = rows.remove_columns([name]) if name in rows.column_names else rows
-        values = [each[key] for each in results]
-        as_text = output.suffix in _NO_LISTS and isinstance(values[0], (list, dict))
-        rows = rows.add_column(name, [json.dumps(value, ensure_ascii=False) for value in values] if as_text else values)
-    inputs.write_rows(rows, output)
+        names = itertools.chain((key, f"predicted_{key}"), (f"predicted_{key}_{n}" for n in itertools.count(2)))
+        added[next(name for name in names if name not in table.columns)] = [each and each[key] for each in results]
+    write_table(table, added, output, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import re
 from collections.abc import Iterator
 from http.client import responses
@@ -28,8 +29,8 @@ _UNREACHABLE = {  # exceptions of httpx, requests and huggingface_hub
 
 
 def is_local(path: str) -> bool:
-    """Whether a model or dataset string is a local path rather than a Hub id."""
-    return path.startswith((".", "/", "~")) or Path(path).exists()
+    """Whether a model or dataset string is a local path (or pattern of paths) rather than a Hub id."""
+    return path.startswith((".", "/", "~")) or glob.has_magic(path) or Path(path).exists()
 
 
 def location(model: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_recipes.errors import unknown
+from peft_recipes.recipe.addresses import address_problem
 from peft_recipes.recipe.type_checks import type_problems
 
 EMBEDDED = "embedded:"
@@ -27,7 +28,8 @@ PROBLEM_TYPES = CLASSES, MULTI_LABEL, REGRESSION = (
 class Dataset:
     """Where the examples come from, which columns they have, and how they are split.
 
-    path: a Hub id, a file (csv, jsonl, parquet), a folder, or "embedded:NAME". name, revision: as on the Hub.
+    path: a Hub id, a file (csv, tsv, json, jsonl, parquet, txt), a folder, a pattern (data/*.jsonl), "embedded:NAME".
+    name, revision: as on the Hub.
     text, label, image: column names; of prompts and answers prompt, completion; for preferences prompt (optional),
     chosen, rejected; for single answers that are desirable or not prompt, completion, label. text may name two columns,
     the two texts of a pair. For token classification text is the tokens or the text, label the tags or the spans (the
@@ -47,7 +49,8 @@ class Dataset:
     conversation that ends with the user); one row always may.
     labels: the class names in order, if the data lacks them (and to plan without loading the data).
     train, validation, test: size of each split in examples (whole number) or as a share (below 1); None: the rest.
-    train_split, validation_split, test_split: the source's splits; a split that is None is cut from train_split.
+    train_split, validation_split, test_split: the source's splits; None: its own split of the usual name (test, eval,
+    validation, valid, val, dev), if it has one, else cut from train_split. The name of train_split: cut from it.
     seed: for shuffling before the split. balance: downsample every class to the size of the smallest.
     pretrain: examples set aside first, for training the base itself (recipes with `pretraining`).
     transform: image augmentation: {"rotation": degrees, "noise": standard deviation}.
@@ -106,6 +109,8 @@ class Dataset:
             return problems  # the checks below rely on the types
         if not self.path.strip():
             problems.append(f"{where}.path: expected a Hub id, a file, a folder or embedded:NAME, got {self.path!r}.")
+        if address := address_problem(self.path, f"{where}.path"):
+            problems.append(address)
         for split in ("train", "validation", "test"):
             size = getattr(self, split)
             if size is not None and not (0 < size < 1 or (float(size).is_integer() and size >= 1)):

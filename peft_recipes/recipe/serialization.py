@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 _BOOLEAN = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z|0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
+_DECIMAL = re.compile(
+    r"[-+]?((0|[1-9][0-9_]*)\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z|[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z"
+)
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
 
 
@@ -29,10 +33,25 @@ def read_yaml(path: Path) -> Any:
 
 
 def from_yaml(text: str) -> Any:
-    """Parse YAML text by the rules of YAML 1.2: 1e-3 is a number, and `no` is text. Raises YAMLError."""
+    """Parse YAML text by the rules of YAML 1.2: 1e-3 is a number; `no`, 011, 12:30 and 2024-05-01 are text.
+
+    Raises YAMLError, also for a key that a mapping has twice.
+    """
     import yaml
 
     return yaml.load(text, _with_yaml_1_2_rules(yaml.SafeLoader))
+
+
+def has_comment(text: str) -> bool:
+    """Whether YAML would take a part of the text for a comment. Raises YAMLError."""
+    import yaml
+
+    end = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        if "#" in text[end : token.start_mark.index]:
+            return True
+        end = token.end_mark.index
+    return "#" in text[end:]
 
 
 def to_yaml(data: Any) -> str:
@@ -42,17 +61,52 @@ def to_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_with_yaml_1_2_rules(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=100)
 
 
+_TAG = "tag:yaml.org,2002:"
+# A loader gets its own rules for these; there are no times.
+_NOT_IN_1_2 = (f"{_TAG}bool", f"{_TAG}int", f"{_TAG}float", f"{_TAG}timestamp")
+
+
 @functools.cache
 def _with_yaml_1_2_rules(base: type) -> type:
-    """Return a subclass of PyYAML's loader or dumper that follows YAML 1.2 for booleans and exponents."""
+    """Return a subclass of PyYAML's loader or dumper that follows YAML 1.2 for booleans, numbers, times and keys."""
+    reads = hasattr(base, "construct_mapping")
+    left_out = _NOT_IN_1_2 if reads else _NOT_IN_1_2[:1]  # what is a number by either version is written in quotes
     resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool"]
+        first: [(tag, pattern) for tag, pattern in rules if tag not in left_out]
         for first, rules in base.yaml_implicit_resolvers.items()
     }
     subclass = type(base.__name__, (base,), {"yaml_implicit_resolvers": resolvers})
-    subclass.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
-    subclass.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    subclass.add_implicit_resolver(f"{_TAG}bool", _BOOLEAN, list("tTfF"))
+    subclass.add_implicit_resolver(f"{_TAG}int", _WHOLE, list("-+0123456789"))
+    subclass.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
+    if reads:
+        subclass.add_implicit_resolver(f"{_TAG}float", _DECIMAL, list("-+.0123456789"))
+        subclass.add_constructor(f"{_TAG}map", _mapping)
+        subclass.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value.replace("_", ""), 0))
     return subclass
+
+
+def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
+    """A mapping of YAML. Raises YAMLError for a key that it has twice, with both lines."""
+    import yaml
+
+    lines: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == f"{_TAG}merge":
+            continue
+        key, line = key_node.value, key_node.start_mark.line + 1
+        if isinstance(key, str) and key in lines:
+            raise yaml.constructor.ConstructorError(None, None, duplicate_key(key, lines[key], line))
+        if isinstance(key, str):
+            lines[key] = line
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+def duplicate_key(key: str, first: int, second: int) -> str:
+    """The message for a key that a mapping has twice. first, second: its lines."""
+    where = f"line {first}" if first == second else f"lines {first} and {second}"
+    return f"the key '{key}' is given twice ({where}); keep one of them"
 
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Task(ABC):
     def raw_splits(self) -> dict[str, datasets.Dataset]:
         """Load the recipe's raw splits and its further evaluation sets."""
         self.notes, self.skipped = [], {}
-        splits = sources.load_splits(self.recipe.dataset)
+        splits = sources.load_splits(self.recipe.dataset, self.notes)
         if not self.reads_test:
             return {name: rows for name, rows in splits.items() if name != "test"}
         for name, changes in self.recipe.evaluate_also.items():
@@ -230,7 +230,7 @@ class Task(ABC):
         on_hub = not (source.path.startswith(EMBEDDED) or bases.is_local(source.path))
         try:
             with within(f"evaluate_also.{name}"):
-                return sources.load_test(source)
+                return sources.load_test(source, self.notes, at_most="test" not in self.recipe.evaluate_also[name])
         except RecipeError as error:
             if not on_hub:
                 raise

@@ -28,14 +28,14 @@ class TextClassification(Classification):
     def prepare(self) -> Prepared:
         source, max_length = self.recipe.dataset, self.recipe.max_length
         raw = self.raw_splits()
-        splits, labels = labelled_texts(raw, source)
+        splits, labels = labelled_texts(raw, source, self.skipped_of)
         self._check_options(labels.problem_type)
         splits, notes = self.without_duplicates(splits, ["text", "text_pair"])
         if self.guards("classes"):
             checks.labels_differ(splits["train"], labels.names, source.path)
         tokenizer, config = bases.load_tokenizer(self.recipe), bases.load_config(self.recipe)
         notes += unused_note(raw["train"].column_names, {*source.text_columns, source.label})
-        notes += [*labels.notes, *checks.missing_classes(splits, labels.names), *self.notes]
+        notes += [*labels.notes, *checks.missing_classes(splits, labels.names), *self.notes, *self.skipped_notes()]
         problem = PROBLEM_TYPES[labels.problem_type]
         tokenised = {}
         for name, rows in splits.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import datasets
 import pandas as pd
@@ -95,6 +96,64 @@ def test_predictions_from_file_to_file(run, tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+# <r> stands for the result of a row: good or bad, and its probability.
+UNTOUCHED = {
+    "in.csv": (
+        b'\xef\xbb\xbfid,body,n\r\n0012,"a ""good"" film, really\r\nso",NA\r\n\r\n5,,5.0\r\n007, bad ,None',
+        b'\xef\xbb\xbfid,body,n,label,probability\r\n0012,"a ""good"" film, really\r\nso",NA,<r>\r\n\r\n5,,5.0,,\r\n'
+        b"007, bad ,None,<r>",
+    ),
+    "semicolons.csv": (
+        b"id;body\n01;good, really\n02;\n03;bad\n",
+        b"id;body;label;probability\n01;good, really;<r>\n02;;;\n03;bad;<r>\n",
+    ),
+    "in.tsv": (
+        b'id\tbody\n01\tgood "film\n02\t\n03\tbad\n',
+        b'id\tbody\tlabel\tprobability\n01\tgood "film\t<r>\n02\t\t\t\n03\tbad\t<r>\n',
+    ),
+    "in.jsonl": (
+        b'{"n": 1.0, "body": "good", "x": 1e5}\r\n\r\n{ "body": null }\n{"body": "bad"}',
+        b'{"n": 1.0, "body": "good", "x": 1e5, <r>}\r\n\r\n{ "body": null, "label": null, "probability": null }\n'
+        b'{"body": "bad", <r>}',
+    ),
+    "in.json": (
+        b'[\n  {"n": 1.50, "body": "good"},\n  {"body": ""}, {"body": "bad"}\n]\n',
+        b'[\n  {"n": 1.50, "body": "good", <r>},\n  {"body": "", "label": null, "probability": null}, '
+        b'{"body": "bad", <r>}\n]\n',
+    ),
+}
+_RESULT = re.compile(rb'"label": "(good|bad)", "probability": 0\.\d+|(?<=[,;\t])(good|bad)[,;\t]0\.\d+')
+
+
+@pytest.mark.parametrize("name", UNTOUCHED)
+def test_what_was_in_a_file_stays_byte_for_byte(run, tmp_path, name):
+    given, wanted = UNTOUCHED[name]
+    source, target = tmp_path / name, tmp_path / f"out{name[name.index('.') :]}"
+    source.write_bytes(given)
+    done = call("predict", run, "--file", source, "--output", target, "--column", "body")
+    assert done.exit_code == 0 and "1 of 3 rows have no text, and so no result." in done.stderr, done.stderr
+    assert _RESULT.sub(b"<r>", target.read_bytes()) == wanted
+    again = call("predict", run, "--file", source, "--column", "body", "--json")
+    assert [row["label"] is None for row in json.loads(again.stdout)] == [False, True, False]
+    assert "(no text)" in call("predict", run, "--file", source, "--column", "body").stdout
+
+
+def test_a_result_overwrites_no_column(run, tmp_path):
+    (tmp_path / "in.csv").write_text("body,label,predicted_label\ngood,011,x\n")
+    call("predict", run, "--file", tmp_path / "in.csv", "--output", tmp_path / "out.csv")
+    header, row = (tmp_path / "out.csv").read_text().splitlines()
+    assert header == "body,label,predicted_label,predicted_label_2,probability" and row.startswith("good,011,x,")
+
+
+def test_rows_in_another_format_keep_their_values(run, tmp_path):
+    (tmp_path / "in.csv").write_text("id,body\n007,good\nNA,bad\n")
+    call("predict", run, "--file", tmp_path / "in.csv", "--output", tmp_path / "out.jsonl")
+    assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").open()] == ["007", "NA"]
+    (tmp_path / "in.jsonl").write_text('{"body": "good", "tags": ["ä", null]}\n{"body": "bad"}\n')
+    call("predict", run, "--file", tmp_path / "in.jsonl", "--output", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith('good,"[""ä"", null]",')
+
+
 def test_out_of_memory_halves_the_batch_and_no_example_is_run_twice(run):
     predictor, sizes = Predictor(run, batch_size=16), []
     inner = predictor.model.forward
@@ -163,6 +222,8 @@ def test_user_mistakes(run, pictures, tiny, tmp_path):
     table.write_text("number,body\n1,good film\n2,\n")
     (tmp_path / "broken.png").write_text("no image")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n')
+    (tmp_path / "blank.csv").write_text("text,label\n,a\n")
     (tmp_path / "two.csv").write_text("first,second\na,b\n")
     writes = saved(tiny("llama"), tmp_path / "writes")
     folder, asked = pictures
@@ -172,12 +233,14 @@ def test_user_mistakes(run, pictures, tiny, tmp_path):
         ([run], "nothing was given to ask"),
         ([run, "--text", "x", "--file", table], "--text and --file contradict each other"),
         ([run, "--file", tmp_path / "none.csv"], "is not there"),
-        ([run, "--file", tmp_path / "none.txt"], "No such file"),
-        ([run, "--file", tmp_path / "in.xlsx"], "expected .txt, .csv"),
+        ([run, "--file", tmp_path / "none.txt"], "none.txt is not there"),
+        ([run, "--file", tmp_path / "in.xlsx"], "save the sheet as csv"),
         ([run, "--file", tmp_path / "empty.txt"], "is empty"),
         ([run, "--file", table, "--column", "bodi"], "Did you mean 'body'"),
         ([run, "--file", tmp_path / "two.csv"], "Name it: --column NAME. It has: first, second"),
-        ([run, "--file", table], "row 2, column 'body': expected text, got None"),
+        ([run, "--file", tmp_path / "numbers.jsonl", "--column", "text"], "row 1, column 'text': expected text, got 5"),
+        ([run, "--file", tmp_path / "blank.csv"], "no row has a text in its column 'text'"),
+        ([run, "--file", "https://example.org/x.csv"], "is an address, and files are not downloaded"),
         ([run, "--file", table, "--output", tmp_path / "x.xlsx"], "expected .csv"),
         ([run, "--file", table, "--output", tmp_path / "no" / "x.csv"], "there is no folder"),
         ([run, "--text", "x", "--batch-size", "0"], "1 or more"),

@@ -82,6 +82,45 @@ def test_yaml_reads_an_exponent_without_a_dot_as_a_number():
     assert from_yaml("[no, yes, on, off, true, False, null]") == ["no", "yes", "on", "off", True, False, None]
 
 
+def test_yaml_reads_what_only_looks_like_a_number_as_text():
+    read = ["011", "12:30", "2024-05-01", "1:30.5"]
+    assert from_yaml("[011, 12:30, 2024-05-01, 1:30.5, 0, -5, 1_000, 0x1f]") == [*read, 0, -5, 1000, 31]
+    assert to_yaml(read) == "- '011'\n- '12:30'\n- '2024-05-01'\n- '1:30.5'\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("reviews # 2.csv", "reviews # 2.csv"),
+        ("#1.csv", "#1.csv"),
+        ("'a # b'", "a # b"),
+        ("a#b", "a#b"),
+        ("> quoted", "> quoted"),
+        ("&x", "&x"),
+        ("011.csv", "011.csv"),
+    ],
+)
+def test_a_value_of_set_is_not_cut(classify, given, read):
+    assert changed(classify(), False, [f"dataset.path={given}"]).dataset.path == read
+
+
+def test_a_comment_behind_a_list_is_refused(classify):
+    with pytest.raises(RecipeError, match="a # behind a space begins a comment"):
+        changed(classify(), False, ["dataset.labels=[good, bad] # two"])
+    assert changed(classify(), False, ["dataset.labels=[good, 'b # d']"]).dataset.labels == ["good", "b # d"]
+
+
+def test_a_key_given_twice_is_named_with_its_lines(classify, tmp_path):
+    path = tmp_path / "mine.yaml"
+    classify().to_yaml(path)
+    last = len(path.read_text().splitlines()) + 1
+    path.write_text(path.read_text() + "max_length: 8\n")
+    with pytest.raises(RecipeError, match=rf"the key 'max_length' is given twice \(lines \d+ and {last}\)"):
+        Recipe.from_yaml(path)
+    with pytest.raises(RecipeError, match=r"the key 'a' is given twice \(line 1\)"):
+        changed(classify(), False, ["training={a: 1, a: 2}"])
+
+
 def test_a_seed_out_of_range_is_a_user_error(classify, tmp_path):
     with pytest.raises(RecipeError, match="seed"):
         train(classify(), "lora", seed=2**32, output=tmp_path)

@@ -82,7 +82,7 @@ class Poisoned:
 @pytest.mark.parametrize("kind", ["classify", "instruct"])
 def test_test_data_is_never_read(kind, request, tmp_path, monkeypatch):
     recipe, load = request.getfixturevalue(kind)(), sources.load_splits
-    monkeypatch.setattr(sources, "load_splits", lambda source: {**load(source), "test": Poisoned()})
+    monkeypatch.setattr(sources, "load_splits", lambda source, notes=None: {**load(source), "test": Poisoned()})
     found = scan(recipe, [1e-3], ["lora"], budget=300, output=tmp_path)
     assert found.best == {"lora": 1e-3} and found.data["arms"]["lora"]["runs"][0]["ended"] == "whole"
     with pytest.raises(AssertionError, match="the test split was read"):

@@ -16,11 +16,13 @@ from peft_recipes.reporting import facts
 from peft_recipes.reporting.formats import human_bytes
 
 
-def show_predictions(names: list[tuple[str, ...]], results: list[dict[str, Any]]) -> None:
+def show_predictions(names: list[tuple[str, ...]], results: list[dict[str, Any] | None]) -> None:
     """Print a line for each text, pair or image: what was predicted, its probability, the input; or the entities."""
     console = Console(highlight=False)
-    if any("entities" in result for result in results):
-        _show_entities(console, [name[0] for name in names], [result["entities"] for result in results])
+    if any("entities" in result for result in results if result is not None):
+        _show_entities(
+            console, [name[0] for name in names], [result["entities"] if result else [] for result in results]
+        )
         return
     words = [in_words(result) for result in results]
     width = max(len(predicted) for predicted, _ in words)
