@@ -22,6 +22,7 @@ from peft_recipes.adapters.merge import (
 from peft_recipes.adapters.open import OpenedAdapter, evaluate, open_adapters
 from peft_recipes.adapters.saved import RECIPE_FILE
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.recipe.mixture import NAMES_APART
 from peft_recipes.runs.files import write_json
 from peft_recipes.training.verify import compute_logits
 
@@ -144,7 +145,7 @@ def _evaluate_each(adapter_set: AdapterSet) -> dict[str, dict[str, Any]]:
             skipped = adapter.has_own_head or adapter.quantise
             base_metrics[fingerprint] = None if skipped else evaluate(adapter, adapter_set.use(None)).metrics
         test_sets[name] = {
-            "dataset": public_name(adapter.recipe.dataset.path),
+            "dataset": NAMES_APART.join(public_name(source.path) for source in adapter.recipe.sources),
             "fingerprint": fingerprint,
             "examples": adapter.prepared.rows["test"],
             "metric": adapter.recipe.metric,

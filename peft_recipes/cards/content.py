@@ -143,7 +143,7 @@ def _trained(recipe: Recipe, data: dict[str, Any]) -> list[str]:
 def _limits(recipe: Recipe, data: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     """Return what the figures don't show, as far as it applies to the run."""
     lines = []
-    for name, table in ((recipe.model, MODELS), (recipe.dataset.path, DATASETS)):
+    for name, table in ((recipe.model, MODELS), *((source.path, DATASETS) for source in recipe.sources)):
         entry = table.get(name.removeprefix(EMBEDDED)) if name.startswith(EMBEDDED) else None
         if entry:
             lines.append(f"{name} is a stand-in: {entry.description}; from {entry.origin}; licence: {entry.licence}.")

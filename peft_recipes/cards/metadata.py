@@ -13,6 +13,7 @@ from peft_recipes.cards.redaction import is_local_path, short
 from peft_recipes.embedded.stand_ins import DATASETS, MODELS
 from peft_recipes.models import bases
 from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.mixture import NAMES_APART
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.reporting.facts import plain
 from peft_recipes.reporting.formats import metric_title
@@ -47,7 +48,7 @@ def metadata(recipe: Recipe, data: dict[str, Any]) -> ModelCardData:
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=base,
-        datasets=[recipe.dataset.path] if _may_be_on_hub(recipe.dataset.path) else None,
+        datasets=[source.path for source in recipe.sources if _may_be_on_hub(source.path)] or None,
         tags=tags,
         license=known_licence(recipe.model),
         pipeline_tag=pipeline(recipe.task),
@@ -124,7 +125,13 @@ def _results(recipe: Recipe, data: dict[str, Any]) -> list[EvalResult]:
 
 def _dataset_names(recipe: Recipe) -> tuple[str, str]:
     """Return type and name of the dataset in the model-index: a Hub id, a stand-in or a local file."""
-    path = recipe.dataset.path
+    if recipe.datasets is not None:
+        kinds, names = zip(*(_dataset_name(source.path) for source in recipe.datasets), strict=True)
+        return ", ".join(dict.fromkeys(kinds)), NAMES_APART.join(names)
+    return _dataset_name(recipe.dataset.path)
+
+
+def _dataset_name(path: str) -> tuple[str, str]:
     if path.startswith(EMBEDDED):
         name = path.removeprefix(EMBEDDED)
         description = DATASETS[name].description if name in DATASETS else name

@@ -11,6 +11,7 @@ from typing import Any
 
 from peft_recipes.models.bases import is_local
 from peft_recipes.recipe.dataset import EMBEDDED
+from peft_recipes.recipe.mixture import NAMES_APART
 
 # Keys whose value may be a path: a recipe's model and dataset, an adapter's base.
 _PATH_KEYS = ("model", "dataset", "path", "base_model_name_or_path")
@@ -29,12 +30,19 @@ def portable(data: Any, key: str = "") -> Any:
 
 
 def is_local_path(name: str) -> bool:
-    """Return whether a model or dataset is a file or folder of this machine, not a Hub id or a stand-in."""
+    """Return whether a model or dataset is a file or folder of this machine, not a Hub id or a stand-in.
+
+    Of the datasets of a mixture ("a.csv + b.jsonl") one is enough.
+    """
+    if NAMES_APART in name and not is_local(name):
+        return any(map(is_local_path, name.split(NAMES_APART)))
     return not name.startswith(EMBEDDED) and is_local(name)
 
 
 def short(name: str) -> str:
-    """Return `./name` of a file or folder."""
+    """Return `./name` of a file or folder, and of those of a mixture."""
+    if NAMES_APART in name and not Path(name).exists():
+        return NAMES_APART.join(short(part) if is_local_path(part) else part for part in name.split(NAMES_APART))
     path = Path(name.rstrip("/") or "/").expanduser()
     return f"./{path.name if path.name not in ('', '.', '..') else path.resolve().name}"
 

@@ -55,17 +55,30 @@ def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
     parent: Any = plain
     for depth, key in enumerate(keys[:-1]):
         where = ".".join(keys[:depth]) or "the recipe"
+        if isinstance(parent, list):
+            parent = parent[_position(key, parent, where)]
+            continue
         # A null becomes a mapping; so does any option below `training`, which is checked later.
         if parent.get(key) is None and (key in parent or depth > 1 or (keys[0] == "training" and depth == 1)):
             parent[key] = {}
         if key not in parent:
             raise RecipeError(unknown("arm" if keys[:depth] == ["arms"] else "key", key, parent, where))
         parent = parent[key]
-        if not isinstance(parent, dict):
+        if not isinstance(parent, (dict, list)):
             raise RecipeError(f"'{'.'.join(keys[: depth + 1])}' holds {parent!r}, nothing inside it.")
     if keys[:-1] == ["arms"] and keys[-1] not in parent:
         raise RecipeError(unknown("arm", keys[-1], parent))
-    parent[keys[-1]] = value
+    if isinstance(parent, list):
+        parent[_position(keys[-1], parent, ".".join(keys[:-1]))] = value
+    else:
+        parent[keys[-1]] = value
+
+
+def _position(key: str, parent: list[Any], where: str) -> int:
+    """The position in a list that a key such as the 0 of `datasets.0.weight` names. Raises RecipeError."""
+    if not key.isdecimal() or int(key) >= len(parent):
+        raise RecipeError(unknown("position", key, map(str, range(len(parent))), where))
+    return int(key)
 
 
 def _parse(text: str) -> Any:

@@ -44,7 +44,7 @@ def list_recipes(as_json: Json = False) -> None:
     rows = [
         {
             **{key: getattr(recipe, key) for key in ("name", "title", "task", "model")},
-            "dataset": recipe.dataset.path,
+            "dataset": recipe.data_name,
             "arms": list(recipe.arms),
             "embedded": bool(recipe.embedded),
         }

@@ -17,10 +17,13 @@ _FIELDS = ("ids", "fingerprint", "labels", "notes", "samples", "prompts", "probl
 
 @contextlib.contextmanager
 def stored(prepared: Prepared, folder: Path) -> Iterator[Path | None]:
-    """Store prepared data in a folder while a comparison lasts; None for images, which are faster to prepare again."""
+    """Store prepared data in a folder while a comparison lasts.
+
+    None for images, which are faster to prepare again, and for a stream, which is read by each run.
+    """
     import datasets
 
-    if not all(isinstance(rows, datasets.Dataset) for rows in prepared.splits.values()):
+    if prepared.stream is not None or not all(isinstance(rows, datasets.Dataset) for rows in prepared.splits.values()):
         yield None
         return
     shutil.rmtree(folder, ignore_errors=True)  # left by a comparison that was killed

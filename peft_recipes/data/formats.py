@@ -145,7 +145,7 @@ def without_test_examples(
     transform. IMDB has 123 texts in both train and test, SMS spam 403 exact repeats.
     Raises RecipeError if nothing is left of a split.
     """
-    keys = {name: _content_keys(rows, columns) for name, rows in splits.items()}
+    keys = {name: content_keys(rows, columns) for name, rows in splits.items()}
     kept = dict(splits)
 
     def remove(name: str, others: tuple[str, ...]) -> int:
@@ -172,7 +172,7 @@ def without_test_examples(
     return kept, notes
 
 
-def _content_keys(rows: datasets.Dataset, columns: list[str]) -> list[str]:
+def content_keys(rows: datasets.Dataset, columns: list[str]) -> list[str]:
     """A key per row that is equal where the columns are; a missing column (a set of plain text) counts as None."""
     present = [column for column in columns if column in rows.column_names]
     values = zip(*(rows[c] if c in present else [None] * len(rows) for c in columns), strict=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data import formats
+from peft_recipes.data import formats, mixing
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.data.sources import missing_column
@@ -72,6 +72,14 @@ def _with_text(rows: datasets.Dataset, columns: list[str], skipped: SkippedRows)
             kept.append(i)
     skipped.check()
     return rows.select(kept) if len(kept) < len(rows) else rows
+
+
+def same_labels(found: Sequence[Labels], names: Sequence[str]) -> Labels:
+    """The labels that several datasets have alike. names: of the datasets. Raises RecipeError where they differ."""
+    if len(found) > 1:
+        mixing.agreed([labels.problem_type for labels in found], names, "problem types")
+        mixing.agreed([labels.names for labels in found], names, "labels")
+    return found[0]
 
 
 def _check_columns(split: str, rows: datasets.Dataset, source: Dataset) -> None:

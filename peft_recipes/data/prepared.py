@@ -15,6 +15,7 @@ class Prepared:
     ids: the example ids of each split, in its order. folder: where a comparison stores the data for its runs.
     prompts: by split, the examples whose answers are scored: "index" in the split, "id", "prompt" as text and as
     "prompt_ids", "reference", "reference_tokens" (with its end token) and "row", the columns of the data.
+    stream: where the training examples are streamed, their `data.streaming.Stream`; then splits["train"] is a sample.
     problem_type: of a text classifier, as the data has it (one of `recipe.dataset.PROBLEM_TYPES`).
     """
 
@@ -28,11 +29,17 @@ class Prepared:
     prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     problem_type: str | None = None
     folder: Path | None = None
+    stream: Any = None
+
+    def train_rows(self, seed: int) -> Any:
+        """What the trainer takes as training examples. seed: of a stream's order; Trainer orders all others."""
+        return self.splits["train"] if self.stream is None else self.stream.ordered(seed)
 
     @property
     def rows(self) -> dict[str, int]:
-        """The number of examples in each split."""
-        return {split: len(ids) for split, ids in self.ids.items() if split != "pretrain"}
+        """The number of examples in each split; a stream has none of train."""
+        left_out = ("pretrain", *(["train"] if self.stream is not None else []))
+        return {split: len(ids) for split, ids in self.ids.items() if split not in left_out}
 
     def interval_problems(self) -> list[str]:
         """Return one line for each evaluation set with too few examples for the interval of a difference."""

@@ -97,7 +97,7 @@ def plan(
     return {
         "recipe": recipe.name,
         "model": recipe.model,
-        "dataset": recipe.dataset.path,
+        "dataset": recipe.data_name,
         "embedded": recipe.uses_stand_ins,
         "rows": rows,
         "answers": answered,
@@ -190,6 +190,7 @@ def _data(recipe: Recipe, task: Task) -> tuple[Prepared | None, list[str]]:
     except RecipeError as error:
         named = recipe.dataset.labels is not None or recipe.dataset.problem_type == REGRESSION
         needed = recipe.task.endswith("classification") and not named
-        if needed or recipe.dataset.path.startswith(EMBEDDED) or Path(recipe.dataset.path).exists():
+        paths = [source.path for source in recipe.sources]
+        if needed or any(path.startswith(EMBEDDED) or Path(path).exists() for path in paths):
             raise
         return None, [f"Without the data there is no number of steps: {error}"]

@@ -55,6 +55,10 @@ class Dataset:
     pretrain: examples set aside first, for training the base itself (recipes with `pretraining`).
     transform: image augmentation: {"rotation": degrees, "noise": standard deviation}.
     image_size: the side in pixels that images are scaled to; None: as the model's image processor does it.
+    weight: of one of several `datasets`: its share of the training examples, relative to the others' weights. None: all
+    of its examples, or 1 where another one has a weight.
+    streaming: read the training rows while they are trained on, never all of them; validation and test are the first
+    rows. shuffle_buffer: of a stream, the rows that wait in memory, from which the next one is drawn.
     """
 
     path: str
@@ -90,6 +94,9 @@ class Dataset:
     pretrain: int = 0
     transform: dict[str, float] | None = None
     image_size: int | None = None
+    weight: float | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 1_000
 
     def __post_init__(self) -> None:
         """Move the columns that the mapping names to their own fields; `problems` reports the rest."""
@@ -142,6 +149,10 @@ class Dataset:
                 problems.append(f"{where}.{key}: expected a whole number of 0 or more, got {getattr(self, key)!r}.")
         if self.image_size is not None and self.image_size < 1:
             problems.append(f"{where}.image_size: expected a number of pixels above 0, got {self.image_size!r}.")
+        if self.weight is not None and self.weight <= 0:
+            problems.append(f"{where}.weight: expected a number above 0, got {self.weight:g}.")
+        if self.shuffle_buffer < 1:
+            problems.append(f"{where}.shuffle_buffer: expected a number of rows above 0, got {self.shuffle_buffer}.")
         if self.labels is not None and len(set(self.labels)) < max(len(self.labels), 2):
             problems.append(f"{where}.labels: expected two or more names, no name twice; got {self.labels!r}.")
         return problems

@@ -16,8 +16,17 @@ from peft_recipes.recipe.benchmarks import benchmark_problems
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset, Pretraining
 from peft_recipes.recipe.judge import Judge, judge_problems
 from peft_recipes.recipe.metrics import METRICS
+from peft_recipes.recipe.mixture import (
+    FIRST_EXHAUSTED,
+    NAMES_APART,
+    entries,
+    mixture_problems,
+    mixture_to_dict,
+    use_entries,
+)
 from peft_recipes.recipe.options import GUARDS, LANGUAGE_TASKS, TASKS, metrics_of, training_problems
 from peft_recipes.recipe.serialization import dataclass_from_dict, key_problems, merge, read_yaml, to_yaml
+from peft_recipes.recipe.streaming import streaming_problems
 from peft_recipes.recipe.type_checks import type_problems
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -33,6 +42,10 @@ class Recipe:
 
     name: also the folder of its runs. task: one of `TASKS`. model: a Hub id, a folder, "embedded:NAME" or "small-cnn".
     dataset: see `Dataset`. arms: name -> Arm.
+    datasets: several in place of `dataset`, each with its own columns, format, splits and `weight`: its share of the
+    training examples. stopping_strategy: where a dataset has fewer examples than its share, "first_exhausted": no
+    example is repeated, the others give fewer; "all_exhausted": all are used, those of the smaller ones repeatedly.
+    Validation and test are those of all datasets together.
     training: any option of TrainingArguments; for language tasks of SFTConfig, DPOConfig or
     Seq2SeqTrainingArguments.
     max_length: most tokens in an example. batches: for causal models, "shared-prefix" (exact packing, see
@@ -66,10 +79,12 @@ class Recipe:
     name: str
     task: str
     model: str
-    dataset: Dataset
-    arms: dict[str, Arm]
+    dataset: Dataset = None  # type: ignore[assignment]  # of several `datasets` the first
+    arms: dict[str, Arm] = field(default_factory=dict)
     title: str = ""
     description: str = ""
+    datasets: list[Dataset] | None = None
+    stopping_strategy: str = FIRST_EXHAUSTED
     training: dict[str, Any] = field(default_factory=dict)
     max_length: int = 256
     batches: str = "shared-prefix"
@@ -98,6 +113,7 @@ class Recipe:
         for field_name in ("score", "reward"):
             if callable(function := getattr(self, field_name)):
                 setattr(self, field_name, function_path(function, field_name))
+        use_entries(self)
         default = metrics_of(self.task, getattr(self.dataset, "problem_type", None))[0]
         if self.metric in (None, default):  # a recipe that was read names the default
             self.metric = default if self.score is None else "score"
@@ -123,21 +139,32 @@ class Recipe:
     @property
     def uses_stand_ins(self) -> bool:
         """Whether model or data is an embedded stand-in, which every report of its figures must say."""
-        return self.model.startswith(EMBEDDED) or self.dataset.path.startswith(EMBEDDED)
+        return any(name.startswith(EMBEDDED) for name in (self.model, *(source.path for source in self.sources)))
+
+    @property
+    def sources(self) -> list[Dataset]:
+        """The dataset, or all of several."""
+        return self.datasets or [self.dataset]
+
+    @property
+    def data_name(self) -> str:
+        """The path of the dataset, or those of several: "a.csv + b.jsonl"."""
+        return NAMES_APART.join(source.path for source in self.sources)
 
     def problems(self) -> list[str]:
         """Return every problem of this recipe, one line each; empty when it is valid."""
         wrong_types = type_problems(self)
         problems = list(wrong_types)
         if isinstance(self.dataset, Dataset):
-            problems += self.dataset.problems()
+            problems += self.dataset.problems("datasets.0" if self.datasets else "dataset")
+            problems += mixture_problems(self)
         if isinstance(self.arms, dict):
             problems += _arm_problems(self)
         if isinstance(self.training, dict) and isinstance(self.task, str):
             problems += training_problems(self.training, self.task)
         if wrong_types:
             return problems  # the checks below rely on the types
-        problems += _value_problems(self)
+        problems += [*_value_problems(self), *streaming_problems(self)]
         if self.pretraining is not None:
             problems += self.pretraining.problems()
         problems += benchmark_problems(self.benchmarks, self.benchmark_examples, self.task, self.evaluate_also)
@@ -146,7 +173,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data that YAML can hold; `from_dict` gives an equal recipe back."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain["dataset"] = dataclasses.asdict(self.dataset)
+        mixture_to_dict(self, plain)
         plain["arms"] = {name: arm.to_dict() for name, arm in self.arms.items()}
         if self.pretraining is not None:
             plain["pretraining"] = dataclasses.asdict(self.pretraining)
@@ -169,6 +196,11 @@ class Recipe:
             if values.get(key) is not None:
                 values[key], more = dataclass_from_dict(values[key], part, key)
                 problems += more
+        if values.get("datasets") is not None:
+            values["datasets"], more = entries(values["datasets"])
+            problems += more
+        needed = ("arms",) if values.get("datasets") is not None else ("dataset", "arms")
+        problems += [f"Missing key '{key}' in the recipe." for key in needed if given.get(key) is None]
         values["arms"], more = _arms_from_dict(given.get("arms"))
         problems += more
         for key in ("training", "generation", "evaluate_also", "embedded"):
@@ -177,7 +209,8 @@ class Recipe:
         if not problems:
             return cls(**values)
         # Validate the rest as well, so that the error lists every problem and not only the first.
-        if isinstance(values.get("dataset"), Dataset) and all(values.get(k) for k in ("name", "task", "model", "arms")):
+        has_data = isinstance(values.get("dataset"), Dataset) or values.get("datasets")
+        if has_data and all(values.get(k) for k in ("name", "task", "model", "arms")):
             try:
                 cls(**values)
             except RecipeError as error:
@@ -197,8 +230,15 @@ class Recipe:
         return cls.from_dict(read_yaml(Path(path)))
 
     def with_changes(self, changes: dict[str, Any]) -> Recipe:
-        """Return a new recipe with nested `changes` merged in, mappings key by key."""
-        return Recipe.from_dict(merge(self.to_dict(), changes))
+        """Return a new recipe with nested `changes` merged in, mappings key by key.
+
+        A `dataset` takes the place of `datasets`, and the reverse.
+        """
+        plain = self.to_dict()
+        for key, other in (("dataset", "datasets"), ("datasets", "dataset")):
+            if changes.get(key) is not None:
+                plain.pop(other, None)
+        return Recipe.from_dict(merge(plain, changes))
 
 
 def _arms_from_dict(given: Any) -> tuple[dict[str, Arm], list[str]]:
@@ -250,10 +290,10 @@ def _value_problems(recipe: Recipe) -> list[str]:
         if (value := getattr(recipe, key)) is not None and value < minimum:
             problems.append(f"{key}: expected {minimum} or more, got {value}.")
     problems += [*answer_problems(recipe), *judge_problems(recipe)]
-    source = recipe.dataset
-    if recipe.task != "text-classification" and (source.problem_type or not isinstance(source.text, str)):
-        key = "problem_type" if source.problem_type else "text"
-        problems.append(f"dataset.{key}: {getattr(source, key)!r} is for text-classification, not {recipe.task}.")
+    for source in recipe.sources:
+        if recipe.task != "text-classification" and (source.problem_type or not isinstance(source.text, str)):
+            key = "problem_type" if source.problem_type else "text"
+            problems.append(f"dataset.{key}: {getattr(source, key)!r} is for text-classification, not {recipe.task}.")
     problems += [unknown("check", name, GUARDS, "skip_checks") for name in recipe.skip_checks if name not in GUARDS]
     return problems + [
         f"prompts[{i}]: expected a mapping with 'kind' and 'prompt', got {prompt!r}."
@@ -263,7 +303,7 @@ def _value_problems(recipe: Recipe) -> list[str]:
 
 
 def _evaluate_also_problems(recipe: Recipe) -> list[str]:
-    keys = [f.name for f in dataclasses.fields(Dataset)]
+    keys = [f.name for f in dataclasses.fields(Dataset) if f.name != "weight"]
     problems = []
     for name, changes in recipe.evaluate_also.items():
         where = f"evaluate_also.{name}"

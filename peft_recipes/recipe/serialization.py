@@ -131,7 +131,7 @@ def dataclass_from_dict(given: Any, cls: type, where: str) -> tuple[Any, list[st
     """Build the dataclass `cls` from plain data; return it (None if it can't be built) and the problems found."""
     if isinstance(given, cls):
         return given, []
-    if isinstance(given, str) and where == "dataset":
+    if isinstance(given, str) and where.startswith("dataset"):
         return cls(given), []  # short form: only the path
     if not isinstance(given, dict):
         return None, [f"{where}: expected a mapping, got {type(given).__name__}."]

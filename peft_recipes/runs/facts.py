@@ -46,7 +46,7 @@ def facts(
         "embedded": recipe.uses_stand_ins,
         "task": recipe.task,
         "model": recipe.model,
-        "dataset": recipe.dataset.path,
+        "dataset": recipe.data_name,
         "metric": recipe.metric,
         "learning_rate": arm.learning_rate if arm else None,
         "parameters": parameters,

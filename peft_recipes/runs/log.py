@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -42,13 +43,22 @@ def log(lines: TextIO, **event: Any) -> None:
     lines.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
 
 
-def write_bad_batch(folder: Path, trainer: Any, ids: list[str]) -> Path:
-    """Write bad_batch.json: the ids and model inputs of the examples in the step that stopped a run."""
+def write_bad_batch(folder: Path, trainer: Any, ids: list[str] | None) -> Path:
+    """Write bad_batch.json: the ids and model inputs of the examples in the step that stopped a run.
+
+    ids: of the training examples; None for a stream, whose examples are numbered.
+    """
     step = max(trainer.state.global_step, 1)
     dataset = trainer.train_dataset
+    if ids is None:
+        size = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+        first = (step - 1) * size
+        found = enumerate(itertools.islice(dataset, first, first + size), first)
+    else:
+        found = ((ids[index], dataset[index]) for index in trainer.examples_of_step(step))
     examples = [
-        {"id": ids[index], **{k: v for k, v in dataset[index].items() if isinstance(v, (list, int, float, str))}}
-        for index in trainer.examples_of_step(step)
+        {"id": one, **{k: v for k, v in example.items() if isinstance(v, (list, int, float, str))}}
+        for one, example in found
     ]
     path = folder / "bad_batch.json"
     write_json(path, {"step": step, "examples": examples})

@@ -86,7 +86,7 @@ def extract(
             "schema": 1,
             "recipe": full.recipe.name,
             "model": full.recipe.model,
-            "dataset": full.recipe.dataset.path,
+            "dataset": full.recipe.data_name,
             "embedded": full.recipe.uses_stand_ins,
             "metric": full.recipe.metric,
             "higher_is_better": full.recipe.higher_is_better,

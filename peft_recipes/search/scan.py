@@ -272,7 +272,7 @@ class _Scanner:
             "title": self.recipe.title,
             "embedded": self.recipe.uses_stand_ins,
             "model": self.recipe.model,
-            "dataset": self.recipe.dataset.path,
+            "dataset": self.recipe.data_name,
             "split": "validation",
             "judged_by": "loss",
             "rows": self.prepared.rows,

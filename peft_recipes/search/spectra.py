@@ -59,7 +59,7 @@ def spectrum(folder: str | Path) -> dict[str, Any]:
         "schema": 1,
         "recipe": full.recipe.name,
         "model": full.recipe.model,
-        "dataset": full.recipe.dataset.path,
+        "dataset": full.recipe.data_name,
         "embedded": full.recipe.uses_stand_ins,
         "seed": full.run.data["seed"],
         "learning_rate": full.run.data["learning_rate"],

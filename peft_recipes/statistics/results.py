@@ -46,7 +46,7 @@ def comparison_data(
         "task": recipe.task,
         "embedded": recipe.uses_stand_ins,
         "model": recipe.model,
-        "dataset": recipe.dataset.path,
+        "dataset": recipe.data_name,
         "metric": recipe.metric,
         "selection_metric": recipe.selection_metric,
         "higher_is_better": recipe.higher_is_better,

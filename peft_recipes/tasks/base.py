@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data import formats, sources
+from peft_recipes.data import formats, mixing, sources, streaming
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.distributed import processes
@@ -23,6 +24,7 @@ from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.predictions import Evaluation
+from peft_recipes.tasks import reading, streamed
 
 if TYPE_CHECKING:
     import datasets
@@ -39,6 +41,9 @@ class Task(ABC):
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.reading: Dataset | None = None  # of several datasets, the one that is being read
+        self.stream: Any = None  # of a recipe that streams its data, see streamed.py
+        self.settled: dict[str, Any] = {}  # options of a streamed dataset, as its first rows settle them
         self.notes: list[str] = []  # on further evaluation sets that could not be loaded
         self.skipped: dict[str, SkippedRows] = {}  # by split: the rows that can't be used
 
@@ -172,6 +177,8 @@ class Task(ABC):
                 os.environ.setdefault(f"ACCELERATE_DYNAMO_{name}", "true")
         module, _, name = TASKS[self.recipe.task].arguments.partition(".")
         arguments = getattr(importlib.import_module(module), name)(**options)
+        if self.recipe.dataset.streaming:
+            arguments.accelerator_config.dispatch_batches = False
         arguments.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
         return arguments
 
@@ -194,15 +201,27 @@ class Task(ABC):
     def without_duplicates(
         self, splits: dict[str, datasets.Dataset], keys: list[str]
     ) -> tuple[dict[str, datasets.Dataset], list[str]]:
-        """Drop examples that also occur in another split, by the columns `keys`; return the splits and notes."""
-        return formats.without_test_examples(splits, keys) if self.guards("duplicates") else (splits, [])
+        """Drop examples that also occur in another split, by the columns `keys`; then mix those of several datasets.
 
-    def raw_splits(self) -> dict[str, datasets.Dataset]:
-        """Load the recipe's raw splits and its further evaluation sets."""
-        self.notes, self.skipped = [], {}
-        splits = sources.load_splits(self.recipe.dataset, self.notes)
+        Returns the splits and notes.
+        """
+        splits, notes = formats.without_test_examples(splits, keys) if self.guards("duplicates") else (splits, [])
+        splits, more = reading.mixed(self, splits)
+        return splits, notes + more
+
+    def raw_splits(self, number: int = 0) -> dict[str, datasets.Dataset]:
+        """Load the raw splits of the recipe's dataset, of several of that number, and its further evaluation sets."""
+        if number == 0:
+            self.notes, self.skipped = [], {}
+        source, notes, several = self.recipe.sources[number], [], self.recipe.datasets is not None
+        splits = streamed.open_stream(self) if source.streaming else sources.load_splits(source, notes)
+        self.notes += [f"{source.path}: {note}" if several else note for note in notes]
+        if several:
+            splits = mixing.numbered(splits, number)
         if not self.reads_test:
             return {name: rows for name, rows in splits.items() if name != "test"}
+        if number:
+            return splits
         for name, changes in self.recipe.evaluate_also.items():
             if set(changes) <= {"transform"}:
                 splits[name] = splits["test"]
@@ -210,22 +229,47 @@ class Task(ABC):
                 splits[name] = rows
         return splits
 
+    @property
+    def source(self) -> Dataset:
+        """The recipe's dataset; of several, the one that is being read, else the first."""
+        return self.reading or self.recipe.dataset
+
     def skipped_of(self, split: str, rows: datasets.Dataset) -> SkippedRows:
-        """The rows of a split that are left out, of `rows` before any was."""
-        return self.skipped.setdefault(split, SkippedRows(self.source_of(split), split, len(rows)))
+        """The rows of a split that are left out, of `rows` before any was; of several datasets, of the one being read.
+
+        Of all of them together, once they are joined.
+        """
+        source, key = self.source_of(split), split
+        if self.recipe.datasets is not None and split not in self.recipe.evaluate_also:
+            key = f"{split} of {id(self.reading)}" if self.reading else split
+            source = source if self.reading else replace(source, path=self.recipe.data_name)
+        return self.skipped.setdefault(key, SkippedRows(source, split, len(rows)))
 
     def skipped_notes(self) -> list[str]:
-        """A line for each split and reason for which rows are left out."""
-        return [note for skipped in self.skipped.values() for note in skipped.notes()]
+        """A line for each split and reason for which rows are left out; of several datasets, with the path."""
+        several = self.recipe.datasets is not None
+        return [
+            f"{skipped.source.path}: {note}" if several else note
+            for skipped in self.skipped.values()
+            for note in skipped.notes()
+        ]
 
     def source_of(self, split: str) -> Dataset:
-        """The source of a split: a further evaluation set names only what differs from the recipe's dataset."""
-        return Dataset(**{**vars(self.recipe.dataset), **self.recipe.evaluate_also.get(split, {})})
+        """The source of a split: a further evaluation set names only what differs from the recipe's dataset.
+
+        With several it differs from the one of its path, else from the first.
+        """
+        if (changes := self.recipe.evaluate_also.get(split)) is None:
+            return self.source
+        alike = [source for source in self.recipe.sources if source.path == changes.get("path")]
+        return Dataset(**{**vars((alike or self.recipe.sources)[0]), **changes})
 
     def _further_set(self, name: str) -> datasets.Dataset | None:
         """Load a further evaluation set; None, with a note, for one that can't be loaded from the Hub."""
         source = self.source_of(name)
-        if source.path == self.recipe.dataset.path:
+        if source.path in [own.path for own in self.recipe.sources]:
+            if source.streaming:
+                return streaming.streamed_splits(source)[0]["test"]
             return sources.load_splits(source)["test"]  # split like the recipe's own: nothing that was trained on
         on_hub = not (source.path.startswith(EMBEDDED) or bases.is_local(source.path))
         try:

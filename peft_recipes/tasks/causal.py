@@ -17,14 +17,16 @@ from peft_recipes.data import formats
 from peft_recipes.data.packing import COUNTS, IGNORED, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.rendering import tokenised_rows
+from peft_recipes.data.supervised import TRAINED
 from peft_recipes.distributed.gather import is_sharded
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
 from peft_recipes.models.meta import meta_model
+from peft_recipes.recipe.dataset import LAST, WEIGHTED
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import answers
 from peft_recipes.scoring.generation import room
-from peft_recipes.tasks import metrics
+from peft_recipes.tasks import metrics, reading, streamed
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import (
     LOGITS_BYTES,
@@ -77,11 +79,10 @@ class Causal(Task):
 
     def prepare(self) -> Prepared:
         tokenizer = bases.load_tokenizer(self.recipe)
-        raw = self.raw_splits()
-        splits, notes = self.text_rows(raw, tokenizer)
-        notes += self.notes
-        text_columns = [c for c in splits["train"].column_names if c != "id"]
-        splits, duplicates = self.without_duplicates(splits, list(self.duplicate_columns) or text_columns)
+        raw, splits, found = reading.read(self, lambda raw: self.text_rows(raw, tokenizer))
+        notes = reading.named_notes(self, found) + self.notes
+        compared = list(self.duplicate_columns) or [c for c in splits["train"].column_names if c != "id"]
+        splits, duplicates = self.without_duplicates(splits, compared)
         notes += duplicates
         tokenised, ids = {}, {}
         for name, rows in splits.items():
@@ -96,7 +97,21 @@ class Causal(Task):
         notes += self.skipped_notes()
         prepared = Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
         prepared.prompts = self.scored_prompts(raw, splits, prepared)
-        return prepared
+
+        def convert(chunk: datasets.Dataset) -> Any:
+            return self.text_rows({"train": chunk}, tokenizer)[0]["train"], tokenise_chunk
+
+        def tokenise_chunk(rows: datasets.Dataset) -> datasets.Dataset:
+            texts = [c for c in rows.column_names if c != "id"]
+            rows, examples = tokenised_rows(
+                rows, texts, lambda row: self.tokenise(row, tokenizer), self.skipped_of("chunk", rows)
+            )
+            return self._truncated(examples, "train", bases.end_tokens(tokenizer))[0]
+
+        if self.recipe.task == "sft":  # whether messages have weights, which a chunk may not show
+            weighted = TRAINED in splits["train"].column_names
+            self.settled = {"train_on": self.recipe.dataset.train_on or (WEIGHTED if weighted else LAST)}
+        return streamed.attach(self, prepared, raw, splits, compared, convert)
 
     def scored_prompts(
         self, raw: dict[str, datasets.Dataset], texts: dict[str, datasets.Dataset], prepared: Prepared
@@ -127,7 +142,7 @@ class Causal(Task):
             model=model,
             args=arguments,
             data_collator=self.trainer_class.padded_collator(prepared.processor.pad_token_id),
-            train_dataset=prepared.splits["train"],
+            train_dataset=prepared.train_rows(arguments.data_seed),
             eval_dataset=self.longest_first(prepared, "validation")[0],
             processing_class=prepared.processor,
             compute_metrics=self.metrics,

@@ -43,7 +43,7 @@ class Classification(Task):
         options = {
             "model": model,
             "args": arguments,
-            "train_dataset": prepared.splits["train"],
+            "train_dataset": prepared.train_rows(arguments.data_seed),
             "eval_dataset": prepared.splits["validation"],
             "data_collator": self.collator(prepared),
             "compute_metrics": compute_metrics,

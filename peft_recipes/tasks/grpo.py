@@ -31,6 +31,7 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import answers
 from peft_recipes.scoring.text_metrics import scorer
+from peft_recipes.tasks import reading
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.causal_trainer import tensors
 from peft_recipes.tasks.grpo_trainer import PROMPT, REFERENCE, ROW, AnswerTrainer, reward_function
@@ -79,11 +80,18 @@ class VerifiableRewards(SupervisedFineTuning):
     def prepare(self) -> Prepared:
         tokenizer, recipe = bases.load_tokenizer(self.recipe), self.recipe
         scorer(_rewarded(recipe))  # a reward that can't be imported is an error before anything is trained
-        raw, chat = self.raw_splits(), tokenizer.chat_template is not None
+        chat = tokenizer.chat_template is not None
         required = not (recipe.reward and recipe.metric in (REWARD, "score", PREFERENCE))
-        splits, notes = {}, []
-        for name, rows in raw.items():
-            splits[name] = prompt_rows(rows, self.source_of(name), chat, required, self.skipped_of(name, rows))
+
+        def prompts(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+            splits = {
+                name: prompt_rows(rows, self.source_of(name), chat, required, self.skipped_of(name, rows))
+                for name, rows in raw.items()
+            }
+            return splits, []
+
+        _, splits, found = reading.read(self, prompts)
+        notes = reading.named_notes(self, found)
         splits, duplicates = self.without_duplicates(splits, [PROMPT])
         notes += [*self.notes, *duplicates]
         for name, rows in splits.items():
@@ -146,7 +154,7 @@ class VerifiableRewards(SupervisedFineTuning):
         needed = self.answers_drawn // self.recipe.training.get("num_generations", GRPOConfig.num_generations)
         if count < needed:
             raise RecipeError(
-                f"dataset '{self.recipe.dataset.path}': {count} training prompts, and a step answers {needed}: trl "
+                f"dataset '{self.recipe.data_name}': {count} training prompts, and a step answers {needed}: trl "
                 "leaves an incomplete step out, so there is none. Set a smaller per_device_train_batch_size."
             )
 

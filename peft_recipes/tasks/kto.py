@@ -156,7 +156,7 @@ class LabelledAnswers(Preferences):
             checks.end_token_is_labelled({"labels": labels}, end_tokens, longest)
         if split == "train" and len(set(examples[LABEL])) < 2 and self.guards("classes"):
             which = "desirable" if examples[LABEL][0] else "undesirable"
-            path = self.recipe.dataset.path
+            path = self.recipe.data_name
             raise RecipeError(f"dataset '{path}': all training answers are {which}; KTO needs both.")
         completions = _rotated(examples[COMPLETION], self.recipe.training.get("per_device_train_batch_size", 8))
         cut = sum(len(row[PROMPT]) + len(row[COMPLETION]) > longest for row in examples)

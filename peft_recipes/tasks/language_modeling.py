@@ -26,7 +26,7 @@ class LanguageModeling(Causal):
             empty += len(rows) - len(kept)
             renames = {source.text: "text"} if source.text != "text" else {}
             texts[name] = kept.select_columns(["id", source.text]).rename_columns(renames)
-        notes = unused_note(raw["train"].column_names, {self.recipe.dataset.text})
+        notes = unused_note(raw["train"].column_names, {self.source.text})
         return texts, [*notes, f"{empty} empty texts were left out."] if empty else notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:

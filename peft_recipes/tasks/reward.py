@@ -26,7 +26,7 @@ from peft_recipes.kernels import activations
 from peft_recipes.models import bases
 from peft_recipes.models.meta import head_options
 from peft_recipes.runs.predictions import Evaluation
-from peft_recipes.tasks import metrics
+from peft_recipes.tasks import metrics, reading
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.dpo import means, text_pairs
 from peft_recipes.tasks.reward_trainer import PairCollator, ScoreTrainer
@@ -60,7 +60,8 @@ class RewardModelling(Task):
 
     def prepare(self) -> Prepared:
         tokenizer = bases.load_tokenizer(self.recipe)
-        splits, notes = text_pairs(self, self.raw_splits(), tokenizer)
+        _, splits, found = reading.read(self, lambda raw: text_pairs(self, raw, tokenizer))
+        notes = reading.named_notes(self, found)
         splits, duplicates = self.without_duplicates(splits, ["prompt", "chosen"])
         notes += [*self.notes, *duplicates]
         tokenised, ids = {}, {}

@@ -68,7 +68,7 @@ class SupervisedFineTuning(Causal):
         if self.reads_test and "test" not in scored:
             raise RecipeError(
                 f"metric '{self.recipe.metric}' scores answers to prompts, and the rows of "
-                f"'{self.recipe.dataset.path}' are plain text. Set metric: loss, or name a dataset with prompts "
+                f"'{self.recipe.data_name}' are plain text. Set metric: loss, or name a dataset with prompts "
                 "and answers."
             )
         for name, prompts in scored.items():

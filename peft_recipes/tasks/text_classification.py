@@ -10,14 +10,16 @@ from transformers import DataCollatorWithPadding
 
 from peft_recipes.data import formats
 from peft_recipes.data.encoding import check_ends, encode, separates_pairs
-from peft_recipes.data.labels import labelled_texts
+from peft_recipes.data.labels import Labels, labelled_texts, same_labels
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.shapes import unused_note
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
 from peft_recipes.models import bases
 from peft_recipes.recipe.dataset import CLASSES
+from peft_recipes.recipe.mixture import dataset_changes
 from peft_recipes.recipe.options import PROBLEM_METRICS
+from peft_recipes.tasks import reading, streamed
 from peft_recipes.tasks.classification import Classification
 from peft_recipes.tasks.problem_types import PROBLEM_TYPES
 
@@ -27,15 +29,15 @@ class TextClassification(Classification):
 
     def prepare(self) -> Prepared:
         source, max_length = self.recipe.dataset, self.recipe.max_length
-        raw = self.raw_splits()
-        splits, labels = labelled_texts(raw, source, self.skipped_of)
+        raw, splits, found = reading.read(self, self._labelled)
+        labels = same_labels(found, [one.path for one in self.recipe.sources])
         self._check_options(labels.problem_type)
         splits, notes = self.without_duplicates(splits, ["text", "text_pair"])
         if self.guards("classes"):
-            checks.labels_differ(splits["train"], labels.names, source.path)
+            checks.labels_differ(splits["train"], labels.names, self.recipe.data_name)
         tokenizer, config = bases.load_tokenizer(self.recipe), bases.load_config(self.recipe)
-        notes += unused_note(raw["train"].column_names, {*source.text_columns, source.label})
-        notes += [*labels.notes, *checks.missing_classes(splits, labels.names), *self.notes, *self.skipped_notes()]
+        notes += reading.named_notes(self, [one.notes for one in found])
+        notes += [*checks.missing_classes(splits, labels.names), *self.notes, *self.skipped_notes()]
         problem = PROBLEM_TYPES[labels.problem_type]
         tokenised = {}
         for name, rows in splits.items():
@@ -50,12 +52,31 @@ class TextClassification(Classification):
             notes.append(f"The tokenizer of {self.recipe.model} puts nothing between the two texts of a pair.")
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         fingerprint = formats.fingerprint(splits)
-        return Prepared(tokenised, ids, fingerprint, tokenizer, labels.names, notes, problem_type=labels.problem_type)
+        kind = labels.problem_type
+        prepared = Prepared(tokenised, ids, fingerprint, tokenizer, labels.names, notes, problem_type=kind)
+
+        def convert(chunk: datasets.Dataset) -> Any:
+            return labelled_texts({"train": chunk}, self.source)[0]["train"], encode_chunk
+
+        def encode_chunk(rows: datasets.Dataset) -> datasets.Dataset:
+            pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
+            columns = encode(tokenizer, list(rows["text"]), pairs, max_length, config)
+            targets = problem.targets(rows["label"], len(labels.names or ()))
+            return datasets.Dataset.from_dict({"id": list(rows["id"]), "labels": targets, **columns})
+
+        self.settled = {"labels": labels.names, "problem_type": kind}
+        return streamed.attach(self, prepared, raw, splits, ["text", "text_pair"], convert)
+
+    def _labelled(self, raw: dict[str, datasets.Dataset]) -> tuple[dict[str, datasets.Dataset], Labels]:
+        source = self.source
+        splits, labels = labelled_texts(raw, source, self.skipped_of)
+        labels.notes.extend(unused_note(raw["train"].column_names, {*source.text_columns, source.label}))
+        return splits, labels
 
     def _check_options(self, problem_type: str) -> None:
         """Raise RecipeError for options that don't fit the labels: a metric, a best model's metric, smoothing."""
         recipe, valid, problems = self.recipe, PROBLEM_METRICS[problem_type], []
-        what = f"the labels of dataset '{recipe.dataset.path}' make it a {problem_type} (dataset.problem_type)"
+        what = f"the labels of dataset '{recipe.data_name}' make it a {problem_type} (dataset.problem_type)"
         options = ", ".join(valid)
         if recipe.metric not in valid:
             problems.append(f"metric: {what}, which '{recipe.metric}' can't measure. Add --set metric={valid[0]} "
@@ -72,7 +93,7 @@ class TextClassification(Classification):
     def found(self, prepared: Prepared) -> dict[str, Any]:
         """The problem type of the data, unless it is one class per text, the default."""
         settled = prepared.problem_type not in (None, CLASSES, self.recipe.dataset.problem_type)
-        return {"dataset": {"problem_type": prepared.problem_type}} if settled else {}
+        return dataset_changes(self.recipe, {"problem_type": prepared.problem_type}) if settled else {}
 
     def collator(self, prepared: Prepared) -> DataCollatorWithPadding:
         return DataCollatorWithPadding(prepared.processor)

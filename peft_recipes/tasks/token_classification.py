@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from peft_recipes.data import formats, tags, words
+from peft_recipes.data import formats, mixing, tags, words
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import bases
 from peft_recipes.models.meta import label_options
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import entities
-from peft_recipes.tasks import metrics
+from peft_recipes.tasks import metrics, reading
 from peft_recipes.tasks.base import Task
 from peft_recipes.tasks.classification import trains_head_alone
 from peft_recipes.tasks.token_trainer import IGNORED, TokenClassificationTrainer, TokenCollator
@@ -33,8 +33,9 @@ class TokenClassification(Task):
     """A new head on a pretrained text model that gives each word a tag; sentences are truncated at max_length."""
 
     def prepare(self) -> Prepared:
-        source = self.recipe.dataset
-        splits, labels, notes = tags.tagged_splits(self.raw_splits(), source)
+        _, splits, found = reading.read(self, self._tagged)
+        labels = mixing.agreed([labels for labels, _ in found], [one.path for one in self.recipe.sources], "tags")
+        notes = reading.named_notes(self, [notes for _, notes in found])
         splits, duplicates = self.without_duplicates(splits, ["words"])
         self._check_tags(splits["train"], labels)
         tokenizer = bases.load_tokenizer(self.recipe)
@@ -47,9 +48,13 @@ class TokenClassification(Task):
         ids = {name: list(rows["id"]) for name, rows in kept.items()}
         return Prepared(encoded, ids, formats.fingerprint(splits), tokenizer, labels, notes)
 
+    def _tagged(self, raw: dict[str, datasets.Dataset]) -> tuple[dict[str, datasets.Dataset], Any]:
+        splits, labels, notes = tags.tagged_splits(raw, self.source)
+        return splits, (labels, notes)
+
     def _check_tags(self, train: datasets.Dataset, labels: list[str]) -> None:
         """Raise RecipeError where the metric can't be computed, or where there is one class only to learn."""
-        path, metric = self.recipe.dataset.path, self.recipe.metric
+        path, metric = self.recipe.data_name, self.recipe.metric
         if tags.entity_tags(labels) is None and metric in entities.METRICS:
             raise RecipeError(
                 f"dataset '{path}': its tags ({', '.join(labels[:5])}, ...) mark no entities (B-PER, I-PER, O), so "

@@ -28,7 +28,8 @@ def fit(setup: Setup, trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint
     """
     guard, arm, processor = setup.guard, setup.run.arm, setup.prepared.processor
     if processor is not None and hasattr(processor, "pad_token_id"):
-        guard("padding", _check_padding, trainer, processor)
+        rows = trainer.train_dataset if setup.prepared.stream is None else setup.prepared.splits["train"]
+        guard("padding", _check_padding, trainer, processor, rows)
     before = checks.trainable_snapshot(trainer.model)
     # Under FSDP2 only rank 0 is sure to hold the base by now.
     frozen = guard("frozen", checks.frozen_sums, trainer.model) if processes.is_rank_zero() else {}
@@ -48,7 +49,8 @@ def fit(setup: Setup, trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint
     except FloatingPointError as error:
         if not processes.is_rank_zero():
             raise
-        path = write_bad_batch(setup.run.folder, trainer, setup.prepared.ids["train"])
+        ids = setup.prepared.ids["train"] if setup.prepared.stream is None else None
+        path = write_bad_batch(setup.run.folder, trainer, ids)
         raise FloatingPointError(f"{error} Its examples are in {path.name}.") from error
     trained = trainer.accelerator.unwrap_model(trainer.model)
     guard("learning", checks.weights_moved, before, trained, arm)
@@ -59,10 +61,10 @@ def fit(setup: Setup, trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint
     return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed_at, "best_step": best}
 
 
-def _check_padding(trainer: Trainer, processor: Any) -> None:
-    """The padding guard, on a batch as training collates it."""
-    count = min(trainer.args.per_device_train_batch_size, len(trainer.train_dataset))
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
+def _check_padding(trainer: Trainer, processor: Any, rows: Any) -> None:
+    """The padding guard, on a batch of the training rows as training collates it."""
+    count = min(trainer.args.per_device_train_batch_size, len(rows))
+    batch = trainer.data_collator([rows[i] for i in range(count)])
     batch = batch if isinstance(batch, dict) else {}  # grpo's batches are made of the answers it draws
     checks.padding_is_set(trainer.model, processor, batch)
 

@@ -25,6 +25,7 @@ from peft_recipes.planning import preflight
 from peft_recipes.planning.plan import steps
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
+from peft_recipes.recipe.mixture import dataset_changes
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import read_yaml
 from peft_recipes.scoring import benchmark_tasks
@@ -93,7 +94,7 @@ def _with_template_text(recipe: Recipe) -> Recipe:
     choice = recipe.dataset.chat_template
     if choice is None or (text := template_text(choice)) == choice:
         return recipe
-    return recipe.with_changes({"dataset": {"chat_template": text}})
+    return recipe.with_changes(dataset_changes(recipe, {"chat_template": text}))
 
 
 def report_notes(prepared: Prepared) -> None:
@@ -151,6 +152,8 @@ def fit_memory(resolved: Resolved, name: str) -> Recipe:
 
 def _with_order(task: Task, config: PretrainedConfig) -> Recipe:
     """Return the task's recipe with the order of its examples settled, once for all arms."""
+    if task.recipe.dataset.streaming:  # a stream has its own order
+        return task.recipe
     if "train_sampling_strategy" in task.recipe.training or (order := task.example_order(config)) is None:
         return task.recipe
     return task.recipe.with_changes({"training": {"train_sampling_strategy": order}})

@@ -117,6 +117,8 @@ def _data(root: Path) -> None:
     (root / "plain.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:16]))
     written(root / "sentences.jsonl", tagged(96))
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    chats = [[{"role": "user", "content": "say"}, {"role": "assistant", "content": text}] for text in texts]
+    (root / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     with (root / "support.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["ticket", "reply", "tone"])

@@ -23,7 +23,7 @@ def show_recipes(recipes: list[Recipe]) -> None:
     console = Console(highlight=False)
     for recipe in recipes:
         console.print(f"[bold]{recipe.name}[/bold]  {escape(recipe.title)}")
-        console.print(f"    {recipe.task}: {escape(recipe.model)} on {escape(recipe.dataset.path)}", soft_wrap=True)
+        console.print(f"    {recipe.task}: {escape(recipe.model)} on {escape(recipe.data_name)}", soft_wrap=True)
         console.print(f"    arms: {', '.join(recipe.arms)}")
     console.print("\nTry one without a Hub: [bold]peft-recipes compare mnist-shift --embedded[/bold]")
 

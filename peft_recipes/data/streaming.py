@@ -1,0 +1,180 @@
+"""Datasets that are read as a stream, for what does not fit on a disk: never more than a buffer of rows in memory.
+
+Validation and test are the first rows of the stream, or of splits of their own. Training reads the rest in the order
+of a shuffled buffer, which depends on a seed alone, as often as it takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.models.bases import hub_errors, is_local
+from peft_recipes.recipe.dataset import EMBEDDED, REGRESSION, Dataset
+
+if TYPE_CHECKING:
+    import datasets
+
+SAMPLE = 512  # training rows that are read first, for the checks and for the memory of a step
+CHUNK = 256  # rows that are converted at once
+KEPT = "kept"  # the id of the row that each chunk begins with
+_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+Convert = Callable[["datasets.Dataset"], "datasets.Dataset"]
+
+
+class Stream:
+    """The training rows of a streamed dataset, read again for each pass.
+
+    rows: those after the rows of validation and test, each with an `id`. columns: of each row. convert: turns some
+    rows into examples of the trainer, with their `id`; None until the task has prepared the sample. example: a row
+    that can be used, which stands at the head of every chunk, so that none is without a usable row.
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, columns: list[str], buffer: int):
+        self.rows, self.columns, self.buffer = rows, columns, buffer
+        self.convert: Convert | None = None
+        self.example: dict[str, Any] | None = None
+        self.features: datasets.Features | None = None
+
+    def ordered(self, seed: int) -> datasets.IterableDataset:
+        """The examples in the order of a seed, without an end: each pass has an order of its own."""
+        import datasets
+
+        return datasets.IterableDataset.from_generator(_Passes(self, seed), features=self.features)
+
+    def examples(self, rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+        """The examples of `rows`, converted chunk by chunk."""
+        import datasets
+
+        iterator = iter(rows)
+        while chunk := list(itertools.islice(iterator, CHUNK)):
+            listed = [{**self.example, "id": KEPT}, *chunk]
+            table = [{name: row.get(name) for name in self.columns} for row in listed]
+            for example in self.convert(datasets.Dataset.from_list(table, on_mixed_types="use_json")):
+                if example.pop("id") != KEPT:
+                    yield example
+
+
+class _Passes:
+    """A generator of the examples of one pass after another, which `datasets` can call again."""
+
+    def __init__(self, stream: Stream, seed: int):
+        self.stream, self.seed = stream, seed
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            count = 0
+            shuffled = self.stream.rows.shuffle(seed=self.seed + number, buffer_size=self.stream.buffer)
+            for example in self.stream.examples(shuffled):
+                count += 1
+                yield example
+            if not count:
+                raise RuntimeError("The stream has no training example: all its rows are in validation and test, or "
+                                   "can't be used.")  # fmt: skip
+
+    def __deepcopy__(self, memo: Any) -> _Passes:
+        return self
+
+    def __reduce__(self) -> Any:  # `datasets` hashes a generator by its pickle: the rows are no part of it
+        return _Passes, (None, self.seed)
+
+
+def streamed_splits(source: Dataset) -> tuple[dict[str, datasets.Dataset], Stream]:
+    """The first rows of each split in memory (of train a sample), each with an `id`, and the stream of train.
+
+    Raises RecipeError: a missing dataset or split, fewer rows than validation, test and one training row need.
+    """
+    opened = _open(source)
+    single = len(opened) == 1
+    names = {
+        "train": next(iter(opened)) if single else source.train_split,
+        "validation": None if single else source.validation_split,
+        "test": None if single else source.test_split,
+    }
+    for split, name in names.items():
+        if name is not None and name not in opened:
+            where = f"dataset '{source.path}'"
+            raise RecipeError(unknown("split", name, opened, where) + f" Set dataset.{split}_split.")
+    train, taken, splits = _with_ids(opened[names["train"]], names["train"]), 0, {}
+    for split in ("validation", "test"):
+        count = int(getattr(source, split))
+        if names[split] is None:
+            rows, taken = train.skip(taken).take(count), taken + count
+        else:
+            rows = _with_ids(opened[names[split]], names[split]).take(count)
+        splits[split] = _in_memory(rows, f"{split}: {count} rows", source)
+    rest = train.skip(taken)
+    splits["train"] = _in_memory(rest.take(SAMPLE), "training: one row", source, least=1)
+    ordered = {split: splits[split] for split in ("train", "validation", "test")}
+    return ordered, Stream(rest, splits["train"].column_names, source.shuffle_buffer)
+
+
+def _in_memory(
+    rows: datasets.IterableDataset, needed: str, source: Dataset, least: int | None = None
+) -> datasets.Dataset:
+    import datasets
+
+    try:
+        read = list(rows)
+    except Exception as error:  # datasets and pandas raise what their readers do
+        raise RecipeError(f"dataset '{source.path}' can't be read as a stream: {_cause(error)}") from error
+    if not read or (least is None and len(read) < int(needed.split(": ")[1].split()[0])):
+        raise RecipeError(f"dataset '{source.path}' has too few rows for {needed}. Set smaller numbers of rows.")
+    columns = list(dict.fromkeys(name for row in read for name in row))
+    table = [{name: row.get(name) for name in columns} for row in read]
+    return datasets.Dataset.from_list(table, on_mixed_types="use_json")
+
+
+def _with_ids(rows: datasets.IterableDataset, split: str) -> datasets.IterableDataset:
+    return rows.map(lambda row, number: {"id": f"{split}-{number}"}, with_indices=True)
+
+
+def _open(source: Dataset) -> dict[str, datasets.IterableDataset]:
+    import datasets
+
+    if source.path.startswith(EMBEDDED):
+        from peft_recipes.embedded.stand_ins import dataset
+
+        made = dataset(source.path.removeprefix(EMBEDDED))
+        return {split: rows.to_iterable_dataset() for split, rows in made.items()}
+    path = Path(source.path).expanduser()
+    if path.suffix.lower() in _READERS and not path.is_dir():
+        if not path.is_file():
+            raise RecipeError(f"dataset file {path} is not there.")
+        reader, options = _READERS[path.suffix.lower()], _options(path, source)
+        try:
+            return dict(datasets.load_dataset(reader, data_files=str(path), streaming=True, **options))
+        except Exception as error:
+            raise RecipeError(f"dataset file {path} can't be read as a stream: {_cause(error)}") from error
+    if is_local(source.path) and not path.is_dir():
+        kinds = ", ".join(sorted(_READERS))
+        raise RecipeError(f"dataset '{source.path}' is not there, or is no {kinds} file and no folder of them.")
+    with hub_errors("dataset", source.path):
+        name = str(path) if path.is_dir() else source.path
+        return dict(datasets.load_dataset(name, source.name, revision=source.revision, streaming=True))
+
+
+def _options(path: Path, source: Dataset) -> dict[str, Any]:
+    """How a csv is read: every cell as text, but a label that is a number to learn."""
+    import csv
+
+    import datasets
+
+    if _READERS[path.suffix.lower()] != "csv":
+        return {}
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter=delimiter), [])
+    number = source.label if source.problem_type == REGRESSION else None
+    types = {name: datasets.Value("float64" if name == number else "string") for name in header}
+    return {"sep": delimiter, "keep_default_na": False, "encoding": "utf-8-sig", "features": datasets.Features(types)}
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{' '.join(str(error).split())[:300] or type(error).__name__}."
