@@ -29,6 +29,7 @@ from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, job_environments, read_launch
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import NOT_RUN
+from peft_recipes.inspection.summary import stored_summary
 from peft_recipes.measuring.disturbance import busy_since, read_counters
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.recipe.recipe import Recipe
@@ -92,6 +93,7 @@ def compare(
     if problems := prepared.interval_problems():
         raise RecipeError(*problems)
     report_notes(prepared)
+    looked = stored_summary(resolved.task, prepared)
     estimates = memory_estimates(resolved, names, lambda arm: spread_of(arm, resolved.hardware, configuration, jobs))
     make_folder(folder)
     todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
@@ -113,7 +115,8 @@ def compare(
         if measure:
             notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
         on_reply = partial(_report_judging, on_progress, len(todo))
-        return collect(recipe, names, seeds, output, estimates=estimates, asked=asked, notes=notes, on_reply=on_reply)
+        options = {"estimates": estimates, "asked": asked, "notes": notes, "looked": looked, "on_reply": on_reply}
+        return collect(recipe, names, seeds, output, **options)
 
 
 def _report_judging(on_progress: Callable[[Progress], None] | None, jobs: int, done: int, total: int) -> None:
@@ -193,11 +196,13 @@ def collect(
     estimates: dict[str, Any] | None = None,
     asked: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
+    looked: dict[str, Any] | None = None,
     on_reply: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Collect the runs below `output` into a Comparison; write its files and the runs' model cards.
 
     estimates: estimated memory of each arm. asked: how the comparison was called. notes: added to the runs' own.
+    looked: what the data is, for the report.
     on_reply: called with the number of a judge's replies so far, and of its questions. Raises JudgeError.
     """
     from peft_recipes.cards.write import write_cards
@@ -213,6 +218,8 @@ def collect(
     data["notes"] += notes
     if judged is not None:
         data["judge"] = judged
+    if looked is not None:
+        data["data"] = looked
     for arm, estimate in (estimates or {}).items():
         data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
@@ -52,6 +53,20 @@ def check_ends(input_ids: Sequence[Sequence[int]], config: PretrainedConfig, wha
     if wrong := [i for i, count in enumerate(counts) if count != usual]:
         raise RecipeError(f"{reads}, and {len(wrong)} of {len(counts)} texts hold it more or less often than the "
                           f"others, first number {wrong[0] + 1}. Take the token out of these texts.")  # fmt: skip
+
+
+def whole_lengths(
+    tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, encoded: Sequence[Sequence[int]], max_length: int
+) -> list[int]:
+    """The tokens of each text, or pair of texts, before truncation; only those that may be cut are tokenised again."""
+    lengths = [len(ids) for ids in encoded]
+    full = [i for i, length in enumerate(lengths) if length >= max_length]
+    if full:
+        cut = rows.select(full)
+        texts = [list(cut[name]) for name in ("text", "text_pair") if name in cut.column_names]
+        for i, ids in zip(full, tokenizer(*texts)["input_ids"], strict=True):
+            lengths[i] = len(ids)
+    return lengths
 
 
 def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

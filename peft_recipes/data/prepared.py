@@ -17,6 +17,7 @@ class Prepared:
     "prompt_ids", "reference", "reference_tokens" (with its end token) and "row", the columns of the data.
     stream: where the training examples are streamed, their `data.streaming.Stream`; then splits["train"] is a sample.
     problem_type: of a text classifier, as the data has it (one of `recipe.dataset.PROBLEM_TYPES`).
+    whole: by split, the tokens and labelled tokens of each example before truncation (`lengths.token_counts`).
     """
 
     splits: dict[str, Any]
@@ -28,6 +29,7 @@ class Prepared:
     samples: list[dict[str, str]] | None = None
     prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     problem_type: str | None = None
+    whole: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     folder: Path | None = None
     stream: Any = None
 

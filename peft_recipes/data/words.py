@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
 # As the pre-tokenizers of BERT and CoNLL's annotators have it: a run of letters, digits and underscores, or a mark.
@@ -74,6 +75,18 @@ def encode(
     )
     ids = encoded["input_ids"]
     return [Encoded(ids[i], _first_pieces(encoded.word_ids(i), len(words))) for i, words in enumerate(sentences)]
+
+
+def whole_lengths(tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, encoded: Sequence[Encoded]) -> list[int]:
+    """The tokens of each sentence before truncation; only those with words cut are tokenised again."""
+    lengths = [len(sentence.input_ids) for sentence in encoded]
+    cut = [i for i, sentence in enumerate(encoded) if sentence.cut]
+    if cut:
+        given = rows.select(cut)
+        whole = tokenizer(_spaced(tokenizer, given["words"], given["spaces"]), is_split_into_words=True)
+        for i, ids in zip(cut, whole["input_ids"], strict=True):
+            lengths[i] = len(ids)
+    return lengths
 
 
 def windows(

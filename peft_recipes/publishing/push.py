@@ -276,8 +276,8 @@ def _without_texts(path: Path) -> tuple[bytes | Path, list[str]]:
 
 def _index_files(comparison: Comparison, pushed: dict[str, tuple[str, int]]) -> hub_client.Files:
     """Return the files of a comparison's own repository. pushed: each arm's repository and seed."""
-    local = is_local_path(comparison.data["dataset"])  # then its texts, in the examples of `disagreements`, stay here
-    left_out = ("samples", "asked", *(["disagreements"] if local else []))
+    local = is_local_path(comparison.data["dataset"])  # then its texts, in examples, stay here
+    left_out = ("samples", "asked", *(["disagreements", "data"] if local else []))
     data = portable({key: value for key, value in comparison.data.items() if key not in left_out})
     plots = [path for path in sorted((comparison.folder / PLOTS).glob("*.png")) if path.stem != "samples"]
     return {

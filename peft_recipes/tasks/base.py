@@ -45,6 +45,7 @@ class Task(ABC):
         self.stream: Any = None  # of a recipe that streams its data, see streamed.py
         self.settled: dict[str, Any] = {}  # options of a streamed dataset, as its first rows settle them
         self.notes: list[str] = []  # on further evaluation sets that could not be loaded
+        self.read: dict[str, datasets.Dataset] = {}  # the raw splits, as they were read last
         self.skipped: dict[str, SkippedRows] = {}  # by split: the rows that can't be used
 
     @abstractmethod
@@ -218,6 +219,7 @@ class Task(ABC):
         self.notes += [f"{source.path}: {note}" if several else note for note in notes]
         if several:
             splits = mixing.numbered(splits, number)
+        self.read = splits
         if not self.reads_test:
             return {name: rows for name, rows in splits.items() if name != "test"}
         if number:

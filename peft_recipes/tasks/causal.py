@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
 from peft_recipes.data import formats
+from peft_recipes.data.lengths import token_counts
 from peft_recipes.data.packing import COUNTS, IGNORED, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.rendering import tokenised_rows
@@ -84,18 +85,19 @@ class Causal(Task):
         compared = list(self.duplicate_columns) or [c for c in splits["train"].column_names if c != "id"]
         splits, duplicates = self.without_duplicates(splits, compared)
         notes += duplicates
-        tokenised, ids = {}, {}
+        tokenised, ids, whole = {}, {}, {}
         for name, rows in splits.items():
             text_columns = [c for c in rows.column_names if c != "id"]  # a further evaluation set may be plain text
             splits[name], examples = tokenised_rows(
                 rows, text_columns, lambda row: self.tokenise(row, tokenizer), self.skipped_of(name, rows)
             )
+            whole[name] = self._whole_counts(examples)
             examples, more = self._truncated(examples, name, bases.end_tokens(tokenizer))
             notes += more
             ids[name] = list(examples["id"])
             tokenised[name] = examples.remove_columns(["id"])
         notes += self.skipped_notes()
-        prepared = Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
+        prepared = Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes, whole=whole)
         prepared.prompts = self.scored_prompts(raw, splits, prepared)
 
         def convert(chunk: datasets.Dataset) -> Any:
@@ -112,6 +114,10 @@ class Causal(Task):
             weighted = TRAINED in splits["train"].column_names
             self.settled = {"train_on": self.recipe.dataset.train_on or (WEIGHTED if weighted else LAST)}
         return streamed.attach(self, prepared, raw, splits, compared, convert)
+
+    def _whole_counts(self, examples: datasets.Dataset) -> dict[str, list[int]]:
+        """Tokens and labelled tokens of examples that are not yet truncated."""
+        return token_counts(examples, self.recipe.task)
 
     def scored_prompts(
         self, raw: dict[str, datasets.Dataset], texts: dict[str, datasets.Dataset], prepared: Prepared

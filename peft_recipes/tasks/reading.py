@@ -40,7 +40,8 @@ def read(task: Any, convert: Callable[[Splits], tuple[Splits, T]]) -> tuple[Spli
         task.reading = None
     names = [source.path for source in recipe.datasets]
     together = {split: mixing.Rows([raw[split] for raw in raws]) for split in mixing.OWN_SPLITS if split in raws[0]}
-    return {**raws[0], **together}, mixing.joined(parts, names), all_found
+    task.read = {**raws[0], **together}
+    return task.read, mixing.joined(parts, names), all_found
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from transformers import EvalPrediction
 from trl import RewardConfig
 
 from peft_recipes.data import formats
+from peft_recipes.data.lengths import token_counts
 from peft_recipes.data.packing import COUNTS
 from peft_recipes.data.preference_packing import CHOSEN, REJECTED
 from peft_recipes.data.prepared import Prepared
@@ -64,18 +65,19 @@ class RewardModelling(Task):
         notes = reading.named_notes(self, found)
         splits, duplicates = self.without_duplicates(splits, ["prompt", "chosen"])
         notes += [*self.notes, *duplicates]
-        tokenised, ids = {}, {}
+        tokenised, ids, whole = {}, {}, {}
         for name, rows in splits.items():
             text_columns = [c for c in rows.column_names if c != "id"]
             splits[name], pairs = tokenised_rows(
                 rows, text_columns, lambda row: _tokenised(row, tokenizer), self.skipped_of(name, rows)
             )
+            whole[name] = token_counts(pairs, "reward")
             pairs, more = self._short_enough(pairs, name)
             notes += more
             ids[name] = list(pairs["id"])
             tokenised[name] = pairs.remove_columns(["id"])
         notes += self.skipped_notes()
-        return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes)
+        return Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes, whole=whole)
 
     def _short_enough(self, pairs: datasets.Dataset, split: str) -> tuple[datasets.Dataset, list[str]]:
         """Leave out the pairs with an answer beyond max_length, as trl does: without its end it has another score."""

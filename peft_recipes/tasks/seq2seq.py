@@ -73,22 +73,26 @@ class Seq2Seq(SupervisedFineTuning):
         longest = self.recipe.max_length
         ids = tokenizer(row["prompt"])["input_ids"]
         labels = with_end(tokenizer(text_target=row["completion"])["input_ids"], tokenizer)
-        cut = max(len(ids), len(labels)) > longest
+        whole = [len(ids), len(labels)]
         if len(ids) > longest:
             ids = tokenizer(row["prompt"], truncation=True, max_length=longest)["input_ids"]
         if len(labels) > longest:
             labels = tokenizer(text_target=row["completion"], truncation=True, max_length=longest)["input_ids"]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "cut": cut}
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "whole": whole}
+
+    def _whole_counts(self, examples: datasets.Dataset) -> dict[str, list[int]]:
+        return {"tokens": list(map(max, examples["whole"])), "labelled": [target for _, target in examples["whole"]]}
 
     def _truncated(
         self, examples: datasets.Dataset, split: str, end_tokens: set[int]
     ) -> tuple[datasets.Dataset, list[str]]:
         """Count the truncated examples, and check for an end token's label."""
-        longest, cut = self.recipe.max_length, sum(examples["cut"])
+        longest = self.recipe.max_length
+        cut = sum(max(sizes) > longest for sizes in examples["whole"])
         if split == "train" and self.guards("end-token"):
             checks.end_token_is_labelled(examples, end_tokens, longest)
         notes = [f"{cut} of {len(examples)} training examples were truncated at {longest} tokens."]
-        return examples.remove_columns(["cut"]), notes if cut and split == "train" else []
+        return examples.remove_columns(["whole"]), notes if cut and split == "train" else []
 
     def trainer(
         self, model: nn.Module, prepared: Prepared, arguments: Seq2SeqTrainingArguments, callbacks: list[Any]

@@ -9,7 +9,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from peft_recipes.data import formats
-from peft_recipes.data.encoding import check_ends, encode, separates_pairs
+from peft_recipes.data.encoding import check_ends, encode, separates_pairs, whole_lengths
 from peft_recipes.data.labels import Labels, labelled_texts, same_labels
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.shapes import unused_note
@@ -39,11 +39,12 @@ class TextClassification(Classification):
         notes += reading.named_notes(self, [one.notes for one in found])
         notes += [*checks.missing_classes(splits, labels.names), *self.notes, *self.skipped_notes()]
         problem = PROBLEM_TYPES[labels.problem_type]
-        tokenised = {}
+        tokenised, whole = {}, {}
         for name, rows in splits.items():
             pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
             columns = encode(tokenizer, list(rows["text"]), pairs, max_length, config)
             check_ends(columns["input_ids"], config, f"dataset '{source.path}', {name} split")
+            whole[name] = {"tokens": whole_lengths(tokenizer, rows, columns["input_ids"], max_length), "labelled": []}
             targets = problem.targets(rows["label"], len(labels.names or ()))
             tokenised[name] = datasets.Dataset.from_dict({"labels": targets, **columns})
             if name == "train" and (cut := sum(len(ids) == max_length for ids in columns["input_ids"])):
@@ -53,7 +54,7 @@ class TextClassification(Classification):
         ids = {name: list(rows["id"]) for name, rows in splits.items()}
         fingerprint = formats.fingerprint(splits)
         kind = labels.problem_type
-        prepared = Prepared(tokenised, ids, fingerprint, tokenizer, labels.names, notes, problem_type=kind)
+        prepared = Prepared(tokenised, ids, fingerprint, tokenizer, labels.names, notes, problem_type=kind, whole=whole)
 
         def convert(chunk: datasets.Dataset) -> Any:
             return labelled_texts({"train": chunk}, self.source)[0]["train"], encode_chunk

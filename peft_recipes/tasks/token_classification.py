@@ -41,12 +41,12 @@ class TokenClassification(Task):
         tokenizer = bases.load_tokenizer(self.recipe)
         words.check_fast(tokenizer, self.recipe.model)
         notes += [*duplicates, *self.notes]
-        encoded, kept = {}, {}
+        encoded, kept, whole = {}, {}, {}
         for name, rows in splits.items():
-            kept[name], encoded[name], more = self._encoded(rows, tokenizer, name)
+            kept[name], encoded[name], whole[name], more = self._encoded(rows, tokenizer, name)
             notes += more
         ids = {name: list(rows["id"]) for name, rows in kept.items()}
-        return Prepared(encoded, ids, formats.fingerprint(splits), tokenizer, labels, notes)
+        return Prepared(encoded, ids, formats.fingerprint(splits), tokenizer, labels, notes, whole=whole)
 
     def _tagged(self, raw: dict[str, datasets.Dataset]) -> tuple[dict[str, datasets.Dataset], Any]:
         splits, labels, notes = tags.tagged_splits(raw, self.source)
@@ -69,8 +69,11 @@ class TokenClassification(Task):
 
     def _encoded(
         self, rows: datasets.Dataset, tokenizer: Any, split: str
-    ) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
-        """The rows that keep a labelled word; the same encoded (input_ids, attention_mask, labels, words); notes."""
+    ) -> tuple[datasets.Dataset, datasets.Dataset, dict[str, list[int]], list[str]]:
+        """The rows that keep a labelled word; the same encoded (input_ids, attention_mask, labels, words).
+
+        Also the tokens and words of all rows before truncation, and notes.
+        """
         import datasets
 
         sentences = words.encode(tokenizer, rows["words"], rows["spaces"], self.recipe.max_length)
@@ -80,7 +83,12 @@ class TokenClassification(Task):
                 f"No {split} sentence has a word within {self.recipe.max_length} tokens. Set a larger max_length."
             )
         examples = [_example(sentences[i], rows[i]) for i in keep]
-        return rows.select(keep), datasets.Dataset.from_list(examples), self._left_out(sentences, split, len(keep))
+        whole = {
+            "tokens": words.whole_lengths(tokenizer, rows, sentences),
+            "labelled": [len(s.first) for s in sentences],
+        }
+        notes = self._left_out(sentences, split, len(keep))
+        return rows.select(keep), datasets.Dataset.from_list(examples), whole, notes
 
     def _left_out(self, sentences: list[words.Encoded], split: str, kept: int) -> list[str]:
         """Notes on words and sentences that are neither trained on nor scored."""

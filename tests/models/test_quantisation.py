@@ -16,7 +16,7 @@ from peft_recipes.adapters.check import check_adapter
 from peft_recipes.cli.app import app
 from peft_recipes.models.bases import load_config
 from peft_recipes.models.meta import meta_model
-from peft_recipes.models.quantisation import BYTES, TOLERANCE, dequantised, disable_bf16_kernels, quantised_weights
+from peft_recipes.models.quantisation import TOLERANCE, dequantised, disable_bf16_kernels, quantised_weights
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.tasks.registry import task_of
 
@@ -59,7 +59,7 @@ def bases(recipe, quantise):
     return task.load_base(prepared, quantise)[0].eval(), task.load_base(prepared)[0].eval()
 
 
-@pytest.mark.parametrize("quantise", BYTES)
+@pytest.mark.parametrize("quantise", ARMS)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_linear_layers_are_quantised_and_nothing_else(classify, kind, quantise):
     model, plain = bases(classify(kind), quantise)
@@ -74,7 +74,7 @@ def test_linear_layers_are_quantised_and_nothing_else(classify, kind, quantise):
     assert stored == count // (2 if quantise == "nf4" else 1)
 
 
-@pytest.mark.parametrize("quantise", BYTES)
+@pytest.mark.parametrize("quantise", ARMS)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_dequantised_base_has_the_original_architecture_and_weights_close_to_it(classify, kind, quantise):
     model, plain = bases(classify(kind), quantise)
