@@ -117,6 +117,11 @@ def _base_words(recipe: Recipe) -> str:
     return f"The base is {escape(hub_base(recipe) or name)} on the Hub, unchanged. It is not part of this repository."
 
 
+def _training_data(name: str, count: int | None) -> str:
+    """The dataset and its number of training examples; None: they are streamed."""
+    return f"{name}, streamed" if count is None else f"{name}, {count:,} training examples"
+
+
 def _trained(recipe: Recipe, data: dict[str, Any]) -> list[str]:
     arm, training, options = recipe.arms.get(data["arm"]), data.get("training"), recipe.training
     if arm is None or not training:
@@ -124,7 +129,7 @@ def _trained(recipe: Recipe, data: dict[str, Any]) -> list[str]:
     counts, rows = data["parameters"], data["rows"]
     values = {
         "Task": data["task"],
-        "Data": f"{data['dataset']}, {rows['train']:,} training examples",
+        "Data": _training_data(data["dataset"], rows.get("train")),
         "Method": str(data["method"]) + (f", rank {data['rank']}" if data["rank"] else ""),
         "Targets": ", ".join(data["target_modules"] or []),
         "Trained parameters": f"{counts['trainable']:,} of {counts['total']:,}",

@@ -79,7 +79,8 @@ def detect(rows: datasets.Dataset, source: Dataset) -> Shape:
     task (preferences, KTO's labels, message trees, pictures), with what to do.
     """
     columns = [name for name in rows.column_names if name != "id"]
-    check_named(columns, source, ("prompt", "completion", "messages"))
+    if source.format != "text":  # a further set of plain text lacks the columns of the recipe's own data
+        check_named(columns, source, ("prompt", "completion", "messages"))
     if source.format:
         shape = _of_format(columns, source)
     else:

@@ -177,7 +177,7 @@ def _on_the_head(recipe: Recipe, arms: Collection[str], model: nn.Module) -> lis
         method = recipe.arms[name].peft if name in recipe.arms else None
         if method is None:
             continue
-        targets = set(matched_modules(model, method))
+        targets = set(_matched(model, method))
         adapted = [module for path, module in model.named_modules() if path in targets and module in layers]
         ties = getattr(method, "ensure_weight_tying", False) or method.peft_type == "TRAINABLE_TOKENS"
         if layers[1] in adapted or (adapted and ties and _share(layers)):
@@ -192,8 +192,16 @@ def _share(layers: list[Any]) -> bool:
     return bool(layers) and layers[0].weight is layers[1].weight
 
 
+def _matched(model: nn.Module, method: Any) -> list[str]:
+    """The modules that get an adapter; none where the method names none and PEFT has no default: PEFT then has its say."""
+    try:
+        return matched_modules(model, method)
+    except RecipeError:
+        return []
+
+
 def _adapted(method: Any, model: nn.Module, layers: list[Any], targets: bool = True) -> list[str]:
     """The paths of those layers that the method adapts (targets: False leaves them out) or trains in full."""
-    matched = {*(matched_modules(model, method) if targets else ()), *(getattr(method, "modules_to_save", None) or ())}
+    matched = {*(_matched(model, method) if targets else ()), *(getattr(method, "modules_to_save", None) or ())}
     paths = {path for path, module in model.named_modules() if module in layers}
     return sorted(path for path in paths if path in matched or path.rpartition(".")[2] in matched)

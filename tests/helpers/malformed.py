@@ -65,7 +65,7 @@ DATASETS = [
     _data("d.csv", 'text,label\n"never closed,good\nb,bad\n', "line 2"),
     _data("d.csv", b"text,label\n\xff\xfe\xfa,good\n", "not UTF-8"),
     _data("d.csv", "body,stars\n" + "x,1\n" * 40, "It has: body, stars"),
-    _data("d.csv", "text;label\n" + "x;1\n" * 40, "no column"),
+    _data("d.csv", "text|label\n" + "x|1\n" * 40, "no column"),
     _data("d.csv", "text,label\n" + "".join(f"w {i},{i}.5\n" for i in range(40)), "make it a regression"),
     _data("d.jsonl", "", "is empty"),
     _data("d.jsonl", _LINES[0] + '\n{"text": "x", "label":\n', "line 2"),
