@@ -1,7 +1,9 @@
-"""Labels in csv files: their cells are text, and a label column of numbers is read as numbers."""
+"""Labels in csv files: their cells are text, and a label column of numbers, or lists, is read as such."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,9 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
 def typed(splits: dict[str, datasets.Dataset], source: Dataset) -> dict[str, datasets.Dataset]:
     """The splits of csv files with the label column as whole numbers or floats where all its cells are such numbers.
 
-    So 0 and 1 are class numbers as in other formats, and 0.5 is a number to learn; 011, True and None are names. An
-    empty cell among numbers is None. Splits of other formats are unchanged.
+    So 0 and 1 are class numbers as in other formats, and 0.5 is a number to learn; 011, True and None are names. Lists,
+    as JSON or as Python writes them, are the classes of a text. An empty cell among numbers or lists is None. Splits of
+    other formats are unchanged.
     Raises RecipeError for a column of fractions with a cell that is no number.
     """
     from datasets import Dataset as Rows
@@ -55,7 +58,7 @@ def _is_text(rows: datasets.Dataset, column: str) -> bool:
 
 
 def _type_of(cells: Iterable[str | None], source: Dataset) -> Any:
-    """int, float, or None for text."""
+    """What makes a value of a cell: a whole number, a float or a list. None for text."""
     values = {cell for cell in cells if cell}
     if not values or set(source.labels or ()) & values:
         return None
@@ -63,6 +66,8 @@ def _type_of(cells: Iterable[str | None], source: Dataset) -> Any:
         return float if all(map(_is_float, values)) else None
     if all(map(_WHOLE.fullmatch, values)):
         return lambda cell: int(cell.partition(".")[0])
+    if source.problem_type != CLASSES and all(_list_of(cell) is not None for cell in values):
+        return _list_of
     if source.problem_type == CLASSES or source.labels:
         return None
     numbers = [cell for cell in values if _NUMBER.fullmatch(cell)]
@@ -75,6 +80,18 @@ def _type_of(cells: Iterable[str | None], source: Dataset) -> Any:
             f"dataset '{source.path}', column '{source.label}': its cells are numbers, and one is '{other}'. To learn "
             f"the numbers, correct or remove such rows; for classes add --set dataset.problem_type={CLASSES}."
         )
+    return None
+
+
+def _list_of(cell: str) -> list[Any] | None:
+    if not cell.lstrip().startswith("["):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(cell.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, list) else None
     return None
 
 

@@ -6,7 +6,9 @@ observation), a list, a single message, or either as JSON in a text; see docs/gu
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -21,6 +23,7 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), SYSTEM),
 }
 _CALLS = ("function_call", "tool_call")
+_CALL_KEYS = ("tool_calls", "function_call")
 _FLAGS = ("weight", "train", "training")
 _MEDIA = ("image", "image_url", "video", "audio", "input_audio", "file")
 
@@ -34,7 +37,7 @@ def messages_of(value: Any, refuse: Refuse, role: str | None = None) -> list[dic
     weight, train or training becomes `train` (bool).
     """
     if isinstance(value, str):
-        listed = _json(value) if value.lstrip().startswith(("[", "{")) else None
+        listed = _listed(value)
         if not _is_conversation(listed):
             if role is None:
                 refuse(f"expected a list of messages, got {value[:120]!r}")
@@ -48,9 +51,9 @@ def messages_of(value: Any, refuse: Refuse, role: str | None = None) -> list[dic
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is meant as a message or a list of them, maybe as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = _json(value)
+    """Whether a value is meant as a message or a list of them, maybe as JSON; other JSON in a text is a text."""
+    if isinstance(value, str):
+        return _is_conversation(_listed(value))
     return isinstance(value, list) or _is_conversation(value)
 
 
@@ -58,8 +61,10 @@ def tools_of(value: Any, refuse: Refuse) -> list[dict[str, Any]]:
     """The tools of a row as a list of JSON schemas, from a list, a single one, or either as JSON in a text."""
     if value in (None, "", [], {}):
         return []
-    found = _json(value) if isinstance(value, str) else value
+    found = _listed(value) if isinstance(value, str) else value
     found = [found] if isinstance(found, dict) else found
+    if isinstance(found, list):
+        found = [_listed(tool) if isinstance(tool, str) else tool for tool in found]
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         refuse(f"expected a list of tools, each a JSON schema, got {str(value)[:120]}")
     found = [without_nulls(tool) for tool in found]
@@ -74,6 +79,35 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def settled(messages: list[dict[str, Any]], keep_nulls: bool = False) -> list[dict[str, Any]]:
+    """Messages as Arrow keeps them: without nulls, and the arguments of calls as JSON.
+
+    As objects, rows with other arguments would give them their keys, their order of keys and their floats.
+    """
+    messages = messages if keep_nulls else without_nulls(messages)
+    return [_with_arguments(message, lambda given: json.dumps(given, ensure_ascii=False), dict) for message in messages]
+
+
+def with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls have their arguments as objects, which templates render as JSON."""
+
+    def parsed(given: str) -> Any:
+        found = _json(given)
+        return found if isinstance(found, dict) else given
+
+    return [_with_arguments(message, parsed, str) for message in messages]
+
+
+def _with_arguments(message: dict[str, Any], change: Callable[[Any], Any], kind: type) -> dict[str, Any]:
+    calls = [
+        {**call, "function": {**call["function"], "arguments": change(call["function"]["arguments"])}}
+        if isinstance(call.get("function"), dict) and isinstance(call["function"].get("arguments"), kind)
+        else call
+        for call in message.get("tool_calls") or []
+    ]
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def call_names(message: dict[str, Any]) -> list[str]:
@@ -91,7 +125,7 @@ def _message(message: dict[str, Any], refuse: Refuse) -> dict[str, Any]:
             f"{said!r}.{hint}".rstrip(".")
         )
     key = "content" if "content" in message else "value"
-    calls = [*_calls(message.pop("tool_calls", []), refuse), *_calls(message.pop("function_call", []), refuse)]
+    calls = [call for name in _CALL_KEYS for call in _calls(message.pop(name, []), refuse)]
     content = message.pop(key, "")  # null where a message is a call alone
     if _ROLES[said.lower()] == TOOL and not isinstance(content, (str, type(None))):
         content = json.dumps(content, ensure_ascii=False)  # what a tool answers may be an object
@@ -132,16 +166,17 @@ def _text(content: Any, refuse: Refuse) -> str:
 
 
 def _calls(value: Any, refuse: Refuse) -> list[dict[str, Any]]:
-    """Tool calls in OpenAI's shape, their arguments as a mapping, which templates render as JSON."""
+    """Tool calls in OpenAI's shape. Their arguments stay as they are: a mapping, or one as JSON."""
     calls = []
-    for call in [value] if isinstance(value, dict) else value or []:
+    value = _listed(value) or value if isinstance(value, str) else value
+    for call in value if isinstance(value, list) else [value] if value else []:
+        call = _listed(call) if isinstance(call, str) else call
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            refuse(f"a tool call has a function with a name and arguments, got {str(call)[:120]}")
+            refuse(f"a tool call has a function with a name and arguments, got {str(call or value)[:120]}")
         arguments = function.get("arguments", {})
-        parsed = _json(arguments) if isinstance(arguments, str) else arguments
         known = {key: call[key] for key in ("id", "type") if call.get(key) is not None} if "function" in call else {}
-        function = {"name": function["name"], "arguments": parsed if isinstance(parsed, dict) else arguments}
+        function = {"name": function["name"], "arguments": arguments}
         calls.append({"type": "function", **known, "function": function})
     return calls
 
@@ -156,8 +191,27 @@ def _transposed(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_conversation(value: Any) -> bool:
+    """Whether a value has the keys of messages: JSON with a 'from' (a flight) or a 'role' (an actor) may be a text."""
     first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and bool({"role", "from"} & first.keys())
+    if not isinstance(first, dict):
+        return False
+    keys = first.keys()
+    return {"from", "value"} <= keys or ("role" in keys and bool({"content", "value", *_CALL_KEYS} & keys))
+
+
+def _listed(text: str) -> Any:
+    """The list or object that a text holds as JSON, or as Python writes it: a csv of pandas has that. None: neither."""
+    start = text.lstrip()
+    if not start.startswith(("[", "{")):
+        return None
+    found = _json(text)
+    if found is None and re.match(r"\[?\s*\{\s*'", start):
+        for written in (text, re.sub(r"\}\s*\n\s*\{", "}, {", text)):  # numpy writes no commas
+            try:
+                return ast.literal_eval(written.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return found
 
 
 def _json(text: str) -> Any:

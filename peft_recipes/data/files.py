@@ -167,6 +167,9 @@ def parse_json(text: str, path: Path, number: int | None = None) -> Any:
 
 def _check_json_lines(path: Path) -> None:
     rows = 0
+    if _is_list(path):  # a list in a file of another name, which `datasets` reads all the same
+        _check_json(path)
+        return
     with opened_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -175,6 +178,13 @@ def _check_json_lines(path: Path) -> None:
                     raise RecipeError(f"{path}, line {number}: expected a JSON object.")
     if not rows:
         raise RecipeError(f"{path} is empty: it has no rows.")
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of JSON lines is one list, on one line or on several."""
+    with opened_text(path) as lines:
+        first = next((line for line in lines if line.strip()), "")
+    return first.lstrip().startswith("[")
 
 
 def _check_json(path: Path) -> None:

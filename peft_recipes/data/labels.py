@@ -54,10 +54,12 @@ def labelled_texts(
         _check_columns(name, rows, source)
     if skipped_of is not None:
         splits = {name: _with_text(rows, columns, skipped_of(name, rows)) for name, rows in splits.items()}
+    splits = {name: _named_truth(rows, source.label) for name, rows in splits.items()}
     problem_type = source.problem_type or _found(splits["train"], source.label)
     named = source.problem_type or problem_type == CLASSES
     notes = [] if named else [f"The labels in the column '{source.label}' {_FOUND[problem_type]}."]
     names, values = _LABELS[problem_type](splits, source)
+    notes += _alike(names or [])
     texts = {name: _texts(rows, columns, values[name], source.path) for name, rows in splits.items()}
     return texts, Labels(problem_type, names, notes)
 
@@ -66,12 +68,33 @@ def _with_text(rows: datasets.Dataset, columns: list[str], skipped: SkippedRows)
     """The rows that have a text, of a pair at least one. Raises RecipeError where too many have none."""
     kept = []
     for i, texts in enumerate(zip(*(rows[column] for column in columns), strict=True)):
-        if all(isinstance(text, str) and not text.strip() for text in texts):
+        if all(text is None or (isinstance(text, str) and not text.strip()) for text in texts):
             skipped.add(rows[i]["id"], NO_TEXT)
         else:
             kept.append(i)
     skipped.check()
     return rows.select(kept) if len(kept) < len(rows) else rows
+
+
+def _named_truth(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Labels that are true or false as the classes True and False, which a csv file has as well."""
+    from datasets import Value
+
+    if getattr(rows.features[column], "dtype", "") != "bool":
+        return rows
+    names = [None if value is None else str(value) for value in rows[column]]
+    return rows.remove_columns(column).add_column(column, names, feature=Value("string"))
+
+
+def _alike(names: list[str]) -> list[str]:
+    """A note on classes that differ in case or blanks alone, or none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.lower().split()), []).append(name)
+    found = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    return (
+        [f"Classes that differ in case or blanks alone: {'; '.join(found)}. Each is one of its own."] if found else []
+    )
 
 
 def same_labels(found: Sequence[Labels], names: Sequence[str]) -> Labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data.conversations import ASSISTANT, USER, is_messages, messages_of, without_nulls
+from peft_recipes.data.conversations import ASSISTANT, USER, is_messages, messages_of, settled
 from peft_recipes.data.formats import as_text, needs_template, plain_conversation, plain_prompt, wrong_value
 from peft_recipes.data.shapes import Shape, check_named, find_prompt, unused_note, with_extras
 from peft_recipes.data.skipped import EMPTY, NO_PROMPT, SkippedRows
@@ -102,7 +102,7 @@ def _prompt(row: dict[str, Any], shape: Shape, source: Dataset) -> str | list[di
     value = row[shape.messages or shape.prompt]
     if value in (None, [], "") or (isinstance(value, str) and not value.strip()):
         return ""
-    messages = [{k: v for k, v in m.items() if k != "train"} for m in conversation(row, source, shape)[0]]
+    messages = settled([{k: v for k, v in m.items() if k != "train"} for m in conversation(row, source, shape)[0]])
     if isinstance(value, str) and not is_messages(value) and len(messages) == 1:
         return messages[0]["content"]
     return messages
@@ -141,7 +141,7 @@ def _read(row: dict[str, Any], column: str, source: Dataset) -> Any:
     if not isinstance(value, (list, dict, str)):
         raise wrong_value(source.path, row["id"], column, "expected text or a list of messages,", value)
     messages = messages_of(value, refusing(row, column, source))
-    return [without_nulls({k: v for k, v in message.items() if k != "train"}) for message in messages]
+    return settled([{k: v for k, v in message.items() if k != "train"} for message in messages])
 
 
 def _is_empty(value: Any) -> bool:

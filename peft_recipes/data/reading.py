@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-import re
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data import files
+from peft_recipes.data import files, located
 from peft_recipes.errors import RecipeError
 from peft_recipes.models.bases import hub_errors, is_local
 from peft_recipes.recipe.addresses import address_problem
@@ -17,13 +17,6 @@ from peft_recipes.recipe.dataset import EMBEDDED, Dataset
 if TYPE_CHECKING:
     import datasets
 
-# How `datasets` finds the split of a file or folder: a word of its name. The shards of one are NAME-00000-of-00003.
-_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*")
 _SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`
 
 
@@ -47,8 +40,7 @@ def read_splits(source: Dataset, notes: list[str] | None = None) -> dict[str, da
     if files.format_of(path):
         return read_file(path, notes)
     if is_local(source.path) or path.suffix.lower() in files.COMPRESSED:
-        there = "is not there" if not path.exists() else "is not read"
-        raise RecipeError(f"dataset '{source.path}' {there}. {files.why_not_read(path)} Or name a folder of them.")
+        raise located.not_read(path, source)
     return _from_hub(source.path, source, notes)
 
 
@@ -97,7 +89,15 @@ def _read_csv(paths: list[Path], delimiter: str, *columns: str) -> datasets.Data
 
 def _read_json(paths: list[Path]) -> datasets.Dataset:
     rows = _load("json", paths)
-    return _from_python(paths) if _holds_times(rows.features) else rows
+    return _from_python(paths) if _holds_times(rows.features) or _holds_arguments(rows.features) else rows
+
+
+def _holds_arguments(feature: Any) -> bool:
+    """Whether calls have arguments as objects, to which Arrow gives the keys, order and floats of all rows."""
+    if isinstance(feature, dict):
+        return isinstance(feature.get("arguments"), dict) or any(map(_holds_arguments, feature.values()))
+    inner = getattr(feature, "feature", None)
+    return inner is not None and _holds_arguments(inner)
 
 
 def _holds_times(feature: Any) -> bool:
@@ -109,7 +109,7 @@ def _holds_times(feature: Any) -> bool:
 
 
 def _from_python(paths: list[Path]) -> datasets.Dataset:
-    """Read JSON files by Python's parser, which leaves texts alone."""
+    """Read JSON files by Python's parser, which leaves texts alone, with the arguments of calls as JSON."""
     from datasets import Dataset as Rows
 
     rows: list[dict[str, Any]] = []
@@ -121,7 +121,21 @@ def _from_python(paths: list[Path]) -> datasets.Dataset:
         else:
             rows += [files.parse_json(line, path, n) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return Rows.from_list([{name: row.get(name) for name in columns} for row in rows], on_mixed_types="use_json")
+    table = [{name: _arguments_as_json(row.get(name)) for name in columns} for row in rows]
+    return Rows.from_list(table, on_mixed_types="use_json")
+
+
+def _arguments_as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_arguments_as_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: json.dumps(item, ensure_ascii=False)
+        if key == "arguments" and isinstance(item, dict)
+        else _arguments_as_json(item)
+        for key, item in value.items()
+    }
 
 
 def _read_text(paths: list[Path]) -> datasets.Dataset:
@@ -159,52 +173,11 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _read_pattern(pattern: str, given: str, notes: list[str]) -> dict[str, datasets.Dataset]:
-    base = Path(*_until_magic(Path(pattern).parts))
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
-    read = [path for path in found if files.format_of(path)]
-    if not read:
-        what = f"no file of its {len(found)} is read" if found else "no file has such a name"
-        raise RecipeError(f"dataset '{given}': {what}. Files that are read: {files.KINDS}.")
-    splits = _by_split(read, base)
+    read = located.matching(pattern, given)
+    splits = located.by_split(read, Path(*located.until_magic(Path(pattern).parts)))
     shown = "; ".join(f"{split}: {', '.join(p.name for p in paths)}" for split, paths in splits.items())
     notes.append(f"'{given}' names {len(read)} files ({shown if len(shown) < 200 else ', '.join(splits)}).")
     return {split: _read_files(paths, notes) for split, paths in splits.items()}
-
-
-def _until_magic(parts: tuple[str, ...]) -> list[str]:
-    kept: list[str] = []
-    for part in parts[:-1]:
-        if glob.has_magic(part):
-            break
-        kept.append(part)
-    return kept
-
-
-def _by_split(paths: list[Path], base: Path) -> dict[str, list[Path]]:
-    """The files of each split, by the words in their names or folders; all of them are "train" where none has one."""
-    splits: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        splits[_split_of(path.relative_to(base) if path.is_relative_to(base) else path)].append(path)
-    unnamed = splits.pop("", [])
-    if unnamed:
-        splits["train"] = sorted([*splits["train"], *unnamed])
-    order = [*_WORDS, *splits]
-    return {split: splits[split] for split in dict.fromkeys(order) if splits.get(split)}
-
-
-def _split_of(path: Path) -> str:
-    stem = path.name.partition(".")[0]
-    if (shard := _SHARD.fullmatch(path.name)) and path.parent.name == "data":
-        return _named(shard[1]) or shard[1]
-    for part in (*path.parts[:-1], stem):
-        if split := _named(part):
-            return split
-    return ""
-
-
-def _named(name: str) -> str | None:
-    words = re.split(r"[-._ 0-9]+", name.lower())
-    return next((split for split, known in _WORDS.items() if any(word in known for word in words)), None)
 
 
 def _read_folder(path: Path, source: Dataset, notes: list[str]) -> dict[str, datasets.Dataset]:
@@ -216,15 +189,15 @@ def _read_folder(path: Path, source: Dataset, notes: list[str]) -> dict[str, dat
         except Exception as error:
             raise RecipeError(f"dataset '{source.path}' can't be read: {_root_cause(error)}") from error
         return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
-    read = _data_files(inside)
-    if read is None or source.name or _configured(path):
+    inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not located.hidden(p.relative_to(path))]
+    read = located.data_files(inside)
+    if read is None or source.name or located.configured(path):
         return _from_hub(str(path), source, notes)
     if not read:
         raise RecipeError(
             f"dataset '{source.path}': no file of the folder is read. Files that are read: {files.KINDS}."
         )
-    splits = _by_split(read, path)
+    splits = located.by_split(read, path)
     others = [p.name for p in inside if p not in read and p.suffix.lower() not in _BESIDE]
     if others:
         notes.append(
@@ -234,32 +207,6 @@ def _read_folder(path: Path, source: Dataset, notes: list[str]) -> dict[str, dat
 
 
 _BESIDE = (".md", ".py", ".yaml", ".yml", ".lock", ".license", "")  # beside data, without a note
-_PAGES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
-
-
-def _data_files(inside: list[Path]) -> list[Path] | None:
-    """The files of rows of a folder; .txt only where it has no others. None for a folder of images or the like."""
-    from datasets.packaged_modules import _EXTENSION_TO_MODULE
-
-    ours = [p for p in inside if files.format_of(p) and p.name not in _PAGES]
-    folders = {module for module, _ in _EXTENSION_TO_MODULE.values() if module.endswith("folder")}
-    others = {_EXTENSION_TO_MODULE.get(p.suffix.lower(), ("",))[0] for p in inside}
-    if others & {*folders, "webdataset", "arrow"}:
-        return None
-    return [p for p in ours if files.format_of(p) != "text"] or ours
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.parts)
-
-
-def _configured(path: Path) -> bool:
-    """Whether the folder's README.md says which files make which split, as on the Hub."""
-    readme = path / "README.md"
-    if not readme.is_file():
-        return False
-    head = readme.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
-    return head.startswith("---") and bool(re.search(r"^configs:", head, re.MULTILINE))
 
 
 def _from_hub(name: str, source: Dataset, notes: list[str]) -> dict[str, datasets.Dataset]:

@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.data.conversations import ASSISTANT, call_names
+from peft_recipes.data.conversations import ASSISTANT, call_names, with_arguments
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.errors import RecipeError
@@ -64,7 +64,7 @@ def labelled(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     Where the chat template leaves out a part of an answer (Qwen3's and DeepSeek's cut the reasoning) or has no place
     for an earlier one, trl's training variant of that template is used, if there is one. Raises TemplateProblem.
     """
-    messages = row["prompt"] + row["completion"]
+    messages = without_second_end(row["prompt"] + row["completion"], template_options(row), tokenizer)
     trained = row.get("trained") or [len(messages) - 1]
     try:
         return _labelled(messages, trained, template_options(row), tokenizer, None)
@@ -89,13 +89,14 @@ def tokenised_answers(row: dict[str, Any], keys: list[str], tokenizer: Any) -> t
     if isinstance(prompt, list):
         return prompt_ids(row, tokenizer), [answered_ids(row, key, tokenizer) for key in keys]
     return without_second_bos(list(tokenizer(prompt)["input_ids"]), tokenizer), [
-        without_second_bos(with_end(tokenizer(prompt + row[key])["input_ids"], tokenizer), tokenizer) for key in keys
+        text_ids(prompt + row[key], tokenizer) for key in keys
     ]
 
 
 def answered_ids(row: dict[str, Any], key: str, tokenizer: Any) -> list[int]:
     """The tokens of a row's prompt with an answer, the messages of the column `key`. Raises TemplateProblem."""
-    messages, options = row["prompt"] + row[key], template_options(row)
+    options = template_options(row)
+    messages = without_second_end(row["prompt"] + row[key], options, tokenizer)
     check_template(messages, [len(messages) - 1], options, tokenizer)
     return _ids(messages, options, tokenizer)
 
@@ -132,7 +133,9 @@ def _labelled(
 
 def _by_marks(messages: list[dict[str, Any]], options: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Labels where the template marks what the assistant says with {% generation %}."""
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, **options)
+    encoded = tokenizer.apply_chat_template(
+        with_arguments(messages), return_dict=True, return_assistant_tokens_mask=True, **options
+    )
     ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
     return {"input_ids": ids, "labels": [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)]}
 
@@ -172,27 +175,49 @@ def check_template(messages: list[dict[str, Any]], trained: list[int], options: 
             raise TemplateProblem(f"a call of {missing[0]!r} that the chat template leaves out")
 
 
-def unseen_note(rows: datasets.Dataset, tokenizer: Any, count: int = 100) -> list[str]:
-    """Notes on keys of messages and on prompts' roles that the template leaves out, of the first `count` rows."""
+def unseen_note(rows: datasets.Dataset, tokenizer: Any, answer: str = "completion", count: int = 100) -> list[str]:
+    """Notes on what the template leaves out, keys of messages and prompts' roles, and on special tokens in texts.
+
+    Of the first `count` rows. answer: the column of answers. No note for rows whose prompt is text.
+    """
     unseen: dict[str, int] = {}
     unread: set[str] = set()
+    special: dict[str, int] = {}
     first = rows.select(range(min(count, len(rows))))
     for row in first:
+        if not isinstance(row["prompt"], list):
+            return []
+        messages = row["prompt"] + row[answer]
         try:
-            whole = _squeezed(_text(row["prompt"] + row["completion"], template_options(row), tokenizer))
+            whole = _squeezed(_text(messages, template_options(row), tokenizer))
         except TemplateProblem:  # counted with the rows that are left out
             continue
-        unread |= {
-            key for m in row["prompt"] + row["completion"] for key in m if key not in str(tokenizer.chat_template)
-        }
+        for token in _special_tokens(messages, tokenizer):
+            special[token] = special.get(token, 0) + 1
+        unread |= {key for message in messages for key in message if key not in str(tokenizer.chat_template)}
         for role in {m["role"] for m in row["prompt"] if _squeezed(m["content"]) not in whole}:
             unseen[role] = unseen.get(role, 0) + 1
-    keys = [f"The chat template does not read the messages' {', '.join(sorted(unread))}."] if unread else []
-    return keys + [
+    notes = [f"The chat template does not read the messages' {', '.join(sorted(unread))}."] if unread else []
+    if special:
+        token, number = max(special.items(), key=lambda one: one[1])
+        notes.append(
+            f"The texts of {number} of the first {len(first)} training rows hold the special token {token}, and the "
+            "chat template adds its own: a prompt that has been through a template goes through it twice. Give the "
+            "bare texts, or for sft whole rendered ones in a column 'text'."
+        )
+    return notes + [
         f"The chat template leaves out text of earlier messages of the role '{role}' ({number} of the first "
         f"{len(first)} training rows)."
         for role, number in unseen.items()
     ]
+
+
+def _special_tokens(messages: list[dict[str, Any]], tokenizer: Any) -> set[str]:
+    """The special tokens in what messages say, but an end token at the end of an answer, which is not doubled."""
+    end = tokenizer.eos_token or ""
+    said = [m["content"].rstrip().removesuffix(end) if m["role"] == ASSISTANT else m["content"] for m in messages]
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return {token for token in {*tokenizer.all_special_tokens, *added} if any(token in text for text in said)}
 
 
 @lru_cache(maxsize=8)
@@ -230,7 +255,7 @@ def _applied(messages: list[dict[str, Any]], options: dict[str, Any], tokenizer:
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        return tokenizer.apply_chat_template(with_arguments(messages), **options)
     except (TemplateError, TypeError, KeyError) as error:  # raise_exception, or what a template did not foresee
         why = " ".join(str(error).split())[:160]
         raise TemplateProblem(f"messages that the chat template refuses ({why})") from error
@@ -242,9 +267,29 @@ def without_second_bos(ids: list[int], tokenizer: Any) -> list[int]:
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
+def without_second_end(messages: list[dict[str, Any]], options: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """The messages without end tokens at the end of answers, where the template adds one."""
+    end = tokenizer.eos_token
+    ended = [m["role"] == ASSISTANT and bool(end) and m["content"].rstrip().endswith(end) for m in messages]
+    if not any(ended) or end + end not in _squeezed(_text(messages, options, tokenizer)):
+        return messages
+    return [
+        {**message, "content": message["content"].rstrip().removesuffix(end)} if is_ended else message
+        for message, is_ended in zip(messages, ended, strict=True)
+    ]
+
+
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of a text with one BOS, if the tokenizer adds one, and one end token, which the text may have."""
+    ids, end = list(tokenizer(text)["input_ids"]), tokenizer.eos_token
+    has_end = bool(end) and text.rstrip().endswith(end)  # maybe before a line break, as templates write it
+    return without_second_bos(ids if has_end else with_end(ids, tokenizer), tokenizer)
+
+
 def with_end(ids: list[int], tokenizer: Any) -> list[int]:
-    """Append the end-of-text token: the model is trained to stop only where that token has a label."""
-    return list(ids) if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+    """Append the end-of-text token, if there is one: a model learns to stop only where that token has a label."""
+    end = tokenizer.eos_token_id
+    return list(ids) if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
 def _squeezed(text: str) -> str:

@@ -139,7 +139,7 @@ def refuse_other_tasks(rows: datasets.Dataset, source: Dataset) -> None:
     if {source.chosen, source.rejected} <= columns and source.completion not in columns:
         why = "are preferences (chosen, rejected). Set task: dpo, or reward"
     elif (label := next((name for name in ("kto_tag", source.label) if name in columns), None)) and (
-        _is_boolean(rows[label][:100]) and (source.completion in columns or label == "kto_tag")
+        _is_boolean(rows[label][:100]) and (label == "kto_tag" or _answered(rows.column_names, source))
     ):
         why = f"are answers that are desirable or not ('{label}' is true or false). Set task: kto"
     elif columns >= _TREE:
@@ -160,6 +160,11 @@ def refuse_other_tasks(rows: datasets.Dataset, source: Dataset) -> None:
     if why:
         raise RecipeError(f"dataset '{source.path}': its rows {why}. To train on some columns all the same, set "
                           "dataset.format.")  # fmt: skip
+
+
+def _answered(columns: list[str], source: Dataset) -> bool:
+    """Whether the columns hold answers, besides a label."""
+    return source.completion in columns or bool(_conversation(columns, source) or _pair(columns, source))
 
 
 def _is_boolean(values: list[Any]) -> bool:

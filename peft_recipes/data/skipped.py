@@ -15,6 +15,7 @@ class SkippedRows:
     def __init__(self, source: Dataset, split: str, total: int):
         self.source, self.split, self.total = source, split, total
         self._rows: dict[str, list[str]] = {}
+        self.blank = 0  # rows without a text, of data where that is usual: any number may be left out
 
     def add(self, row: str, reason: str) -> None:
         """Leave out a row. reason: completes "row 3 has", such as "an empty answer"."""
@@ -48,7 +49,7 @@ class SkippedRows:
 
     def notes(self) -> list[str]:
         """A line for each reason, with the number of rows and the ids of the first ones."""
-        lines = []
+        lines = [f"{self.blank} {self.split} rows without a text were left out."] if self.blank else []
         for reason, rows in self.reasons.items():
             listed = ", ".join(rows[:_LISTED]) + (", ..." if len(rows) > _LISTED else "")
             one = len(rows) == 1

@@ -103,7 +103,8 @@ def _own_splits(
 
 def _has_labels(rows: datasets.Dataset, train: datasets.Dataset | None, source: Dataset) -> bool:
     """Whether a split has what is learnt: unlabelled test splits lack it, or have -1 or nothing in each row."""
-    columns = (source.label, source.completion, source.chosen, "output", "messages", "target")
+    usual = ("output", "answer", "response", "target", "conversations")
+    columns = (source.label, source.completion, source.chosen, source.messages, *usual)
     learnt = [name for name in columns if name in (rows if train is None else train).column_names]
     return all(name in rows.column_names and any(v not in (None, -1, "") for v in rows[name]) for name in learnt)
 

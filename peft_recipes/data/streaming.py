@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data import files, located
 from peft_recipes.errors import RecipeError, unknown
-from peft_recipes.models.bases import hub_errors, is_local
+from peft_recipes.models.bases import hub_errors
 from peft_recipes.recipe.dataset import EMBEDDED, REGRESSION, Dataset
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLE = 512  # training rows that are read first, for the checks and for the memory of a step
 CHUNK = 256  # rows that are converted at once
 KEPT = "kept"  # the id of the row that each chunk begins with
-_READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_OWN = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval", "evaluation")}
 
 Convert = Callable[["datasets.Dataset"], "datasets.Dataset"]
 
@@ -83,10 +84,12 @@ class _Passes:
         return _Passes, (None, self.seed)
 
 
-def streamed_splits(source: Dataset) -> tuple[dict[str, datasets.Dataset], Stream]:
+def streamed_splits(source: Dataset, notes: list[str] | None = None) -> tuple[dict[str, datasets.Dataset], Stream]:
     """The first rows of each split in memory (of train a sample), each with an `id`, and the stream of train.
 
-    Raises RecipeError: a missing dataset or split, fewer rows than validation, test and one training row need.
+    Test and validation are those that `source` names, else the dataset's own, else the first rows of train. notes: gets
+    which of its own are used. Raises RecipeError: a missing dataset or split, fewer rows than validation, test and one
+    training row need.
     """
     opened = _open(source)
     single = len(opened) == 1
@@ -99,18 +102,36 @@ def streamed_splits(source: Dataset) -> tuple[dict[str, datasets.Dataset], Strea
         if name is not None and name not in opened:
             where = f"dataset '{source.path}'"
             raise RecipeError(unknown("split", name, opened, where) + f" Set dataset.{split}_split.")
+    own = {} if single else _own_splits(opened, names)
     train, taken, splits = _with_ids(opened[names["train"]], names["train"]), 0, {}
     for split in ("validation", "test"):
         count = int(getattr(source, split))
-        if names[split] is None:
+        name = names[split] or own.get(split)
+        if name is None or name == names["train"]:
             rows, taken = train.skip(taken).take(count), taken + count
         else:
-            rows = _with_ids(opened[names[split]], names[split]).take(count)
-        splits[split] = _in_memory(rows, f"{split}: {count} rows", source)
+            rows = _with_ids(opened[name], name).take(count)
+        splits[split] = _in_memory(rows, f"{split}: {count} rows", source, least=1 if split in own else None)
+        if split in own and notes is not None:
+            count = len(splits[split])
+            notes.append(
+                f"The {split} split is the dataset's own split '{name}' (its first {count} rows). "
+                f"--set dataset.{split}_split={names['train']} cuts it from '{names['train']}' instead."
+            )
     rest = train.skip(taken)
     splits["train"] = _in_memory(rest.take(SAMPLE), "training: one row", source, least=1)
     ordered = {split: splits[split] for split in ("train", "validation", "test")}
     return ordered, Stream(rest, splits["train"].column_names, source.shuffle_buffer)
+
+
+def _own_splits(opened: dict[str, Any], names: dict[str, str | None]) -> dict[str, str]:
+    """The dataset's own splits for the test and validation splits that the recipe does not name."""
+    own = {}
+    for split, usual in _OWN.items():
+        found = next((name for name in usual if name in opened and name not in names.values()), None)
+        if names[split] is None and found:
+            own[split] = found
+    return own
 
 
 def _in_memory(
@@ -142,35 +163,42 @@ def _open(source: Dataset) -> dict[str, datasets.IterableDataset]:
         made = dataset(source.path.removeprefix(EMBEDDED))
         return {split: rows.to_iterable_dataset() for split, rows in made.items()}
     path = Path(source.path).expanduser()
-    if path.suffix.lower() in _READERS and not path.is_dir():
-        if not path.is_file():
-            raise RecipeError(f"dataset file {path} is not there.")
-        reader, options = _READERS[path.suffix.lower()], _options(path, source)
-        try:
-            return dict(datasets.load_dataset(reader, data_files=str(path), streaming=True, **options))
-        except Exception as error:
-            raise RecipeError(f"dataset file {path} can't be read as a stream: {_cause(error)}") from error
-    if is_local(source.path) and not path.is_dir():
-        kinds = ", ".join(sorted(_READERS))
-        raise RecipeError(f"dataset '{source.path}' is not there, or is no {kinds} file and no folder of them.")
-    with hub_errors("dataset", source.path):
-        name = str(path) if path.is_dir() else source.path
-        return dict(datasets.load_dataset(name, source.name, revision=source.revision, streaming=True))
+    found = located.local_files(path, source)
+    if found is None:
+        with hub_errors("dataset", source.path):
+            name = str(path) if path.is_dir() else source.path
+            return dict(datasets.load_dataset(name, source.name, revision=source.revision, streaming=True))
+    listed = [one for paths in found.values() for one in paths]
+    readers = {files.format_of(one) for one in listed}
+    if len(readers) > 1:
+        raise RecipeError(f"dataset '{source.path}' has files of several formats, and a stream reads one. Name them: "
+                          f"--set dataset.path='{path}/*{listed[0].suffix}'.")  # fmt: skip
+    for one in listed:
+        if not one.is_file() or not one.stat().st_size:
+            raise RecipeError(f"dataset file {one} is {'empty' if one.is_file() else 'not there'}.")
+    named = {split: [str(one) for one in paths] for split, paths in found.items()}
+    options = _csv_options(listed, source) if readers == {"csv"} else {}
+    try:
+        return dict(datasets.load_dataset(readers.pop(), data_files=named, streaming=True, **options))
+    except Exception as error:
+        raise RecipeError(f"dataset '{source.path}' can't be read as a stream: {_cause(error)}") from error
 
 
-def _options(path: Path, source: Dataset) -> dict[str, Any]:
-    """How a csv is read: every cell as text, but a label that is a number to learn."""
-    import csv
-
+def _csv_options(paths: list[Path], source: Dataset) -> dict[str, Any]:
+    """How csv files are read: every cell as text, but a label that is a number to learn."""
     import datasets
 
-    if _READERS[path.suffix.lower()] != "csv":
-        return {}
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
+    headers = {}
+    for path in paths:
+        with files.opened_text(path) as file:
+            _, names, delimiter = files.csv_reader(path, iter(file))
+        headers[(delimiter, *names)] = path
+    if len(headers) > 1:
+        shown = "; ".join(f"{path.name}: {', '.join(names)}" for (_, *names), path in headers.items())
+        raise RecipeError(f"The files of '{source.path}' have different columns ({shown}). Name one of them.")
+    ((delimiter, *names),) = headers
     number = source.label if source.problem_type == REGRESSION else None
-    types = {name: datasets.Value("float64" if name == number else "string") for name in header}
+    types = {name: datasets.Value("float64" if name == number else "string") for name in names}
     return {"sep": delimiter, "keep_default_na": False, "encoding": "utf-8-sig", "features": datasets.Features(types)}
 
 

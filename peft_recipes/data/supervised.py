@@ -11,6 +11,7 @@ from peft_recipes.data.conversations import (
     USER,
     is_messages,
     messages_of,
+    settled,
     tools_of,
     without_nulls,
 )
@@ -39,8 +40,8 @@ def sft_rows(rows: datasets.Dataset, source: Dataset, shape: Shape, chat: bool, 
     import datasets
 
     if shape.kind == "text":
-        return _texts(rows, shape.completion, source)
-    train_on = source.train_on or (WEIGHTED if shape.messages and _has_weights(rows, shape.messages) else LAST)
+        return _texts(rows, shape.completion, source, skipped)
+    train_on = source.train_on or (WEIGHTED if _has_weights(rows, shape.messages or shape.completion) else LAST)
     nulls = "Json" in str(rows.features)  # a null that stands in the data itself, not one of another row's keys
     examples = []
     for row in rows:
@@ -66,7 +67,8 @@ def conversation(row: dict[str, Any], source: Dataset, shape: Shape) -> tuple[li
         prompt = read_side(row, shape.prompt, USER, source)
         if shape.context and _filled(row[shape.context]):
             context = read_side(row, shape.context, USER, source)[0]["content"]
-            prompt[-1] = {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{context}"}
+            asked = [text for text in (prompt[-1]["content"], context) if text.strip()]
+            prompt[-1] = {**prompt[-1], "content": "\n\n".join(asked)}
         messages, given = (
             [*prompt, *(read_side(row, shape.completion, ASSISTANT, source) if shape.completion else [])],
             len(prompt),
@@ -90,13 +92,13 @@ def _example(
     if row[shape.messages or shape.completion] in (None, [], ""):
         return EMPTY
     messages, given = conversation(row, source, shape)
-    messages = messages if keep_nulls else without_nulls(messages)
+    messages = settled(messages, keep_nulls)
     if sum(message["role"] == SYSTEM for message in messages[:2]) == 2:
         return SYSTEMS_DIFFER
     last = len(messages) - 1
     if messages[last]["role"] != ASSISTANT:
         return ENDS_WITHOUT
-    if last == 0 or (messages[last - 1]["role"] == SYSTEM and last == 1):
+    if not any(message["content"].strip() for message in messages[:last] if message["role"] != SYSTEM):
         return NO_PROMPT
     trained = _trained(messages, given, train_on, row, source)
     if not trained:
@@ -184,14 +186,16 @@ def _history(row: dict[str, Any], column: str, source: Dataset) -> list[dict[str
     return turns
 
 
-def _texts(rows: datasets.Dataset, column: str, source: Dataset) -> datasets.Dataset:
-    """Rows with `id` and `text`, those without a text left out (as many corpora have blank lines)."""
+def _texts(rows: datasets.Dataset, column: str, source: Dataset, skipped: SkippedRows) -> datasets.Dataset:
+    """Rows with `id` and `text`. Any number without a text is left out, as many corpora have blank lines."""
+    total = len(rows)
     filled = [i for i, text in enumerate(rows[column]) if text is not None]
     rows = rows.select(filled) if len(filled) < len(rows) else rows
     check_text(rows, column, source.path)
     rows = rows.select([i for i, text in enumerate(rows[column]) if text.strip()]).select_columns(["id", column])
     if not len(rows):
         raise RecipeError(f"dataset '{source.path}': no row has a text to train on.")
+    skipped.blank += total - len(rows)
     return rows.rename_column(column, "text") if column != "text" else rows
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_recipes.data.conversations import ASSISTANT, without_nulls
+from peft_recipes.data.conversations import ASSISTANT, settled
 from peft_recipes.data.formats import as_text, needs_template, plain_conversation, wrong_value
 from peft_recipes.data.preferences import preference_notes, preference_rows
 from peft_recipes.data.shapes import PAIRS, Shape, check_named, find_prompt, unused_note, with_extras
@@ -98,7 +98,7 @@ def _example(row: dict[str, Any], shape: Shape, label: str, source: Dataset) -> 
     if not isinstance(value, (bool, int, float, str)) or value not in _LABELS:
         raise wrong_value(source.path, row["id"], label, "expected true or false,", row[label])
     messages, given = conversation(row, source, shape)
-    messages = [without_nulls({k: v for k, v in message.items() if k != "train"}) for message in messages]
+    messages = settled([{k: v for k, v in message.items() if k != "train"} for message in messages])
     given = given or len(messages) - 1
     prompt, completion = messages[:given], messages[given:]
     if not any(message["content"].strip() for message in prompt):

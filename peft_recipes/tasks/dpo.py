@@ -23,7 +23,7 @@ from peft_recipes.data import preferences
 from peft_recipes.data.packing import IGNORED, REFERENCES
 from peft_recipes.data.preference_packing import CHOSEN, PROMPT, REJECTED
 from peft_recipes.data.prepared import Prepared
-from peft_recipes.data.rendering import common_prefix, tokenised_answers
+from peft_recipes.data.rendering import common_prefix, tokenised_answers, unseen_note
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.guards import checks
 from peft_recipes.hardware.device import Hardware, choose
@@ -197,7 +197,9 @@ def text_pairs(task: Task, raw: dict[str, Any], tokenizer: Any) -> tuple[dict[st
     for name, rows in raw.items():
         source = task.source_of(name)
         splits[name] = preferences.preference_rows(rows, source, chat, task.skipped_of(name, rows))
-        notes += preferences.preference_notes(rows, source) if name == "train" else []
+        if name == "train":
+            notes += preferences.preference_notes(rows, source)
+            notes += unseen_note(splits[name], tokenizer, "chosen") if chat else []
     return splits, notes
 
 

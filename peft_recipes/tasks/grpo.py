@@ -19,7 +19,7 @@ from trl import GRPOConfig
 from peft_recipes.data import formats
 from peft_recipes.data.packing import COUNTS, IGNORED, PaddedCollator
 from peft_recipes.data.prepared import Prepared
-from peft_recipes.data.prompts import prompt_rows
+from peft_recipes.data.prompts import prompt_notes, prompt_rows
 from peft_recipes.data.rendering import tokenised_answers, tokenised_rows
 from peft_recipes.distributed.gather import is_sharded
 from peft_recipes.errors import RecipeError
@@ -88,7 +88,7 @@ class VerifiableRewards(SupervisedFineTuning):
                 name: prompt_rows(rows, self.source_of(name), chat, required, self.skipped_of(name, rows))
                 for name, rows in raw.items()
             }
-            return splits, []
+            return splits, prompt_notes(raw["train"].column_names, self.source)
 
         _, splits, found = reading.read(self, prompts)
         notes = reading.named_notes(self, found)

@@ -23,6 +23,7 @@ from trl import KTOConfig
 from peft_recipes.data.packing import COUNTS, IGNORED, REFERENCES, PaddedCollator
 from peft_recipes.data.preference_packing import CHOSEN, REJECTED
 from peft_recipes.data.prepared import Prepared
+from peft_recipes.data.rendering import unseen_note
 from peft_recipes.data.unpaired import unpaired_notes, unpaired_rows
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.guards import checks
@@ -127,7 +128,9 @@ class LabelledAnswers(Preferences):
         for name, rows in raw.items():
             source = self.source_of(name)
             splits[name] = unpaired_rows(rows, source, chat, self.skipped_of(name, rows))
-            notes += unpaired_notes(rows, source) if name == "train" else []
+            if name == "train":
+                notes += unpaired_notes(rows, source)
+                notes += unseen_note(splits[name], tokenizer) if chat else []
         return splits, notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

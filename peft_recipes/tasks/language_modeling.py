@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft_recipes.data import formats
-from peft_recipes.data.rendering import with_end, without_second_bos
+from peft_recipes.data.rendering import text_ids
 from peft_recipes.data.shapes import unused_note
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
@@ -21,8 +21,9 @@ class LanguageModeling(Causal):
             source = self.source_of(name)
             if source.text not in rows.column_names:
                 raise RecipeError(missing_column(source.text, "text", rows.column_names, source.path))
-            formats.check_text(rows, source.text, source.path)
-            kept = rows.select([i for i, text in enumerate(rows[source.text]) if text.strip()])
+            kept = rows.select([i for i, text in enumerate(rows[source.text]) if text is not None and text != ""])
+            formats.check_text(kept, source.text, source.path)
+            kept = kept.select([i for i, text in enumerate(kept[source.text]) if text.strip()])
             empty += len(rows) - len(kept)
             renames = {source.text: "text"} if source.text != "text" else {}
             texts[name] = kept.select_columns(["id", source.text]).rename_columns(renames)
@@ -30,5 +31,5 @@ class LanguageModeling(Causal):
         return texts, [*notes, f"{empty} empty texts were left out."] if empty else notes
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
-        ids = without_second_bos(with_end(tokenizer(row["text"])["input_ids"], tokenizer), tokenizer)
+        ids = text_ids(row["text"], tokenizer)
         return {"input_ids": ids, "labels": list(ids)}

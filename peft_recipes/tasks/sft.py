@@ -13,10 +13,9 @@ from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.rendering import (
     common_prefix,
     labelled,
+    text_ids,
     tokenised_answers,
     unseen_note,
-    with_end,
-    without_second_bos,
 )
 from peft_recipes.data.shapes import detect, unused_note
 from peft_recipes.data.supervised import sft_rows
@@ -46,7 +45,7 @@ class SupervisedFineTuning(Causal):
 
     def tokenise(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
         if "text" in row:
-            ids = without_second_bos(with_end(tokenizer(row["text"])["input_ids"], tokenizer), tokenizer)
+            ids = text_ids(row["text"], tokenizer)
             return {"input_ids": ids, "labels": list(ids)}
         if isinstance(row["prompt"], list):
             return labelled(row, tokenizer)

@@ -25,7 +25,7 @@ def open_stream(task: Any) -> dict[str, Any]:
     """
     if processes.count() > 1:
         raise RecipeError("dataset.streaming: reads the data in one process. Start the run without --processes.")
-    splits, task.stream = streamed_splits(task.recipe.dataset)
+    splits, task.stream = streamed_splits(task.recipe.dataset, task.notes)
     return splits
 
 

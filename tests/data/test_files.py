@@ -108,6 +108,14 @@ def test_a_label_column_of_numbers_holds_numbers(cells, read, tmp_path):
     assert [row["label"] for row in rows_of(tmp_path / "d.csv")] == read * 5
 
 
+def test_lists_in_the_label_column_are_several_classes(tmp_path):
+    cells = ['"[""a"", ""b""]"', "\"['b']\"", "[]"]
+    (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"w {i},{cells[i % 3]}\n" for i in range(12)))
+    assert {tuple(row["label"]) for row in rows_of(tmp_path / "d.csv")} == {("a", "b"), ("b",), ()}
+    one = rows_of(tmp_path / "d.csv", problem_type="single_label_classification")
+    assert {row["label"] for row in one} == {'["a", "b"]', "['b']", "[]"}
+
+
 def test_labels_that_the_recipe_names_stay_text(tmp_path):
     (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"w {i},{i % 2}\n" for i in range(10)))
     assert [row["label"] for row in rows_of(tmp_path / "d.csv", labels=["0", "1"])][:2] == ["0", "1"]

@@ -81,3 +81,13 @@ def test_a_wrong_label_names_its_row(source, labels, message):
 def test_a_text_that_is_missing_from_a_pair_names_its_row():
     with pytest.raises(RecipeError, match="row train-1, column 'second': expected text"):
         made(Dataset("d", text=["text", "second"]), second=["a", None], label=[0, 1])
+
+
+def test_true_and_false_are_classes():
+    rows, labels = made(label=[True, False])
+    assert (labels.names, rows["label"][:]) == (["False", "True"], [1, 0])
+
+
+def test_classes_that_differ_in_case_or_blanks_are_noted():
+    _, labels = made(label=["spam", "Spam ", "ham"])
+    assert labels.notes == ["Classes that differ in case or blanks alone: 'Spam ' and 'spam'. Each is one of its own."]

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from peft_recipes import Arm, Dataset, RecipeError, scan, train
 from peft_recipes.data.preferences import NO_PROMPT
-from peft_recipes.data.prompts import NO_REFERENCE
+from peft_recipes.data.prompts import NO_REFERENCE, prompt_notes
 from peft_recipes.planning.plan import plan
 from peft_recipes.tasks.registry import task_of
 
@@ -73,6 +73,15 @@ def test_prompts_have_a_reference_and_all_columns_of_their_row():
     assert left_out == {NO_PROMPT: 1, NO_REFERENCE: 1}
     (plain,), _ = read({"prompt": [{"role": "user", "content": "say good"}]}, chat=False, references=False)
     assert plain["prompt"] == "### Instruction:\nsay good\n\n### Response:\n" and plain["reference"] == ""
+
+
+def test_a_system_message_and_a_context_are_shown_with_the_prompt():
+    (row,), _ = read({"prompt": "say", "completion": "1", "system": "Be brief.", "context": "A text.", "level": 3})
+    assert [message["content"] for message in row["prompt"]] == ["Be brief.", "say\n\nA text."]
+    assert prompt_notes(["id", "prompt", "completion", "system", "level"], Dataset("d.jsonl")) == [
+        "Shown with the prompt: system.",
+        "Columns that only the reward gets: level.",
+    ]
 
 
 @pytest.mark.parametrize(

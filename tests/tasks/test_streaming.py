@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -170,6 +171,30 @@ def test_own_splits_of_a_folder_are_read_as_streams(streamed, tmp_path):
     prepared = task_of(streamed("language-modeling", dataset)).prepare()
     assert prepared.ids["test"][0] == "test-0" and prepared.ids["validation"][0] == "train-0"
     assert len(set(first(prepared, 0, 22))) == 22
+
+
+def test_a_folders_own_splits_are_used_without_being_named(streamed, tmp_path):
+    for split, seed in (("train", 1), ("test", 2), ("dev", 3)):
+        lines = [json.dumps({"text": text}) for text, _ in sentences(5 if split == "dev" else 30, seed)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    prepared = task_of(streamed("language-modeling", Dataset(str(tmp_path), **COUNTS))).prepare()
+    assert prepared.ids["test"][0] == "test-0" and len(prepared.ids["test"]) == 8
+    assert prepared.ids["validation"][0].startswith("validation-") and len(prepared.ids["validation"]) == 5
+    assert any("test split is the dataset's own split 'test'" in note for note in prepared.notes)
+    cut = Dataset(str(tmp_path), test_split="train", **COUNTS)
+    assert task_of(streamed("language-modeling", cut)).prepare().ids["test"][0].startswith("train-")
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "rows.jsonl.gz", "rows.csv", "*.jsonl"])
+def test_a_stream_reads_the_files_that_memory_reads(name, tmp_path):
+    texts = ["None", "011", "True", *(f"text {n}" for n in range(20))]
+    lines = "".join(json.dumps({"text": text, "n": "1"}) + "\n" for text in texts)
+    if name.endswith(".csv"):
+        lines = "\ufefftext;n\r\n" + "".join(f"{text};1\r\n" for text in texts)
+    path = tmp_path / name.replace("*", "train")
+    path.write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
+    splits, _ = streaming.streamed_splits(Dataset(str(tmp_path / name), **COUNTS))
+    assert [text for rows in (splits["validation"], splits["test"], splits["train"]) for text in rows["text"]] == texts
 
 
 def test_plan_knows_steps_and_memory(streamed):
