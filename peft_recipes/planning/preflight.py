@@ -193,7 +193,7 @@ def _share(layers: list[Any]) -> bool:
 
 
 def _matched(model: nn.Module, method: Any) -> list[str]:
-    """The modules that get an adapter; none where the method names none and PEFT has no default: PEFT then has its say."""
+    """The modules that get an adapter; none where the method names none and PEFT has no default for the base."""
     try:
         return matched_modules(model, method)
     except RecipeError:
