@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,7 +46,7 @@ class AdapterSet:
         self.model: Any = None  # the PeftModel, once an adapter is loaded
         self.adapters: dict[str, OpenedAdapter] = {}
         self.active: str | None = None
-        self._replaced = False  # whether the one adapter here has replaced the base's embeddings
+        self._replaced = False  # whether the one adapter here has replaced weights of the base
         self._peft_names: dict[str, str] = {}
         self._count = 0
         self._layers: list[Any] = []  # the layers that switch between adapters
@@ -128,11 +127,12 @@ class AdapterSet:
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
-        # PEFT allows no dot in a name, and re-initialises the weights of one that is part of a prefix ("lora").
-        peft_name = f"a{self._count}_" + re.sub(r"\W", "_", name)
+        # PEFT takes a name that ends with that of a module for this module, allows no dot, and re-initialises the
+        # weights of one that is part of a prefix ("lora").
+        peft_name = f"adapter{self._count}_"
         self._count += 1
-        options = {"low_cpu_mem_usage": not _is_prompt(adapter)}
-        self._check_embeddings(adapter)
+        options = {"low_cpu_mem_usage": not (_is_prompt(adapter) or adapter.saved.initialised_from_base)}
+        self._check_base_weights(adapter)
         if self.model is None:
             fit_vocabulary(adapter.saved, self._base_model)
             self.model = PeftModel.from_pretrained(self._base_model, adapter.folder, adapter_name=peft_name, **options)
@@ -140,7 +140,13 @@ class AdapterSet:
         else:
             device = str(next(self._base_model.parameters()).device)
             self._enable_layers(True)
-            self.model.load_adapter(str(adapter.folder), peft_name, torch_device=device, **options)
+            try:
+                self.model.load_adapter(str(adapter.folder), peft_name, torch_device=device, **options)
+            except (KeyError, ValueError, TypeError, RuntimeError) as error:
+                raise RecipeError(
+                    f"{adapter.folder}: PEFT can't load it next to {', '.join(self.names)}, as they store different "
+                    f"modules ({' '.join(str(error).split())[:120]}). Use it by itself."
+                ) from error
         self.model.eval().requires_grad_(False)
         self._layers = [m for m in self.model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
         # The model holds the tensors now: without this, each adapter would be in memory twice.
@@ -148,14 +154,14 @@ class AdapterSet:
         self.adapters[name] = dataclasses.replace(adapter, saved=without_tensors)
         self._peft_names[name] = peft_name
 
-    def _check_embeddings(self, adapter: OpenedAdapter) -> None:
-        """Raise RecipeError where an adapter's own embeddings would replace those that other adapters use."""
+    def _check_base_weights(self, adapter: OpenedAdapter) -> None:
+        """Raise RecipeError where an adapter would replace weights of the base that other adapters use."""
         base = self._base_model if self.model is None else self.model.get_base_model()
-        replaces = replaces_embeddings(adapter.saved, base)
+        replaces = adapter.saved.changes_base or replaces_embeddings(adapter.saved, base)
         if self.adapters and (replaces or self._replaced):
             owner = adapter if replaces else next(iter(self.adapters.values()))
-            raise RecipeError(f"{owner.folder} brings embeddings of its own, which would replace the base's for the "
-                              "other adapters as well. Use it by itself.")  # fmt: skip
+            brings = _what_it_replaces(owner)
+            raise RecipeError(f"{owner.folder} {brings} for the other adapters as well. Use it by itself.")
         self._replaced = replaces
 
     def use(self, name: str | None) -> Any:
@@ -167,7 +173,7 @@ class AdapterSet:
         self._check_name(name)
         self.active = name
         if name is None and self._replaced:
-            raise RecipeError("The base's embeddings were replaced by the adapter's own: load the base by itself.")
+            raise RecipeError("The adapter has replaced weights of the base: load the base by itself.")
         if name is None:
             self._enable_layers(False)
             return self._base_model if self.model is None else self.model.get_base_model()
@@ -261,6 +267,15 @@ class AdapterSet:
     def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self.adapters:
             raise RecipeError(unknown("adapter", name, self.adapters))
+
+
+def _what_it_replaces(adapter: OpenedAdapter) -> str:
+    if adapter.saved.trains_biases:
+        return "brings biases of its own, which would replace the base's"
+    if adapter.saved.changes_base:
+        init = adapter.saved.config.init_lora_weights
+        return f"begins at a part of the base's weights ({init}), which it subtracts from them"
+    return "brings embeddings of its own, which would replace the base's"
 
 
 def _is_prompt(adapter: OpenedAdapter) -> bool:

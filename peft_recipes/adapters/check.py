@@ -20,7 +20,7 @@ from torch import nn
 
 from peft_recipes.adapters.embeddings import embeddings_of, fit_vocabulary
 from peft_recipes.adapters.infer_task import base_config, base_quantisation, class_names, infer_task
-from peft_recipes.adapters.saved import SavedAdapter, read_adapter
+from peft_recipes.adapters.saved import CONFIG, SavedAdapter, read_adapter
 from peft_recipes.arms.apply import REFUSALS
 from peft_recipes.arms.merge import merged
 from peft_recipes.data.prepared import Prepared
@@ -119,6 +119,11 @@ def check_fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
     from peft import get_peft_model, get_peft_model_state_dict
 
     bases = f"made for '{saved.config.base_model_name_or_path}', checked on '{task.recipe.model}'"
+    init = getattr(saved.config, "init_lora_weights", None)
+    if init in ("loftq", "corda"):
+        return Finding("fits", False, f"init_lora_weights is '{init}', which PEFT would compute anew from quantised "
+                       "weights or training data that are not here. If the adapter is for its base as it is, set it to "
+                       f"true in {CONFIG}")  # fmt: skip
     settings = copy.deepcopy(saved.config)
     settings.inference_mode = False
     if isinstance(getattr(settings, "init_lora_weights", None), str):
@@ -149,7 +154,8 @@ def check_fit(saved: SavedAdapter, task: Task, config: Any) -> Finding:
                        f"{bases}: {len(missing)} tensors missing, {len(unexpected)} not of this model, "
                        f"{len(mismatched)} of another shape; the first is {[*missing, *unexpected, *mismatched][0]}",
                        )  # fmt: skip
-    return Finding("fits", True, f"{len(expected)} tensors, on {task.recipe.model}")
+    return Finding("fits", True, "; ".join(filter(None, (f"{len(expected)} tensors, on {task.recipe.model}",
+                                                         saved.unknown_note))))  # fmt: skip
 
 
 def _one_line(error: Exception) -> str:
@@ -211,8 +217,12 @@ def sample_inputs(task: Task, prepared: Prepared, base: nn.Module) -> list[dict[
     if not vocab_size:
         return []
     ids = torch.arange(3, 19)[None] % vocab_size
-    decoder = {"decoder_input_ids": ids[:, :4]} if base.config.is_encoder_decoder else {}
-    return [{"input_ids": ids, **decoder}]
+    if not base.config.is_encoder_decoder:
+        return [{"input_ids": ids}]
+    if task.recipe.task.endswith("classification"):  # it reads the end token's output, and shifts the text by itself
+        end = base.config.eos_token_id
+        return [{"input_ids": torch.cat([ids[ids != end], torch.tensor([end])])[None]}]
+    return [{"input_ids": ids, "decoder_input_ids": ids[:, :4]}]
 
 
 def _without_tokenizer(task: Task, prepared: Prepared, quantise: str | None) -> tuple[nn.Module, list[str]]:

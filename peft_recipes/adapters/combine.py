@@ -122,6 +122,11 @@ def _check_configs(adapters: dict[str, OpenedAdapter], method: str) -> None:
                 f"{adapter.folder} has a head of its own ({', '.join(config.modules_to_save)}), and PEFT's "
                 "combinations leave heads out."
             )
+        if config.trainable_token_indices:
+            raise RecipeError(
+                f"{adapter.folder} has trained tokens of its own (trainable_token_indices), and PEFT's combinations "
+                "leave them out. Use it by itself."
+            )
     configs = {name: adapter.saved.config for name, adapter in adapters.items()}
     ranks = {name: max([config.r, *config.rank_pattern.values()]) for name, config in configs.items()}
     if method in _EQUAL_RANKS and len(set(ranks.values())) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ def open_adapter(folder: str | Path, base: str | None = None, *, trust_remote_co
     fit = check_fit(saved, task, base_config(saved, task))
     if fit.ok is False:
         raise RecipeError(f"{saved.folder} does not fit its base: {fit.message}.")
+    if note := saved.unknown_note:
+        print(f"Note: {saved.folder}: {note}.", file=sys.stderr, flush=True)
     adapter = OpenedAdapter(saved, task, class_names(saved, task.recipe))
     decodes_only = adapter.generates and not adapter.encodes
     if decodes_only and not saved.is_run and adapter.processor.chat_template is not None:

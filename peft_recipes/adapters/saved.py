@@ -24,16 +24,47 @@ RECIPE_FILE = "recipe.yaml"
 
 @dataclass
 class SavedAdapter:
-    """An adapter's folder, its PeftConfig, and its tensors by name, on the CPU."""
+    """An adapter's folder, its PeftConfig, and its tensors by name, on the CPU.
+
+    unknown_options: what is set in its adapter_config.json and the installed PEFT does not know.
+    """
 
     folder: Path
     config: PeftConfig
     tensors: dict[str, torch.Tensor]
+    unknown_options: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def method(self) -> str:
         """PEFT's name of its method: "LORA", "IA3", ..."""
         return self.config.peft_type.value
+
+    @property
+    def unknown_note(self) -> str:
+        """A sentence that names the unknown options; empty if there are none."""
+        import peft
+
+        names = ", ".join(self.unknown_options)
+        return f"PEFT {peft.__version__} does not know {names} of {CONFIG} and leaves it out" if names else ""
+
+    @property
+    def initialised_from_base(self) -> bool:
+        """Whether PEFT computes the initial A and B from the base's weights, each time that it loads the adapter."""
+        init = getattr(self.config, "init_lora_weights", None)
+        return isinstance(init, str) and init.lower() not in ("gaussian", "eva")
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether loading the adapter writes to the base's weights: PiSSA and OLoRA subtract their initial A and B, and
+        trained biases replace the base's.
+        """
+        init = str(getattr(self.config, "init_lora_weights", None)).lower()
+        return init.startswith(("pissa", "olora")) or self.trains_biases
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether the base's biases were trained and saved with the adapter."""
+        return str(getattr(self.config, "bias", "none")).lower() not in ("none", "false")
 
     @property
     def is_run(self) -> bool:
@@ -55,7 +86,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise RecipeError(_no_adapter(folder))
-    config = _read_config(folder / CONFIG)
+    config, unknown_options = _read_config(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         if (folder / PICKLE).is_file():
             raise RecipeError(
@@ -64,7 +95,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
                 f"{WEIGHTS}."
             )
         raise RecipeError(f"{folder} has no {WEIGHTS}: the adapter's weights are missing.")
-    return SavedAdapter(folder, config, read_tensors(folder / WEIGHTS))
+    return SavedAdapter(folder, config, read_tensors(folder / WEIGHTS), unknown_options)
 
 
 def _no_adapter(folder: Path) -> str:
@@ -77,7 +108,8 @@ def _no_adapter(folder: Path) -> str:
     return f"{folder} is no adapter: there is no {CONFIG}.{full}"
 
 
-def _read_config(path: Path) -> PeftConfig:
+def _read_config(path: Path) -> tuple[PeftConfig, list[str]]:
+    """Return the configuration, without the options of a newer PEFT, and the names of those that are set."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     try:
@@ -90,8 +122,9 @@ def _read_config(path: Path) -> PeftConfig:
         known = [peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING]
         raise RecipeError(unknown("peft_type", data["peft_type"], known, str(path)))
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[data["peft_type"]]
-    known = {field.name for field in dataclasses.fields(config_class)}  # options of a newer PEFT are left out
+    known = {field.name for field in dataclasses.fields(config_class)}
+    options = {key: value for key, value in data.items() if key in known and key != "peft_type"}
     try:
-        return config_class(**{key: value for key, value in data.items() if key in known and key != "peft_type"})
+        return config_class(**options), [key for key, value in data.items() if key not in known and value]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecipeError(f"{path}: PEFT refuses it: {' '.join(str(error).split())}") from error

@@ -14,15 +14,16 @@ from peft_recipes.arms.merge import merged as merged_model
 from peft_recipes.errors import RecipeError, unknown
 
 BASE, MERGED = "base", "-merged"
-_OWN_EMBEDDINGS = "own embeddings: "  # a group of one adapter, by its name
+# Groups of one adapter, by its name.
+_OWN_EMBEDDINGS, _OWN_BASE, _OWN_TOKENS = "own embeddings: ", "own base: ", "own tokens: "
 
 
 class Variants:
     """The base and its adapters as models, with the base's weights in memory once.
 
     Adapters of one PEFT method share one model; another method, or an adapter that brings its own embeddings, gets a
-    second model on the same weights. A merged model
-    has weights of its own, so it is made when it is first used, and only the latest is kept.
+    second model on the same weights; one that changes the base's weights (PiSSA, biases) gets a copy of them. A merged
+    model has weights of its own, so it is made when it is first used, and only the latest is kept.
     """
 
     def __init__(self, adapters: dict[str, OpenedAdapter], merged: bool = False):
@@ -32,13 +33,9 @@ class Variants:
         groups: dict[str, dict[str, OpenedAdapter]] = {}
         self._group_of: dict[str, str] = {}
         for name, adapter in adapters.items():
-            replaces = replaces_embeddings(adapter.saved, self.base)
-            self._group_of[name] = f"{_OWN_EMBEDDINGS}{name}" if replaces else adapter.saved.method
+            self._group_of[name] = _group(name, adapter, self.base)
             groups.setdefault(self._group_of[name], {})[name] = adapter
-        self._sets = {
-            key: AdapterSet.of(group, _sharing_weights(self.base, embeddings=not key.startswith(_OWN_EMBEDDINGS)))
-            for key, group in groups.items()
-        }
+        self._sets = {key: AdapterSet.of(group, _copy_for(key, self.base)) for key, group in groups.items()}
         self._merged: tuple[str, nn.Module] | None = None
         self.names = [BASE, *adapters, *(f"{name}{MERGED}" for name in adapters if merged)]
 
@@ -65,6 +62,20 @@ class Variants:
         if model is None:
             raise RecipeError(f"{adapter.folder} is {adapter.saved.method}, which can't be merged; leave out --merged.")
         return model.eval()
+
+
+def _group(name: str, adapter: OpenedAdapter, base: nn.Module) -> str:
+    if adapter.saved.changes_base:
+        return f"{_OWN_BASE}{name}"
+    if getattr(adapter.saved.config, "trainable_token_indices", None):  # PEFT loads no other adapter next to it
+        return f"{_OWN_TOKENS}{name}"
+    return f"{_OWN_EMBEDDINGS}{name}" if replaces_embeddings(adapter.saved, base) else adapter.saved.method
+
+
+def _copy_for(group: str, base: nn.Module) -> nn.Module:
+    if group.startswith(_OWN_BASE):
+        return copy.deepcopy(base)
+    return _sharing_weights(base, embeddings=not group.startswith(_OWN_EMBEDDINGS))
 
 
 def _sharing_weights(model: nn.Module, embeddings: bool) -> nn.Module:

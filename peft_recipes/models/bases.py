@@ -227,6 +227,11 @@ def _explain(what: str, name: str, error: Exception) -> str:
         )
     if "HfHubHTTPError" in classes:
         return f"{subject}: the Hub answered with an error: {text}"
+    if "instantiate the backend tokenizer" in text:
+        return (
+            f"{subject} can't be loaded: there is no tokenizer.json (nor another file that transformers makes one of). "
+            "Copy the tokenizer's files there, from the model that it was trained from."
+        )
     if isinstance(error, OSError) and "safetensors" in text:
         return f"{subject} has no weights in safetensors; pickled weights are never loaded. ({text})"
     if unsupported := re.match(r"Unrecognized configuration class .*\.(\w+)Config'> .*: (\w+)\.", text):

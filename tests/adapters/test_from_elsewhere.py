@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from saved_adapters import lora, saved
 from small import tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
@@ -20,6 +21,7 @@ from peft_recipes.adapters.open import open_adapter
 from peft_recipes.cli.app import app
 from peft_recipes.inference.generate import Sampling, generate
 from peft_recipes.inference.predict import Predictor
+from peft_recipes.inference.variants import Variants
 
 IDS = {"input_ids": torch.arange(3, 19)[None]}
 
@@ -35,6 +37,12 @@ def logits(model):
 
 def failures(folder, **options):
     return [(each.name, each.message) for each in check_adapter(folder, **options) if each.ok is False]
+
+
+def edit(folder, **changes):
+    """Change an adapter's configuration, as another tool or a newer PEFT writes it."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def base_model(folder, tie, dtype=torch.float32, width=32, **options):
@@ -125,7 +133,6 @@ def test_an_adapter_with_a_resized_vocabulary_is_checked_merged_and_asked(reques
     before = logits(AutoModelForCausalLM.from_pretrained(base))
     opened = open_adapter(tmp_path / "adapter")
     other = saved(base, tmp_path / "other")
-    from peft_recipes.inference.variants import Variants
 
     variants = Variants({"resized": opened, "other": open_adapter(other)})
     torch.testing.assert_close(logits(variants.model("resized")), expected)
@@ -314,3 +321,82 @@ def test_a_full_disk_ends_a_merge_in_one_line(untied, tmp_path, monkeypatch):
     done = call("merge", folder, "--output", tmp_path / "out" / "merged")
     assert done.exit_code == 1 and "disk is full" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["tuned-norm", "tuned-lm_head", "lora", "q_proj"])
+def test_an_adapter_may_be_named_like_a_module_that_it_stores(untied, tmp_path, name):
+    module = "lm_head" if name.endswith("lm_head") else "norm"
+    folder = saved(untied, tmp_path / name, lora(modules_to_save=[module]))
+    model = Variants({name: open_adapter(folder)}).model(name)
+    torch.testing.assert_close(logits(model), logits(plain(untied, folder)))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])
+def test_an_adapter_initialised_from_the_base_is_asked_as_by_peft(untied, tmp_path, init):
+    folder = saved(untied, tmp_path / "adapter", lora(init_lora_weights=init))
+    other = saved(untied, tmp_path / "other", seed=1)
+    variants = Variants({"adapter": open_adapter(folder), "other": open_adapter(other)}, merged=True)
+    for name, path in {"adapter": folder, "other": other}.items():
+        torch.testing.assert_close(logits(variants.model(name)), logits(plain(untied, path)))
+    torch.testing.assert_close(logits(variants.model("adapter-merged")), logits(plain(untied, folder)))
+    base = AutoModelForCausalLM.from_pretrained(untied)
+    torch.testing.assert_close(logits(variants.model("base")), logits(base))
+
+
+def test_an_adapter_that_changes_the_base_shares_it_with_no_other(untied, tmp_path):
+    folder = saved(untied, tmp_path / "adapter", lora(init_lora_weights="pissa"))
+    other = saved(untied, tmp_path / "other", seed=1)
+    for folders in ([folder, other], [other, folder]):
+        result = call("combine", *folders, "--output", tmp_path / "both")
+        assert result.exit_code == 2 and "begins at a part of the base's weights (pissa)" in result.output
+
+
+@pytest.mark.parametrize("init", ["loftq", "corda"])
+def test_an_initialisation_that_needs_more_than_the_base_is_refused_by_name(untied, tmp_path, init):
+    folder = saved(untied, tmp_path / "adapter")
+    edit(folder, init_lora_weights=init, loftq_config={"loftq_bits": 4})
+    assert [name for name, message in failures(folder) if f"init_lora_weights is '{init}'" in message] == ["fits"]
+    result = call("merge", folder, "--output", tmp_path / "merged")
+    assert result.exit_code == 2 and "set it to true in adapter_config.json" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_an_encoder_decoder_classifier_from_elsewhere_is_checked_and_merged(tiny, tmp_path, kind):
+    targets = {"bart": ["q_proj"], "t5": ["q"]}[kind]
+    base = tiny(kind)
+    folder = saved(base, tmp_path / "adapter", lora(target_modules=targets, task_type="SEQ_CLS"), labels=3)
+    assert failures(folder) == []
+    merge_adapter(folder, tmp_path / "merged")
+
+
+def test_options_of_a_newer_peft_are_named(untied, tmp_path):
+    folder = saved(untied, tmp_path / "adapter")
+    edit(folder, use_something_new=True, another=None)
+    for command in (["check", folder], ["merge", folder, "--output", tmp_path / "merged"]):
+        result = call(*command)
+        assert result.exit_code == 0
+        assert "does not know use_something_new" in " ".join(result.output.split())
+        assert "another" not in result.output
+
+
+def test_trained_biases_and_tokens_are_asked_next_to_the_base_and_others(tiny, untied, tmp_path):
+    gpt2, on_gpt2 = tiny("gpt2"), {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    biases = saved(gpt2, tmp_path / "biases", lora(bias="all", **on_gpt2))
+    path = biases / "adapter_model.safetensors"
+    save_file({name: t + 0.1 if name.endswith("bias") else t for name, t in load_file(path).items()}, path)
+    plain_lora = saved(gpt2, tmp_path / "plain", lora(**on_gpt2), seed=1)
+    check_variants(gpt2, biases, plain_lora)
+    tokens = saved(untied, tmp_path / "tokens", lora(trainable_token_indices=[4, 5]))
+    norm = saved(untied, tmp_path / "norm", lora(modules_to_save=["norm"]), seed=1)
+    check_variants(untied, tokens, saved(untied, tmp_path / "other", seed=2), norm)
+    for pair in ([biases, plain_lora], [tokens, tmp_path / "other"], [tmp_path / "other", tokens]):
+        result = call("combine", *pair, "--output", tmp_path / "both")
+        assert result.exit_code == 2 and "Use it by itself" in " ".join(result.output.split())
+
+
+def check_variants(base, *folders):
+    """Each adapter, and the base beside them, answers as it does by plain PEFT."""
+    variants = Variants({folder.name: open_adapter(folder) for folder in folders})
+    for folder in folders:
+        torch.testing.assert_close(logits(variants.model(folder.name)), logits(plain(base, folder)))
+    torch.testing.assert_close(logits(variants.model("base")), logits(AutoModelForCausalLM.from_pretrained(base)))
