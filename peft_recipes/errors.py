@@ -19,6 +19,16 @@ class RecipeError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it or was being handled, and so on; each once, as an error may be its own cause."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
 class JudgeError(RuntimeError):
     """A judge that can't be asked. The message says why; runs and replies until then are kept."""
 

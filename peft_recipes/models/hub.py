@@ -8,6 +8,8 @@ import socket
 import sys
 from urllib.parse import urlsplit
 
+from peft_recipes.errors import causes
+
 _TIMEOUT = 5.0  # seconds
 
 
@@ -45,11 +47,7 @@ def error_chain(error: BaseException) -> tuple[list[BaseException], set[str], in
 
     The status is 0 if the Hub did not answer.
     """
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = list(causes(error))
     class_names = {cls.__name__ for link in chain for cls in type(link).__mro__}
     statuses = (getattr(getattr(link, "response", None), "status_code", None) for link in chain)
     return chain, class_names, next((status for status in statuses if status), 0)

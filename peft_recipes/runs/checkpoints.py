@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.errors import causes
 from peft_recipes.runs.files import write_json
 
 FOLDER = "trainer"  # in the run's folder
@@ -119,12 +120,10 @@ def publish(checkpoint: Path, folder: Path, state: dict[str, Any]) -> Path:
 
 def disk_full(error: BaseException) -> bool:
     """Whether an exception, or one that caused it, means a full disk, as any of the writing libraries report it."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         text = str(cause).lower()
         if getattr(cause, "errno", None) in _DISK_FULL or any(words in text for words in _DISK_FULL_MESSAGES):
             return True
-        cause = cause.__cause__ or cause.__context__
     return False
 
 

@@ -63,3 +63,11 @@ def test_other_errors_are_not_taken_for_a_full_disk():
 def test_bitsandbytes_does_not_talk_where_it_is_only_imported():
     quiet_libraries()
     assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
+
+
+def test_an_error_that_is_its_own_cause_is_no_full_disk():
+    from peft_recipes.runs.checkpoints import disk_full
+
+    error = FloatingPointError("The loss is nan")
+    error.__cause__ = error
+    assert not disk_full(error)
