@@ -9,7 +9,7 @@ from peft_recipes.data.formats import as_text, needs_template, plain_conversatio
 from peft_recipes.data.shapes import Shape, check_named, find_prompt, unused_note, with_extras
 from peft_recipes.data.skipped import EMPTY, NO_PROMPT, SkippedRows
 from peft_recipes.data.sources import missing_column
-from peft_recipes.data.supervised import add_extras, conversation, refusing, same_keys
+from peft_recipes.data.supervised import conversation, converted, refusing
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -48,20 +48,13 @@ def preference_rows(rows: datasets.Dataset, source: Dataset, chat: bool, skipped
     messages; otherwise messages become text.
     Raises RecipeError: a missing column, a value that is neither text nor messages, too many unusable rows.
     """
-    import datasets
-
     shape = preference_shape(rows, source)
-    examples = []
-    for row in rows:
+
+    def example_of(row: dict[str, Any]) -> dict[str, Any] | str:
         pair = _pair(row, shape, source)
-        if isinstance(pair, str):
-            skipped.add(row["id"], pair)
-        else:
-            trl = _as_trl(pair, chat, shape.has_prompt, row["id"], source)
-            examples.append({"id": row["id"], **add_extras(trl, row, shape, source, chat)})
-    skipped.check()
-    same_keys(examples)
-    return datasets.Dataset.from_list(examples, on_mixed_types="use_json")
+        return pair if isinstance(pair, str) else _as_trl(pair, chat, shape.has_prompt, row["id"], source)
+
+    return converted(rows, example_of, shape, source, chat, skipped)
 
 
 def _pair(row: dict[str, Any], shape: Shape, source: Dataset) -> dict[str, Any] | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from peft_recipes.data.conversations import (
@@ -37,20 +38,40 @@ def sft_rows(rows: datasets.Dataset, source: Dataset, shape: Shape, chat: bool, 
     that do among prompt and completion; `tools` and `template_options` are JSON, for the chat template. chat: the
     tokenizer has one, so prompts are messages; otherwise they are plain text.
     """
-    import datasets
-
     if shape.kind == "text":
         return _texts(rows, shape.completion, source, skipped)
     train_on = source.train_on or (WEIGHTED if _has_weights(rows, shape.messages or shape.completion) else LAST)
     nulls = "Json" in str(rows.features)  # a null that stands in the data itself, not one of another row's keys
+
+    def example_of(row: dict[str, Any]) -> dict[str, Any] | str:
+        example = _example(row, source, shape, train_on, keep_nulls=nulls)
+        return example if chat or isinstance(example, str) else _plain(example, row["id"], source)
+
+    return converted(rows, example_of, shape, source, chat, skipped)
+
+
+def converted(
+    rows: datasets.Dataset,
+    example_of: Callable[[dict[str, Any]], dict[str, Any] | str],
+    shape: Shape,
+    source: Dataset,
+    chat: bool,
+    skipped: SkippedRows,
+) -> datasets.Dataset:
+    """Rows in trl's format, with `id` and what they give to the chat template.
+
+    example_of: gives a row's example, or the reason why it can't be used; such rows go to `skipped`. Raises RecipeError
+    if those are too many.
+    """
+    import datasets
+
     examples = []
     for row in rows:
-        example = _example(row, source, shape, train_on, keep_nulls=nulls)
+        example = example_of(row)
         if isinstance(example, str):
             skipped.add(row["id"], example)
         else:
-            example = example if chat else _plain(example, row["id"], source)
-            examples.append({"id": row["id"], **add_extras(example, row, shape, source, chat)})
+            examples.append({"id": row["id"], **_add_extras(example, row, shape, source, chat)})
     skipped.check()
     same_keys(examples)
     return datasets.Dataset.from_list(examples, on_mixed_types="use_json")
@@ -112,7 +133,7 @@ def _example(
     return example
 
 
-def add_extras(
+def _add_extras(
     example: dict[str, Any], row: dict[str, Any], shape: Shape, source: Dataset, chat: bool = True
 ) -> dict[str, Any]:
     """The example with what its row gives to the chat template: tools, and options of its own, as JSON.

@@ -13,7 +13,7 @@ from peft_recipes.data.preferences import preference_notes, preference_rows
 from peft_recipes.data.shapes import PAIRS, Shape, check_named, find_prompt, unused_note, with_extras
 from peft_recipes.data.skipped import EMPTY, ENDS_WITHOUT, NO_PROMPT, SkippedRows
 from peft_recipes.data.sources import missing_column
-from peft_recipes.data.supervised import add_extras, conversation, same_keys
+from peft_recipes.data.supervised import conversation, converted
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.dataset import Dataset
 
@@ -54,17 +54,12 @@ def unpaired_rows(rows: datasets.Dataset, source: Dataset, chat: bool, skipped: 
         order = np.random.default_rng(source.seed).permutation(len(both))
         return datasets.Dataset.from_list([both[i] for i in order], on_mixed_types="use_json")
     shape, label = _shape(rows.column_names, source)
-    examples = []
-    for row in rows:
+
+    def example_of(row: dict[str, Any]) -> dict[str, Any] | str:
         example = _example(row, shape, label, source)
-        if isinstance(example, str):
-            skipped.add(row["id"], example)
-        else:
-            example = example if chat else _plain(example, row["id"], source)
-            examples.append({"id": row["id"], **add_extras(example, row, shape, source, chat)})
-    skipped.check()
-    same_keys(examples)
-    return datasets.Dataset.from_list(examples, on_mixed_types="use_json")
+        return example if chat or isinstance(example, str) else _plain(example, row["id"], source)
+
+    return converted(rows, example_of, shape, source, chat, skipped)
 
 
 def _are_pairs(columns: list[str], source: Dataset) -> bool:
