@@ -72,7 +72,7 @@ DATASETS = [
     _data("d.jsonl", _LINES[0] + "\n[1, 2]\n", "line 2", name="a line that is a list"),
     _data("d.jsonl", _LINES[0] + "\n\x00\x00\n", "line 2", name="a line of zeros"),
     _data("d.jsonl", b'{"text": "\xff", "label": "a"}\n', "UTF-8"),
-    _data("d.jsonl", _VALID_LINES + '{"text": null, "label": "good"}\n', "text"),
+    _data("d.jsonl", _VALID_LINES + '{"text": null, "label": "good"}\n' * 9, "can't be used"),
     _data("d.jsonl", _VALID_LINES + '{"text": "x", "label": null}\n', "label"),
     _data("d.jsonl", _VALID_LINES + f'{{"text": "{"x" * 1_000_000}\n', "line 41", name="a broken line of a megabyte"),
     _data("d.jsonl", _VALID_LINES.replace('"the film was 7"', "7"), "text", name="a number for a text"),

@@ -92,7 +92,6 @@ DATASETS = [
     _data("d.jsonl", _jsonl([["a", "a"], ["b"]]), "names a class twice", "metric=micro_f1"),
     _data("d.jsonl", _jsonl([["a", 1], ["b"]]), "are mixed", "metric=micro_f1", name="lists of text and numbers"),
     _data("d.jsonl", _jsonl([{"a": 1}]), "a label is a whole number or text", name="a label that is an object"),
-    _data("d.jsonl", _jsonl([True, False]), "a label is a whole number or text", name="true and false as labels"),
     _data("d.jsonl", _VALID_LINES, "is not one of dataset.labels", "dataset.labels=[x,y]", name="other class names"),
     _data("d.json", "[]", "has no rows"),
     _data("d.json", " ", "has no rows", name="a json of a space"),
