@@ -29,6 +29,15 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
+def root_cause(error: BaseException) -> str:
+    """The message of the error that an error was raised from first, in one line with a full stop."""
+    seen: set[int] = set()
+    while error.__cause__ is not None and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__
+    return f"{' '.join(str(error).split())[:300] or type(error).__name__}."
+
+
 class JudgeError(RuntimeError):
     """A judge that can't be asked. The message says why; runs and replies until then are kept."""
 

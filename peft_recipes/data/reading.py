@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data import files, located
-from peft_recipes.errors import RecipeError
+from peft_recipes.errors import RecipeError, root_cause
 from peft_recipes.models.bases import hub_errors, is_local
 from peft_recipes.recipe.addresses import address_problem
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset
@@ -75,7 +75,7 @@ def _read_files(paths: list[Path], notes: list[str]) -> datasets.Dataset:
     try:
         return concatenate_datasets(parts)
     except ValueError as error:
-        raise RecipeError(f"The files of {paths[0].parent} don't fit together: {_root_cause(error)}") from error
+        raise RecipeError(f"The files of {paths[0].parent} don't fit together: {root_cause(error)}") from error
 
 
 def _read_csv(paths: list[Path], delimiter: str, *columns: str) -> datasets.Dataset:
@@ -163,13 +163,7 @@ def _load(reader: str, paths: list[Path], **options: Any) -> datasets.Dataset:
     try:
         return datasets.load_dataset(reader, data_files=[glob.escape(str(p)) for p in paths], **options)["train"]
     except Exception as error:  # datasets wraps what its readers raise
-        raise RecipeError(f"dataset file {paths[0]} can't be read: {_root_cause(error)}") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{' '.join(str(error).split())[:300] or type(error).__name__}."
+        raise RecipeError(f"dataset file {paths[0]} can't be read: {root_cause(error)}") from error
 
 
 def _read_pattern(pattern: str, given: str, notes: list[str]) -> dict[str, datasets.Dataset]:
@@ -187,7 +181,7 @@ def _read_folder(path: Path, source: Dataset, notes: list[str]) -> dict[str, dat
         try:
             loaded = datasets.load_from_disk(str(path))
         except Exception as error:
-            raise RecipeError(f"dataset '{source.path}' can't be read: {_root_cause(error)}") from error
+            raise RecipeError(f"dataset '{source.path}' can't be read: {root_cause(error)}") from error
         return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     inside = [p for p in sorted(path.rglob("*")) if p.is_file() and not located.hidden(p.relative_to(path))]
     read = located.data_files(inside)
@@ -220,7 +214,7 @@ def _from_hub(name: str, source: Dataset, notes: list[str]) -> dict[str, dataset
                 return _csv_of(builder, name, source)
             return dict(datasets.load_dataset(name, source.name, revision=source.revision))
         except datasets.exceptions.DatasetGenerationError as error:
-            raise RecipeError(f"dataset '{source.path}' can't be read: {_root_cause(error)}") from error
+            raise RecipeError(f"dataset '{source.path}' can't be read: {root_cause(error)}") from error
 
 
 def _csv_of(builder: Any, name: str, source: Dataset) -> dict[str, datasets.Dataset]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["load_splits", "load_test", "missing_column", "read_file", "read_splits"]
 
 # Names of a dataset's own splits, the usual one first.
-_OWN = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval", "evaluation")}
+USUAL_SPLITS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval", "evaluation")}
 
 
 def load_splits(source: Dataset, notes: list[str] | None = None) -> dict[str, datasets.Dataset]:
@@ -64,7 +64,7 @@ def load_test(source: Dataset, notes: list[str] | None = None, at_most: bool = F
     raw = typed(read_splits(source, notes), source)
     name = next(iter(raw)) if len(raw) == 1 else source.test_split
     if name is None:
-        usual = [own for own in (*_OWN["test"], *_OWN["validation"]) if own in raw]
+        usual = [own for own in (*USUAL_SPLITS["test"], *USUAL_SPLITS["validation"]) if own in raw]
         name = next((own for own in usual if _has_labels(raw[own], None, source)), "test")
         if name in raw:
             notes.append(f"'{source.path}' is evaluated on its split '{name}' ({len(raw[name])} examples).")
@@ -83,7 +83,7 @@ def _own_splits(
 ) -> dict[str, str]:
     """The dataset's own splits for the test and validation splits that the recipe does not name; notes say which."""
     own: dict[str, str] = {}
-    for split, usual in _OWN.items():
+    for split, usual in USUAL_SPLITS.items():
         if named[split] is not None:
             continue
         for name in (name for name in usual if name in raw and name not in named.values()):

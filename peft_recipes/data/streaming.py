@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data import files, located
-from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.errors import RecipeError, root_cause, unknown
 from peft_recipes.models.bases import hub_errors
 from peft_recipes.recipe.dataset import EMBEDDED, REGRESSION, Dataset
 
@@ -142,7 +142,7 @@ def _in_memory(
     try:
         read = list(rows)
     except Exception as error:  # datasets and pandas raise what their readers do
-        raise RecipeError(f"dataset '{source.path}' can't be read as a stream: {_cause(error)}") from error
+        raise RecipeError(f"dataset '{source.path}' can't be read as a stream: {root_cause(error)}") from error
     if not read or (least is None and len(read) < int(needed.split(": ")[1].split()[0])):
         raise RecipeError(f"dataset '{source.path}' has too few rows for {needed}. Set smaller numbers of rows.")
     columns = list(dict.fromkeys(name for row in read for name in row))
@@ -181,7 +181,7 @@ def _open(source: Dataset) -> dict[str, datasets.IterableDataset]:
     try:
         return dict(datasets.load_dataset(readers.pop(), data_files=named, streaming=True, **options))
     except Exception as error:
-        raise RecipeError(f"dataset '{source.path}' can't be read as a stream: {_cause(error)}") from error
+        raise RecipeError(f"dataset '{source.path}' can't be read as a stream: {root_cause(error)}") from error
 
 
 def _csv_options(paths: list[Path], source: Dataset) -> dict[str, Any]:
@@ -200,9 +200,3 @@ def _csv_options(paths: list[Path], source: Dataset) -> dict[str, Any]:
     number = source.label if source.problem_type == REGRESSION else None
     types = {name: datasets.Value("float64" if name == number else "string") for name in names}
     return {"sep": delimiter, "keep_default_na": False, "encoding": "utf-8-sig", "features": datasets.Features(types)}
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{' '.join(str(error).split())[:300] or type(error).__name__}."

@@ -13,7 +13,6 @@ from peft_recipes.recipe.dataset import Dataset
 MOST_TEST, MOST_VALIDATION = 1_000, 500  # examples: enough for an interval of a few points, and soon evaluated
 FEWEST = 4  # rows: one to train on, one for validation, two for the interval of a difference
 NO_LIMIT = 8_192  # tokens of an example at most, for a base without a limit of its own
-_TEST, _VALIDATION = ("test",), ("validation", "valid", "val", "dev", "eval")
 
 
 def read_splits(source: Dataset) -> dict[str, Any]:
@@ -32,8 +31,8 @@ def split_fields(raw: dict[str, Any], label: str | None, path: str) -> tuple[dic
     fields: dict[str, Any] = {} if train == "train" else {"train_split": train}
     why: dict[str, str] = {}
     total, single = len(raw[train]), len(raw) == 1
-    test = None if single else _own(raw, _TEST, label)
-    validation = None if single else _own(raw, _VALIDATION, label)
+    test = None if single else _own(raw, sources.USUAL_SPLITS["test"], label)
+    validation = None if single else _own(raw, sources.USUAL_SPLITS["validation"], label)
     if not single and test is None and validation is not None:  # GLUE's test splits have no labels
         test, validation = validation, None
         why["test"] = f"its own split '{test}', as no other one has labels"
