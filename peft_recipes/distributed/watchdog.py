@@ -11,6 +11,7 @@ timeout of Accelerate's process group ends these after `ddp_timeout` (30 minutes
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -30,6 +31,7 @@ _DEFAULT = 600.0  # no collective of this package takes minutes
 _INTERVAL = 5.0  # seconds between two samples
 _SILENCE = 60.0  # seconds; a busy machine, or an import that holds the GIL, silences a rank for less
 _GRACE = 20.0  # seconds for the ranks to end by themselves
+_LEAVE = 5.0  # seconds for the thread to end with its process
 _HANG = "RanksHang"
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _DISTRIBUTED = os.sep + os.path.join("torch", "distributed") + os.sep
@@ -131,16 +133,24 @@ class Watchdog:
         self._limit, self._thread = timeout(), threading.get_ident()
         self._since, self._last = time.monotonic(), ()
         self._heard: dict[int, tuple[int, float]] = {}
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Start watching the calling thread."""
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        """Start watching the calling thread, until the process exits."""
+        self._watcher.start()
+        # A thread that calls the store while Python exits aborts the process: it is ended within C++ code.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the watching thread."""
+        self._stop.set()
+        self._watcher.join(_LEAVE)
 
     def _watch(self) -> None:
         beat = 0
         try:
-            while True:
-                time.sleep(min(_INTERVAL, self._limit / 4))
+            while not self._stop.wait(min(_INTERVAL, self._limit / 4)):
                 beat += 1
                 if self._hangs(beat):
                     return self._end()
@@ -183,6 +193,8 @@ class Watchdog:
             self._store.set(acknowledged, "1")
         until, before = time.monotonic() + _GRACE, self._last
         while time.monotonic() < until:
+            if self._stop.is_set():
+                return  # the process exits by itself
             if self._rank and self._store.check([acknowledged]):
                 break
             if self._rank == 0 and _identity(sys._current_frames().get(self._thread)) != before:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from peft_recipes.distributed.watchdog import position, timeout, verdict
@@ -38,8 +42,6 @@ def test_a_hang_is_when_no_rank_can_go_on(states, silent, hangs):
 
 
 def test_a_rank_that_computes_does_not_wait():
-    import sys
-
     assert position(sys._getframe()) is None
 
 
@@ -50,3 +52,23 @@ def test_a_timeout_that_is_no_number_is_refused(monkeypatch, text):
         timeout()
     monkeypatch.setenv("PEFT_RECIPES_HANG_SECONDS", "2.5")
     assert timeout() == 2.5
+
+
+ENDS = """
+import atexit, threading
+import torch.distributed as dist
+from peft_recipes.distributed.watchdog import Watchdog
+
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))  # called after the watchdog's
+store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+Watchdog(store.clone(), 0, 1, lambda: "failure").start()
+while not store.check(["peft_recipes/watchdog/0"]):
+    pass
+"""
+
+
+def test_the_watching_thread_ends_before_python_exits():
+    """Within a call of the store, it aborts the process: "terminate called without an active exception"."""
+    environment = os.environ | {"PEFT_RECIPES_HANG_SECONDS": "0.0001"}
+    run = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "['MainThread']\n", "")
