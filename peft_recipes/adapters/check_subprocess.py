@@ -21,7 +21,7 @@ TRUSTED = "--trust-remote-code"
 def main(folders: list[str], trust_remote_code: bool) -> None:
     """Check each folder on a fresh base and print its line."""
     quiet_libraries()
-    if not any(_is_quantised(Path(folder)) for folder in folders):
+    if not any_quantised(folders):
         skip_bitsandbytes()
     from peft_recipes.adapters.check import check_adapter
 
@@ -36,6 +36,11 @@ def main(folders: list[str], trust_remote_code: bool) -> None:
             if isinstance(problem, MemoryError) or says_out_of_memory(error):
                 error, not_run = None, error
         print(json.dumps({"folder": folder, "error": error, "not_run": not_run}), flush=True)
+
+
+def any_quantised(folders: list[str]) -> bool:
+    """Whether the base of one of these runs needs bitsandbytes, or may need it."""
+    return any(_is_quantised(Path(folder)) for folder in folders)
 
 
 def _is_quantised(folder: Path) -> bool:

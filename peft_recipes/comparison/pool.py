@@ -12,17 +12,18 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.adapters.check_subprocess import TRUSTED
+from peft_recipes.adapters.check_subprocess import TRUSTED, any_quantised
+from peft_recipes.comparison.processes import GRACE_SECONDS, ending_together, run_to_end, start
+from peft_recipes.comparison.worker import needs_bitsandbytes
 from peft_recipes.distributed.launch import Launch
-from peft_recipes.errors import Terminated, says_out_of_memory
+from peft_recipes.errors import says_out_of_memory
 from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.checkpoints import FOLDER as CHECKPOINTS
@@ -33,7 +34,6 @@ from peft_recipes.runs.lock import LOCK_FILES, locked
 
 Job = tuple[str, int]  # arm, seed
 
-_GRACE_SECONDS = 120  # for an interrupted worker to finish its step and write a checkpoint
 _SILENT_SECONDS = 120  # without a new log line, after which a worker is reported as silent
 
 
@@ -112,24 +112,17 @@ class _Worker:
         self.order, self.slot, self.folder = order, slot, order.folder
         self._clear_folder()
         order.report("running")
-        self._log = (self.folder / "log.txt").open("wb")
+        (self.folder / "log.txt").unlink(missing_ok=True)
         # In a session of its own, so that Ctrl-C reaches the comparison alone, which then interrupts the worker once.
         # The stdin pipe closes when the comparison's process is killed: the worker (each rank) then ends itself.
-        self.process = subprocess.Popen(
-            self._command(),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, **slot},
-        )
+        self.process = start(self._command(), self.folder / "log.txt", slot, fork=self._can_fork())
         self._last_line, self._changed, self._position = b"", time.monotonic(), {}
 
     def _clear_folder(self) -> None:
         make_folder(self.folder)
         # wait: the worker of a comparison that was killed may still be writing its last checkpoint.
         order = self.order
-        with locked(self.folder, wait=_GRACE_SECONDS):
+        with locked(self.folder, wait=GRACE_SECONDS):
             if order.overwrite:
                 clear(self.folder, keep=LOCK_FILES)
             elif order.finished is not None and order.finished():
@@ -145,6 +138,9 @@ class _Worker:
         arm, seed = order.job
         arguments = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
         return order.launch.command(module, *arguments) if order.launch else [sys.executable, "-m", module, *arguments]
+
+    def _can_fork(self) -> bool:
+        return self.order.launch is None and not needs_bitsandbytes(self.order.yaml, self.order.job[0])
 
     def has_ended(self) -> bool:
         """Whether the process has ended; reports the run's progress if not."""
@@ -171,7 +167,6 @@ class _Worker:
         One that died after its run was stored leaves the figures, and its missing checks get the reason.
         """
         self.process.stdin.close()
-        self._log.close()
         run, code = read_run(self.folder), self.process.returncode
         if run is None:
             failure = _failure(code, self.folder / "log.txt")
@@ -202,19 +197,16 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
     """
     if not runs:
         return
-    command = [sys.executable, "-m", "peft_recipes.adapters.check_subprocess", *(str(run.folder) for run in runs)]
-    command += [TRUSTED] if trust_remote_code else []
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, start_new_session=True
-    )
-    with ending_together() as processes:
-        processes.append(process)
-        stdout, stderr = process.communicate()
-    rows = {row["folder"]: row for row in map(json.loads, stdout.decode().splitlines())}
-    reason = " ".join(stderr.decode(errors="replace").split())[-300:] or f"exit code {process.returncode}"
+    module, words = "peft_recipes.adapters.check_subprocess", [str(run.folder.resolve()) for run in runs]
+    command = [sys.executable, "-m", module, *words, *([TRUSTED] if trust_remote_code else [])]
+    code, lines = run_to_end(command, fork=not any_quantised(words))
+    found = [line for line in lines if line.startswith("{")]
+    rows = {row["folder"]: row for row in map(json.loads, found)}
+    other = " ".join(line for line in lines if line not in found)
+    reason = " ".join(other.split())[-300:] or f"exit code {code}"
     ended = {"error": None, "not_run": f"the checking process ended early: {reason}"}
     for run in runs:
-        row = rows.get(str(run.folder), ended)
+        row = rows.get(str(run.folder.resolve()), ended)
         result: Any = row["error"] is None
         if row["not_run"]:
             result = f"{NOT_RUN}: {row['not_run']}"
@@ -222,34 +214,6 @@ def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
             result = {"error": f"In a fresh process its adapter is not as trained: {row['error']}"}
         run.data["checks"]["fresh-process"] = result
         write_json(run.folder / RUN_FILE, run.data)
-
-
-@contextlib.contextmanager
-def ending_together() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """End the processes added to the yielded list when the block is left by an error or an interruption."""
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        yield processes
-    except BaseException:
-        _interrupt(processes)
-        raise
-    finally:
-        for process in processes:
-            process.stdin.close()
-
-
-def _interrupt(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Send SIGINT and wait; kill after the grace period, or at once when interrupted a second time."""
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + _GRACE_SECONDS
-    try:
-        for process in processes:
-            process.wait(max(deadline - time.monotonic(), 0))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt, Terminated):
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def _last_line(path: Path) -> bytes:

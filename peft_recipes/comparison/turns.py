@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft_recipes.comparison.measure_worker import MARK
-from peft_recipes.comparison.pool import ending_together
+from peft_recipes.comparison.processes import run_to_end
+from peft_recipes.comparison.worker import needs_bitsandbytes
 from peft_recipes.errors import RecipeError
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import RUN_FILE, Run, read_run
@@ -114,13 +114,8 @@ def _in_fresh_process(run: Run, data: Path | None) -> Turn:
     arm, seed = run.data["arm"], run.data["seed"]
     words = [str(run.folder), arm, str(seed), str(STEPS), *([str(data)] if data else [])]
     command = [sys.executable, "-m", "peft_recipes.comparison.measure_worker", *words]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with ending_together() as started:  # the open stdin ends the worker when this process is killed
-        process = subprocess.Popen(command, **pipes, start_new_session=True)
-        started.append(process)
-        lines = process.stdout.read().decode(errors="replace").strip().splitlines()
-        process.wait()
-    if process.returncode:
-        reason = " ".join(" ".join(lines).split())[-300:] or f"exit code {process.returncode}"
+    code, lines = run_to_end(command, fork=not needs_bitsandbytes(run.folder / "recipe.yaml", arm))
+    if code:
+        reason = " ".join(" ".join(lines).split())[-300:] or f"exit code {code}"
         raise RecipeError(f"Arm '{arm}', seed {seed} could not be measured again: {reason}")
     return json.loads(next(line for line in reversed(lines) if line.startswith(MARK)).removeprefix(MARK))

@@ -28,7 +28,7 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
     """
     end_with_parent()
     quiet_libraries()
-    if not _needs_bitsandbytes(Path(recipe_file), arm):
+    if not needs_bitsandbytes(Path(recipe_file), arm):
         skip_bitsandbytes()
     from peft_recipes.runs.files import make_folder, write_json
     from peft_recipes.runs.folder import RUN_FILE, read_run, resolved_recipe, run_folder
@@ -56,7 +56,7 @@ def work(recipe_file: str, arm: str, seed: int, output: str, data: str | None = 
         return EXIT_CODES[type(error)]
 
 
-def _needs_bitsandbytes(recipe_file: Path, arm: str) -> bool:
+def needs_bitsandbytes(recipe_file: Path, arm: str) -> bool:
     """Whether the run has a quantised base or an 8-bit optimizer; read from plain YAML, since a Recipe imports PEFT."""
     recipe = read_yaml(recipe_file) or {}
     arms = recipe.get("arms") or {}

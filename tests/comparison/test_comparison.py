@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 import pandas
-import psutil
 import pytest
 from small import compared_here
+from worker_processes import workers
 
 from peft_recipes import Arm, RecipeError, compare, plan, read_comparison, train
 from peft_recipes.comparison.compare import collect
@@ -142,10 +142,9 @@ def test_a_run_killed_by_the_system_is_out_of_memory_and_is_rerun_by_the_next_ca
     states = []
 
     def kill_the_worker():
-        module = "peft_recipes.comparison.worker"
-        while not (workers := [child for child in psutil.Process().children() if module in child.cmdline()]):
+        while not (found := workers()):
             threading.Event().wait(0.01)
-        workers[0].send_signal(signal.SIGKILL)
+        found[0].send_signal(signal.SIGKILL)
 
     def kill(news):
         state = (*news.job, news.state)
@@ -279,7 +278,7 @@ def test_an_interrupted_comparison_leaves_no_worker_and_can_be_resumed(compariso
 
     with pytest.raises(KeyboardInterrupt):
         compare(recipe, output=tmp_path, on_progress=interrupt)
-    assert psutil.Process().children() == []
+    assert workers() == []
     ended = {}
     compare(recipe, output=tmp_path, on_progress=last_states(ended))
     assert ended == {("base", 0): "kept", ("full", 0): "ok"}

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-import psutil
 import pytest
 import transformers
 from benchmark_files import choices
@@ -26,6 +25,7 @@ from safetensors.torch import load_file
 from tagged import tag_recipe, tagged, written
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from two_ranks import assert_same, launch, run_of
+from worker_processes import workers
 
 from peft_recipes import Arm, Dataset, RecipeError, compare, targets, train
 from peft_recipes.distributed.batches import check_shardable
@@ -330,7 +330,7 @@ def test_a_comparison_retrains_runs_of_another_number_of_processes(recipes, root
     with pytest.raises(KeyboardInterrupt):  # one process trains it again
         compare(recipes["sft"], ["lora"], output=root / "compared", on_progress=interrupt)
     assert list(states.values())[-1] == "running"
-    assert not [p for p in psutil.Process().children(recursive=True) if "peft_recipes.comparison.worker" in p.cmdline()]
+    assert workers() == []
 
 
 def test_collectives_of_one_process_return_its_own_values():

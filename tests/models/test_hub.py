@@ -73,7 +73,9 @@ def test_the_token_is_in_no_process_list(classify, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         compare(classify(), ["head"], output=tmp_path, on_progress=look)
-    assert any("peft_recipes.comparison.worker" in line for line in seen) and not any(TOKEN in line for line in seen)
+    assert any("peft_recipes.comparison.fork_server" in line for line in seen) and not any(
+        TOKEN in line for line in seen
+    )
 
 
 @pytest.mark.parametrize(
