@@ -34,9 +34,8 @@ from peft_recipes.runs.checkpoints import FOLDER as CHECKPOINTS
 from peft_recipes.runs.folder import run_folder
 
 RUNS = [("sft", "lora"), ("sft", "full"), ("classes", "lora"), ("classes", "full"), ("classes", "head"),
-        ("text", "lora"), ("text", "full"), ("pairs", "lora"), ("pairs", "full"), ("padded-pairs", "lora"),
-        ("padded-pairs", "full"), ("images", "head"), ("several", "lora"), ("several", "head"), ("number", "full"),
-        ("number", "head"), ("tags", "lora"), ("tags", "full"), ("tags", "head")]  # fmt: skip
+        ("text", "full"), ("pairs", "lora"), ("padded-pairs", "full"), ("images", "head"), ("several", "lora"),
+        ("number", "full"), ("tags", "lora"), ("tags", "head")]  # fmt: skip
 ONE_COPY = [
     ("images", "full"),
     ("classes", "adalora"),

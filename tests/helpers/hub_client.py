@@ -16,13 +16,17 @@ from typing import Any
 
 
 class Client:
-    """with Client(url, home, token) as client: client("push", ...) -> .code, .out, .err, .said (err on one line)."""
+    """with Client(url, home, token) as client: client("push", ...) -> .code, .out, .err, .said (err on one line).
 
-    def __init__(self, url: str, home: Path, token: str):
+    seconds: how long it waits for an answer of the Hub.
+    """
+
+    def __init__(self, url: str, home: Path, token: str, seconds: float = 5):
         self.token = token
         self.environment = {
             **os.environ, "HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": str(seconds),
+            "HF_HUB_ETAG_TIMEOUT": str(seconds),
         }  # fmt: skip
 
     def __enter__(self) -> Client:
