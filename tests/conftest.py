@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
 from pathlib import Path
 
@@ -14,14 +15,20 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PEFT_RECIP
 
 
 @pytest.fixture(autouse=True, scope="session")
-def frozen_imports():
-    """Keep the libraries out of garbage collection: a run ends with one, which takes half a second otherwise."""
-    import gc
-
+def imported():
+    """Import the libraries that most tests use, before the heap is frozen."""
     import peft  # noqa: F401
     from transformers import Trainer  # noqa: F401
     from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap(imported):
+    """Keep what is there before a file's tests out of garbage collection.
+
+    A run ends with a collection, and so does a batch of answers: most of a second each with all that the libraries and
+    earlier tests have left.
+    """
     gc.collect()
     gc.freeze()
 

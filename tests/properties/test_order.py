@@ -40,7 +40,7 @@ def examples_of(monkeypatch, tmp_path):
         resolved.task.use_base(base, resolved.prepared)
         model, _ = apply_arm(base, resolved.recipe.arms[arm], recipe.task, new, arm)
         arguments = resolved.task.arguments(resolved.recipe.arms[arm], 0, resolved.hardware, tmp_path, True)
-        resolved.task.trainer(model, resolved.prepared, arguments, []).train()
+        resolved.task.trainer(model, resolved.prepared, arguments, []).get_train_dataloader()
         ids = resolved.prepared.ids["train"]
         return [[ids[i] for i in batch] for batch in orders[-1]]
 
