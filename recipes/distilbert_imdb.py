@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Fine-tune DistilBERT to classify IMDB film reviews as positive or negative: 5,000 reviews, 128 tokens, 2 epochs.
 
     peft-recipes compare distilbert-imdb

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Fine-tune DistilBERT on pairs of sentences: whether two say the same (MRPC of GLUE), 3,300 pairs, 3 epochs.
 
     peft-recipes compare distilbert-pairs

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Continue pretraining GPT-2 on Python code, and measure how much plain English it forgets: 5,000 examples, 1 epoch.
 
     peft-recipes compare gpt2-code

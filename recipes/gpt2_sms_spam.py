@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Fine-tune GPT-2 to detect spam in text messages: 747 of each class, split 70/10/20, 5 epochs, batch size 8.
 
     peft-recipes compare gpt2-sms-spam

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Adapt a small CNN, pretrained on plain MNIST digits, to rotated and noisy ones.
 
     peft-recipes compare mnist-shift --embedded --arms full,head,lora --seeds 0,1,2

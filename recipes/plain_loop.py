@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Full fine-tuning against LoRA in plain PEFT and transformers, as `peft-recipes compare distilbert-imdb` automates it.
 
     python recipes/plain_loop.py                # DistilBERT on IMDB, from the Hub

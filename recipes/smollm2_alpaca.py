@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[benchmarks,embedded]>=0.1.0"]
+# ///
 """Instruction-tune SmolLM2-135M-Instruct on Alpaca, in its own chat template, with the loss on the answers only.
 
     peft-recipes compare smollm2-alpaca --set training.max_steps=60

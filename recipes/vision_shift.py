@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["peft_recipes[embedded]>=0.1.0"]
+# ///
 """Adapt an image classifier pretrained on ImageNet to rotated and noisy digits: mnist-shift with a pretrained base.
 
     peft-recipes compare vision-shift --embedded --arms full,head,lora

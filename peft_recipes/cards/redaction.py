@@ -15,6 +15,7 @@ from peft_recipes.recipe.mixture import NAMES_APART
 
 # Keys whose value may be a path: a recipe's model and dataset, an adapter's base.
 _PATH_KEYS = ("model", "dataset", "path", "base_model_name_or_path")
+_IMAGE = re.compile(r"[A-Za-z0-9+][A-Za-z0-9+/]{99,}={0,2}")  # base64, as a comparison holds its sample images
 _ABSOLUTE = re.compile(r"(?<![\w:/.<])(?:~|/[\w.@+%-]+)(?:/[\w.@+%-]+)+/?|\b[A-Za-z]:\\[^\s'\"]+")
 
 
@@ -48,7 +49,9 @@ def short(name: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Return text with each absolute path shortened to its last part."""
+    """Return text with each absolute path shortened to its last part; an image in base64 as it is."""
+    if _IMAGE.fullmatch(text):
+        return text
     for folder in (Path.cwd(), Path.home()):
         if len(folder.parts) > 2:
             text = text.replace(f"{folder}/", "./").replace(str(folder), ".")

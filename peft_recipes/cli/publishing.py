@@ -1,4 +1,4 @@
-"""Commands that publish and verify: push, reproduce."""
+"""Commands that publish and verify: push, reproduce, gallery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from peft_recipes.cli.common import ADAPTERS, Json, Set, Trust, command, quiet_without_terminal, say, show
+from peft_recipes.cli.common import ADAPTERS, RECIPES, Json, Set, Trust, command, quiet_without_terminal, say, show
+from peft_recipes.distributed.quiet import skip_bitsandbytes
 from peft_recipes.errors import RecipeError
 
 
@@ -62,3 +63,23 @@ def reproduce(
     show(as_json, result.to_dict(), lambda: show_reproduction(result))
     if not result.held:
         raise typer.Exit(1)
+
+
+@command(RECIPES)
+def gallery(
+    folder: Annotated[Path, Argument(metavar="DIR", help="Name a folder with comparisons and runs, at any depth.")],
+    output: Annotated[Path, Option("--output", metavar="DIR", help="Write the pages to this folder.")] = Path(
+        "gallery"
+    ),
+    title: Annotated[str, Option("--title", metavar="TEXT", help="Give the page this title.")] = "Gallery",
+    as_json: Json = False,
+) -> None:
+    """Make one static page of all comparisons and adapters below a folder, with filters, reports and cards."""
+    skip_bitsandbytes()
+    from peft_recipes.cli.output.progress import progress_bar
+    from peft_recipes.cli.output.results import show_gallery
+    from peft_recipes.gallery.write import write_gallery
+
+    with progress_bar("pages") as on_progress:
+        written = write_gallery(folder, output, title, on_progress)
+    show(as_json, written.to_dict(), lambda: show_gallery(written))

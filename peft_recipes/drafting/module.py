@@ -9,6 +9,7 @@ from peft_recipes.drafting.arms import Fitted
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import Dataset
 from peft_recipes.recipe.recipe import Recipe
+from peft_recipes.recipe.script_header import extras, script_header
 
 WIDTH = 120  # characters in a line, as the shipped recipes have them
 
@@ -20,6 +21,7 @@ def module_text(recipe: Recipe, why: dict[str, str], made: Fitted, title: str, p
     names = ["Arm", "Dataset", "Recipe", "main"]
     names += ["targets"] if uses_layers and made.targets.startswith("targets(") else []
     lines = [
+        *script_header(extras(recipe)).splitlines(),
         f'"""{title}',
         "",
         f"    peft-recipes data {path}",

@@ -37,15 +37,15 @@ SHAPES = {  # the markers of the figures as SVG paths in a box of 12 x 12
 }  # fmt: skip
 
 
-def render_html(comparison: Comparison, plots: list[Plot] | None = None) -> str:
-    """Return the page. `plots`: the figures if they exist already; None builds them."""
+def render_html(comparison: Comparison, plots: list[Plot] | None = None, home: str = "") -> str:
+    """Return the page. plots: the figures if they exist already; None builds them. home: a page to link back to."""
     plots = build_plots(comparison) if plots is None else plots
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["unbroken"] = unbroken
     figures = [{"plot": plot, "svg": Markup(plot.svg())} for plot in plots]  # the SVG is already escaped
-    return environment.get_template("report.html.j2").render(**_page(comparison), figures=figures)
+    return environment.get_template("report.html.j2").render(**_page(comparison), figures=figures, home=home)
 
 
 def unbroken(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Every command and every Python block of README.md and docs/ works as it is written.
+"""Every command and every Python block of README.md, docs/ and SKILL.md works as it is written.
 
 They run in a workspace of small things (workspace.py), page by page, in the order of the page. `peft-recipes` commands
 run in this process, through typer's CliRunner. What is changed first is in CHANGED, what is not run in NOT_RUN.
@@ -48,6 +48,12 @@ NOT_RUN = {
     ". .venv/bin/activate": "the tests run in an environment already",
     "make": "`make test` runs these tests; the target must exist",
     "accelerate launch": "it starts several processes: tests/distributed; its files and its command must exist",
+    "uv ": "tests/recipe/test_script_header.py runs it without a network; its files must exist",
+    "hf jobs uv run": "it rents a machine; tests/docs/test_launchers.py",
+    "sbatch": "needs Slurm; tests/docs/test_launchers.py runs the scripts",
+    "sky jobs launch": "it rents a machine; tests/docs/test_launchers.py",
+    "kubectl": "needs Kubernetes; tests/docs/test_launchers.py",
+    "mkdir": "a folder",
 }
 # Blocks that are no list of commands: what one begins with, and why it is not run.
 SCRIPTS = {
@@ -124,9 +130,10 @@ def _check(words: list[str], line: str, block: Block) -> None:
     assert line.startswith(tuple(NOT_RUN)), f"{block.name}: neither run nor listed: {line}"
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+    files = [word for word in words if word.endswith((".py", ".yaml", ".sbatch"))]
+    assert all((ROOT / file).is_file() for file in files), line
     if words[0] == "accelerate":
-        files = [word for word in words if word.endswith((".py", ".yaml"))]
-        assert files and all((ROOT / file).is_file() for file in files), line
+        assert files, line
         if "peft_recipes" in words:
             command, *given = words[words.index("peft_recipes") + 1 :]
             offered = CliRunner().invoke(app, [command, "--help"], terminal_width=200).output

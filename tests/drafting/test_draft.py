@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from peft_recipes import load_recipe
 from peft_recipes.cli.app import app
 from peft_recipes.planning import memory as planned
+from peft_recipes.recipe.script_header import extras, script_header
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def test_each_file_gets_a_recipe_that_plans_and_trains(name, base, tmp_path, mon
     shown = run("new", "--model", base(kind), "--dataset", str(data), "--output", "mine.py", *flags)
     assert shown.exit_code == 0, shown.output + shown.stderr
     recipe = load_recipe("mine.py")
+    assert (tmp_path / "mine.py").read_text("utf-8").startswith(script_header(extras(recipe)))
     assert recipe.task == task and "full" in recipe.arms and "lora" in recipe.arms
     if name != "prompts":  # the others take the bound on a step's memory, which is faster than its simulation
         monkeypatch.setattr(planned, "arm_step_memory", lambda *args: 1 / 0)

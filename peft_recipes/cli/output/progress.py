@@ -55,6 +55,19 @@ def progress_bars() -> Iterator[Callable[[RunProgress], None]]:
         yield update
 
 
+@contextlib.contextmanager
+def progress_bar(of: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar on stderr in a terminal: yields a function of how many are done and how many there are."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(of, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
 def _print_end(console: Console, progress: RunProgress) -> None:
     if progress.note:
         console.print(f"{progress.job[0]} seed {progress.job[1]}: {escape(progress.note)}", highlight=False)

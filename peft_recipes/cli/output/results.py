@@ -13,6 +13,7 @@ from peft_recipes.reporting import formats
 if TYPE_CHECKING:
     from peft_recipes.adapters.check import Finding
     from peft_recipes.comparison.comparison import Comparison
+    from peft_recipes.gallery.write import Gallery
     from peft_recipes.publishing.push import Published
     from peft_recipes.publishing.reproduce import Reproduction
     from peft_recipes.runs.folder import Run
@@ -107,3 +108,13 @@ def show_comparison(comparison: Comparison) -> None:
     console = Console()
     render_terminal(comparison.data, console)
     console.print(f"\nReport: {comparison.folder / 'comparison.html'}", soft_wrap=True, highlight=False)
+
+
+def show_gallery(written: Gallery) -> None:
+    """Print where a gallery is, what it holds and what was left out."""
+    console = Console(highlight=False)
+    counts = [(written.comparisons, "comparison", "comparisons"), (written.others, "other entry", "other entries")]
+    parts = [f"{count} {one if count == 1 else more}" for count, one, more in counts if count]
+    console.print(f"{escape(str(written.output / 'index.html'))}: {formats.listed(parts)}", soft_wrap=True)
+    for path, reason in written.left_out:
+        console.print(f"[dim]left out  {escape(path)}: {escape(reason)}[/dim]", soft_wrap=True)
