@@ -19,7 +19,7 @@ from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_s
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
-_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
 _COMPARISON = re.compile(r"adapters/([\w.-]+)/comparison\.json")
 _LINK = re.compile(r"(\]\(|src=\")((?:adapters|benchmarks)/)")
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
@@ -112,6 +112,30 @@ def cost() -> str:
     return "\n".join(lines)
 
 
+def load() -> str:
+    """The load block of docs/guides/serve.md: clients at once, and what they saw."""
+    tested = _benchmark("serve_load")
+    times, first, memory = (tested[name] for name in ("latency_seconds", "first_token_seconds",
+                                                           "server_resident_bytes"))  # fmt: skip
+    names = ("clients", "requests", "errors", "answers unlike alone", "p50", "p99", "first token, p50", "tokens/s",
+             "tokens/s, one at a time", "memory when warm", "at the end")  # fmt: skip
+    values = (
+        tested["clients"], tested["requests"], tested["errors"], tested["different"], formats.seconds(times["p50"]),
+        formats.seconds(times["p99"]), formats.seconds(first["p50"]), formats.rate(tested["tokens_per_second"]),
+        formats.rate(tested["tokens_per_second_alone"]), formats.human_bytes(memory["warm"]),
+        formats.human_bytes(memory["end"]),
+    )  # fmt: skip
+    machine = tested["environment"]
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    lines = [f"| {' | '.join(names)} |", "|---:" * len(names) + "|", f"| {' | '.join(map(str, values))} |", ""]
+    lines.append(
+        f"{', '.join(tested['models'])} for {tested['seconds']:.0f} s, {tested['batch_size']} answers at a time; "
+        f"{threads} of an {machine['device_name']}, {machine['precision']}, load average "
+        f"{tested['load_average_before']:.1f} of the machine before.\n"
+    )
+    return "\n".join(lines)
+
+
 def _benchmark(name: str) -> dict[str, Any]:
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -155,7 +179,7 @@ def _block(name: str, source: str) -> str:
     if name == "results":
         recipe = _COMPARISON.search(source)[1]
         return results(json.loads((HERE / recipe / "comparison.json").read_text(encoding="utf-8")))
-    return {"trust": trust, "cost": cost, "speed": lambda: speed(benchmarks())}[name]()
+    return {"trust": trust, "cost": cost, "load": load, "speed": lambda: speed(benchmarks())}[name]()
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:

@@ -207,6 +207,12 @@ class AdapterSet:
             self.model, self._layers = None, []
         self.use(active)
 
+    def mixes(self, name: str) -> bool:
+        """Whether PEFT can give this adapter to single rows of a batch: a LoRA that is no DoRA."""
+        self._check_name(name)
+        saved = self.adapters[name].saved
+        return saved.method == "LORA" and not saved.config.use_dora
+
     def ask(self, inputs: dict[str, torch.Tensor], adapters: Sequence[str | None]) -> Any:
         """Run a batch whose rows use different adapters (None: the base) in one forward pass, and return its output.
 
@@ -248,8 +254,8 @@ class AdapterSet:
             raise RecipeError("No adapter is loaded.")
         hint = "Use one adapter at a time: use(name)."
         for name in {name for name in adapters if name is not None}:
-            saved = self.adapters[name].saved
-            if saved.method != "LORA" or saved.config.use_dora:
+            if not self.mixes(name):
+                saved = self.adapters[name].saved
                 method = "DoRA" if saved.method == "LORA" else saved.method
                 raise RecipeError(f"Adapter '{name}' is {method}, which PEFT can't mix within a batch. {hint}")
             if any(self._peft_names[name] not in layer._adapters for layer in self._wrapped_heads()):

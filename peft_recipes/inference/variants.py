@@ -15,7 +15,9 @@ from peft_recipes.errors import RecipeError, unknown
 
 BASE, MERGED = "base", "-merged"
 # Groups of one adapter, by its name.
-_OWN_EMBEDDINGS, _OWN_BASE, _OWN_TOKENS = "own embeddings: ", "own base: ", "own tokens: "
+_OWN = "own "
+_OWN_EMBEDDINGS, _OWN_BASE, _OWN_TOKENS = f"{_OWN}embeddings: ", f"{_OWN}base: ", f"{_OWN}tokens: "
+_OWN_MODULES = f"{_OWN}modules: "
 
 
 class Variants:
@@ -56,6 +58,14 @@ class Variants:
         """Return the adapter of a variant; of the base the first one."""
         return self.adapters.get(name.removesuffix(MERGED), self.first)
 
+    def adapter_set(self, name: str) -> AdapterSet:
+        """Return the set that an adapter is in, with the others that share its model."""
+        return self._sets[self._group_of[name]]
+
+    def has_own_model(self, name: str) -> bool:
+        """Whether an adapter is in a set by itself, for what it brings besides its method's weights."""
+        return self._group_of[name].startswith(_OWN)
+
     def _merge(self, adapter: OpenedAdapter) -> nn.Module:
         base = adapter.load_base(dequantise=True) if adapter.quantise else copy.deepcopy(self.base)
         model = merged_model(adapter.attach(base))
@@ -69,7 +79,11 @@ def _group(name: str, adapter: OpenedAdapter, base: nn.Module) -> str:
         return f"{_OWN_BASE}{name}"
     if getattr(adapter.saved.config, "trainable_token_indices", None):  # PEFT loads no other adapter next to it
         return f"{_OWN_TOKENS}{name}"
-    return f"{_OWN_EMBEDDINGS}{name}" if replaces_embeddings(adapter.saved, base) else adapter.saved.method
+    if replaces_embeddings(adapter.saved, base):
+        return f"{_OWN_EMBEDDINGS}{name}"
+    if adapter.generates and getattr(adapter.saved.config, "modules_to_save", None):
+        return f"{_OWN_MODULES}{name}"  # PEFT mixes no rows with and without an LM head of their own
+    return adapter.saved.method
 
 
 def _copy_for(group: str, base: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import peft_recipes.catalog.recipes
 import peft_recipes.comparison.compare
 import peft_recipes.inference.playground
+import peft_recipes.serving.server
 from peft_recipes import Recipe
 from peft_recipes.cli.app import app
 
@@ -87,6 +88,9 @@ def here(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "run_in_fresh_processes", workspace.run_in_this_process)
     monkeypatch.setattr(compare, "check_in_fresh_process", lambda runs, trust_remote_code: None)
     monkeypatch.setattr(peft_recipes.inference.playground, "serve", lambda *args, **options: None)
+    server, listen = peft_recipes.serving.server, peft_recipes.serving.server.open_socket
+    monkeypatch.setattr(server.Server, "run", lambda server, on_ready: on_ready())
+    monkeypatch.setattr(server, "open_socket", lambda host, port: listen(host, 0))
     return folder
 
 
