@@ -19,7 +19,7 @@ from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_s
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
-_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load|cluster):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
 _COMPARISON = re.compile(r"adapters/([\w.-]+)/comparison\.json")
 _LINK = re.compile(r"(\]\(|src=\")((?:adapters|benchmarks)/)")
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
@@ -136,6 +136,24 @@ def load() -> str:
     return "\n".join(lines)
 
 
+def cluster() -> str:
+    """The cluster block of docs/guides/cluster.md: what Ray adds to each run, and the driver's memory."""
+    measured = _benchmark("ray_overhead")
+    lines = ["| runs of nothing | together | each | memory of the driver |", "|---:|---:|---:|---:|"]
+    for row in measured["runs_of_nothing"]:
+        size = formats.human_bytes(row["driver_bytes"])
+        lines.append(f"| {row['runs']:,} | {row['seconds']:.2f} s | {1e3 * row['seconds_per_run']:.1f} ms | {size} |")
+    if compared := measured["comparison"]:
+        seconds, equal = compared["seconds"], "the same figures" if compared["equal_figures"] else "OTHER FIGURES"
+        lines += ["", f"A comparison of {compared['runs']} runs of a tiny model on the two nodes took "
+                  f"{seconds['ray']:.0f} s, with `--jobs 2` {seconds['local']:.0f} s, and gave {equal}."]  # fmt: skip
+    machine, load = measured["environment"], measured["load_before"]
+    lines += ["", f"{measured['cpus']} cores of an {machine['device_name']}, Ray {machine['ray']}, load {load:g} "
+              "before the start; written from [benchmarks/ray_overhead.json](benchmarks/ray_overhead.json) by "
+              "`make readme`.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
 def _benchmark(name: str) -> dict[str, Any]:
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -179,7 +197,8 @@ def _block(name: str, source: str) -> str:
     if name == "results":
         recipe = _COMPARISON.search(source)[1]
         return results(json.loads((HERE / recipe / "comparison.json").read_text(encoding="utf-8")))
-    return {"trust": trust, "cost": cost, "load": load, "speed": lambda: speed(benchmarks())}[name]()
+    blocks = {"trust": trust, "cost": cost, "load": load, "cluster": cluster, "speed": lambda: speed(benchmarks())}
+    return blocks[name]()
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:

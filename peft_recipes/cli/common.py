@@ -63,6 +63,10 @@ Resume = Annotated[
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace earlier results.")]
 Wait = Annotated[bool, Option("--wait", help="Wait while another process writes to the folder.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document to stdout and nothing else.")]
+On = Annotated[str, Option("--on", metavar="PLACE", help="Train on this machine (local) or on a Ray cluster (ray).")]
+Address = Annotated[
+    str, Option("--address", metavar="ADDRESS", help="Name the Ray cluster: ray://HOST:10001, HOST:6379 or auto.")
+]
 Adapter = Annotated[Path, Argument(metavar="ADAPTER", help="Name the folder of a saved adapter.")]
 Adapters = Annotated[list[Path], Argument(metavar="ADAPTER ...", help="Name folders of adapters of one base.")]
 Base = Annotated[str, Option("--base", metavar="MODEL", help="Use this base model instead of the adapter's own.")]

@@ -10,11 +10,13 @@ from typer import Argument, Option
 
 from peft_recipes.cli.common import (
     RECIPES,
+    Address,
     ArmName,
     Arms,
     Benchmarks,
     Embedded,
     Json,
+    On,
     Output,
     Overwrite,
     RecipeArgument,
@@ -150,6 +152,8 @@ def compare(
     measure: Annotated[
         bool, Option("--measure", help="Take times and memory again after the runs, alone, the arms in turns.")
     ] = False,
+    on: On = "local",
+    address: Address = "",
     as_json: Json = False,
 ) -> None:
     """Train several arms, each run in a fresh process, and report them side by side with intervals."""
@@ -162,6 +166,7 @@ def compare(
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure}
+    options |= {"on": on, "address": address or None}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
     show(as_json, comparison.data, lambda: show_comparison(comparison))

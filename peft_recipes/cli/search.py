@@ -12,9 +12,11 @@ from typer import Argument, Option
 from peft_recipes.cli.common import (
     ADAPTERS,
     RECIPES,
+    Address,
     Arms,
     Embedded,
     Json,
+    On,
     Output,
     Overwrite,
     RecipeArgument,
@@ -51,6 +53,8 @@ def scan(
     output: Output = Path("adapters"),
     overwrite: Overwrite = False,
     wait: Wait = False,
+    on: On = "local",
+    address: Address = "",
     as_json: Json = False,
 ) -> None:
     """Find the learning rate (and rank) of each arm by short runs within a budget, by validation loss."""
@@ -65,7 +69,7 @@ def scan(
     from peft_recipes.search.scan import scan as scan_arms
 
     options = {"seed": seed, "output": output, "overwrite": overwrite, "wait": wait, "on_trial": _say_run}
-    options |= {"budget": seconds, "gone": _seconds_since_start()}
+    options |= {"budget": seconds, "gone": _seconds_since_start(), "on": on, "address": address or None}
     result = scan_arms(loaded, rates, split_names(arms), chosen_ranks, **options)
     show(as_json, result.data, lambda: render_scan(result.data, Console()))
     if not as_json:

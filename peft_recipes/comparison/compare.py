@@ -2,11 +2,11 @@
 
 Which process does what:
 
-- The caller's process (this file, pool.py) checks the arguments, downloads and prepares the data once for all runs,
-  starts the worker processes, asks the judge, if there is one (judging.py), and computes the statistics, reports and
+- The caller's process (this file) checks the arguments, downloads and prepares the data once for all runs, submits them
+  to an executor (executors.py), asks the judge, if there is one (judging.py), and computes the statistics, reports and
   cards at the end. It loads no weights but those of a local judge.
-- Each run is trained, evaluated and saved by a worker process of its own (worker.py), or under `launch` by one worker
-  for each rank. Runs go on one after another, or `jobs` at a time.
+- The executor trains each run in a worker process of its own (worker.py): on this machine (pool.py), one after another
+  or `jobs` at a time, under `launch` by one worker for each rank; or on the nodes of a Ray cluster (on_ray.py).
 - After the runs, one more process reloads every trained adapter (adapters/check_process.py).
 """
 
@@ -21,17 +21,18 @@ from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
+from peft_recipes.comparison.executors import LOCAL, Executor, executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
-from peft_recipes.comparison.pool import Job, Order, Progress, check_in_fresh_process, run_in_fresh_processes
+from peft_recipes.comparison.orders import Job, Order, Progress
+from peft_recipes.comparison.pool import check_in_fresh_process
 from peft_recipes.comparison.turns import measure_in_turns
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
-from peft_recipes.distributed.launch import Launch, check_installed, job_environments, read_launch
+from peft_recipes.distributed.launch import Launch, check_installed, read_launch
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.inspection.summary import stored_summary
 from peft_recipes.measuring.disturbance import busy_since, read_counters
-from peft_recipes.planning.memory import spread_of
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
 from peft_recipes.runs.folder import BASE, Run, read_run, run_folder, signature
@@ -52,6 +53,8 @@ def compare(
     processes: int | None = None,
     jobs: int = 1,
     measure: bool = False,
+    on: str = LOCAL,
+    address: str | None = None,
     asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -68,6 +71,8 @@ def compare(
         processes: processes of each launched run (default: the configuration's).
         jobs: number of runs at a time, each on a GPU of its own or sharing the CPU, which the notes then mention.
         measure: take times, memory and latency again after the runs, alone, a few steps an arm, the arms taking turns.
+        on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster, one run each.
+        address: of the Ray cluster: "ray://host:10001", "host:6379" or "auto" (default: the one of this machine).
         asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
             suggests.
         on_progress: called in this process whenever a run makes progress or ends.
@@ -82,41 +87,52 @@ def compare(
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
     check_judged(recipe, names)
-    configuration, environments = _read_launch(recipe, names, launch, processes, jobs), job_environments(jobs)
-    if measure and launch is not None:
-        raise RecipeError("--measure takes times in one process: leave out --launch, or --measure.")
+    configuration = _read_launch(recipe, names, launch, processes, jobs)
+    if measure and (launch is not None or on != LOCAL):
+        option = "--launch" if launch is not None else f"--on {on}"
+        raise RecipeError(f"--measure takes times in one process of this machine: leave out {option}, or --measure.")
     output = Path(output)
     check_output(output)
     folder = output / recipe.name
-    resolved = resolve(recipe, names, earlier=None if overwrite else folder)
-    recipe, prepared = resolved.recipe, resolved.prepared
-    if problems := prepared.interval_problems():
-        raise RecipeError(*problems)
-    report_notes(prepared)
-    looked = stored_summary(resolved.task, prepared)
-    estimates = memory_estimates(resolved, names, lambda arm: spread_of(arm, resolved.hardware, configuration, jobs))
-    make_folder(folder)
-    todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
-    with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
-        yaml = folder / "recipe.yaml"
-        recipe.to_yaml(yaml)
-        orders = []
-        for number, job in enumerate(todo, 1):
-            order = Order(output, recipe, job, yaml, number, len(todo), on_progress, data, overwrite, configuration)
-            signed = signature(recipe, *job, resolved.fingerprint)
-            order = replace(order, signature=signed, finished=partial(_can_be_kept, order, resolved.fingerprint))
-            if not overwrite and _can_be_kept(order, resolved.fingerprint):
-                order.report("kept")
-            else:
-                orders.append(order)
-        notes = [*chosen.notes, *_warnings(counters, orders)]
-        run_in_fresh_processes(orders, environments)
-        _check_adapters(output, recipe, todo)
-        if measure:
-            notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
-        on_reply = partial(_report_judging, on_progress, len(todo))
-        options = {"estimates": estimates, "asked": asked, "notes": notes, "looked": looked, "on_reply": on_reply}
-        return collect(recipe, names, seeds, output, **options)
+    with executor_of(on, address, jobs=jobs, launch=configuration) as executor:
+        resolved = resolve(recipe, names, earlier=None if overwrite else folder)
+        recipe, prepared = resolved.recipe, resolved.prepared
+        if problems := prepared.interval_problems():
+            raise RecipeError(*problems)
+        report_notes(prepared)
+        looked = stored_summary(resolved.task, prepared)
+        estimates = memory_estimates(resolved, names, lambda arm: executor.spread_of(arm, resolved.hardware))
+        make_folder(folder)
+        todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
+        with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
+            yaml = folder / "recipe.yaml"
+            recipe.to_yaml(yaml)
+            orders = []
+            for number, job in enumerate(todo, 1):
+                order = Order(output, recipe, job, yaml, number, len(todo), on_progress, data, overwrite, configuration)
+                signed = signature(recipe, *job, resolved.fingerprint)
+                memory = estimates.get(job[0], {}).get("total", 0)
+                order = replace(order, signature=signed, memory_bytes=memory)
+                order = replace(order, finished=partial(_can_be_kept, order, resolved.fingerprint))
+                if not overwrite and _can_be_kept(order, resolved.fingerprint):
+                    order.report("kept")
+                else:
+                    orders.append(order)
+            notes = [*chosen.notes, *_warnings(counters, orders if on == LOCAL else [])]
+            _train(executor, orders)
+            _check_adapters(output, recipe, todo)
+            if measure:
+                notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
+            on_reply = partial(_report_judging, on_progress, len(todo))
+            options = {"estimates": estimates, "asked": asked, "looked": looked, "on_reply": on_reply}
+            return collect(recipe, names, seeds, output, notes=[*notes, *executor.notes], **options)
+
+
+def _train(executor: Executor, orders: Sequence[Order]) -> None:
+    for order in orders:
+        executor.submit(order)
+    for _ in executor.finished():
+        pass  # each has been reported, and its run.json is written
 
 
 def _report_judging(on_progress: Callable[[Progress], None] | None, jobs: int, done: int, total: int) -> None:

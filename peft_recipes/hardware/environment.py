@@ -14,7 +14,9 @@ from peft_recipes.hardware.device import Hardware, bf16_speedup
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "evaluate", "bitsandbytes")
 # Packages that only show, use or start runs: changing them does not outdate a run's figures.
-_SHOWING = {"cards", "catalog", "cli", "comparison", "inference", "publishing", "reporting", "search", "statistics"}
+_SHOWING = {
+    "cards", "catalog", "cli", "cluster", "comparison", "inference", "publishing", "reporting", "search", "statistics",
+}  # fmt: skip
 
 
 def environment(hardware: Hardware) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def memory(
     else:
         available = environment.device_memory_bytes(hardware.device)
         available = available and available // spread.on_one
+    if not spread.memory or spread.libraries:
         libraries = step_memory.loaded_libraries_bytes() if hardware.device == "cpu" else 0
     setting = training.get("gradient_checkpointing", training.get("activation_checkpointing"))
     estimate: dict[str, Any] = {}

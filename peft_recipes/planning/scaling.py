@@ -21,13 +21,15 @@ class Spread:
     """How a run is spread over processes.
 
     kind: "DDP", "FSDP2", "ZeRO-2" or None for one process. memory: of each process in bytes, None for the machine's.
-    on_one: how many processes (or runs) share one machine's memory.
+    on_one: how many processes (or runs) share one machine's memory. libraries: with `memory`, whether it also
+    holds the libraries of a process, as a CPU's does.
     """
 
     kind: str | None = None
     processes: int = 1
     memory: int | None = None
     on_one: int = 1
+    libraries: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,12 @@ def other_note(folder: Path, signature: str) -> str | None:
     return None
 
 
+def newest_name(folder: Path) -> str | None:
+    """Return the name of the checkpoint of the highest step, which may be broken; None without one."""
+    names = [path.name for path in sorted(folder.glob(f"{_PREFIX}*"), key=_step)]
+    return names[-1] if names else None
+
+
 def _step(path: Path) -> int:
     number = path.name.removeprefix(_PREFIX)
     return int(number) if number.isdigit() else -1

@@ -63,3 +63,13 @@ def write_bad_batch(folder: Path, trainer: Any, ids: list[str] | None) -> Path:
     path = folder / "bad_batch.json"
     write_json(path, {"step": step, "examples": examples})
     return path
+
+
+def last_line(path: Path) -> bytes:
+    """Return the last complete line of a log that is being written; empty if there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(os.fstat(log.fileno()).st_size - 65_536, 0))
+            return log.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    except OSError:
+        return b""

@@ -2,11 +2,13 @@
 
 Runs train on the train split and are compared by validation loss; the test split is never read. Successive halving
 (halving.py) stops the worse runs early. Their length follows from the budget and from step times measured first; a run
-that would exceed the budget is not started. All runs of a scan run one after another in this process.
+that would exceed the budget is not started. All runs of a scan run one after another in this process, or, on a Ray
+cluster, the arms at the same time (remote_trials.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.comparison.executors import RAY, check_place
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, clear, make_folder, write_json, write_text
@@ -30,6 +33,7 @@ from peft_recipes.training.resolve import with_precision
 if TYPE_CHECKING:
     from peft_recipes.data.prepared import Prepared
     from peft_recipes.hardware.device import Hardware
+    from peft_recipes.search.remote_trials import RemoteTrials
     from peft_recipes.search.short_runs import ShortRun
     from peft_recipes.tasks.base import Task
 
@@ -74,6 +78,8 @@ def scan(
     overwrite: bool = False,
     wait: bool = False,
     gone: float = 0.0,
+    on: str = "local",
+    address: str | None = None,
     on_trial: Callable[[str, dict[str, Any], int, int], None] | None = None,
 ) -> Scan:
     """Try every arm (at every rank) at every learning rate; write scan.json, recipe.yaml and a plot to <recipe>/scan.
@@ -86,6 +92,8 @@ def scan(
         budget: seconds for everything, loading included.
         wait: wait until no other process writes to the folder.
         gone: seconds of the budget that were used before this call.
+        on: where the runs are trained: "local", this process, or "ray", the nodes of a Ray cluster.
+        address: of the Ray cluster, as in `compare`.
         on_trial: called after each run with its arm, its entry of scan.json, its number and the number of runs.
 
     Raises:
@@ -99,33 +107,41 @@ def scan(
     if recipe.task == "grpo":
         raise RecipeError("A scan chooses by the validation loss, which grpo has none of. Compare arms that differ in "
                           "their learning rate instead: the report has the validation rewards.")  # fmt: skip
+    check_place(on, address)
     output = Path(output)
     check_output(output)
-    folder, clock = output / recipe.name / FOLDER, Budget(budget, gone)
-    chosen = choose_arms(recipe, arms)
-    tried = candidates(chosen.recipe, chosen.names, rates, ranks)
-    previous = None if overwrite else _read(folder / FILE)
-    recipe = with_precision(chosen.recipe, folder if previous else None)
-    scanner = _Scanner(recipe, tried, seed, clock, folder, on_trial or (lambda *_: None))
-    scanner.prepare()
-    scanner.notes += chosen.notes
-    if previous is not None and previous["signature"] != scanner.signature:
-        raise RecipeError(
-            f"{folder} holds a scan of another recipe, range, data or code. Replace it with --overwrite, or name "
-            "another --output."
-        )
-    make_folder(folder)
-    with terminable(), locked(folder, wait=wait):
+    with contextlib.ExitStack() as stack:
+        remote = None
+        if on == RAY:
+            from peft_recipes.search.remote_trials import RemoteTrials
+
+            remote = stack.enter_context(RemoteTrials(address))
+        folder, clock = output / recipe.name / FOLDER, Budget(budget, gone)
+        chosen = choose_arms(recipe, arms)
+        tried = candidates(chosen.recipe, chosen.names, rates, ranks)
+        previous = None if overwrite else _read(folder / FILE)
+        recipe = with_precision(chosen.recipe, folder if previous else None)
+        scanner = Scanner(recipe, tried, seed, clock, folder, on_trial or (lambda *_: None))
+        scanner.prepare(load_base=remote is None)
+        scanner.notes += chosen.notes
+        if previous is not None and previous["signature"] != scanner.signature:
+            raise RecipeError(
+                f"{folder} holds a scan of another recipe, range, data or code. Replace it with --overwrite, or name "
+                "another --output."
+            )
+        make_folder(folder)
+        stack.enter_context(terminable())
+        stack.enter_context(locked(folder, wait=wait))
         if previous is None:
             clear(folder, keep=LOCK_FILES)
         elif scanner.is_complete(previous):
             return Scan(previous, folder)
-        scanner.run(previous)
+        scanner.run(previous, remote)
         return scanner.finish()
 
 
 @dataclass
-class _Scanner:
+class Scanner:
     """One call of `scan`: the prepared data, the runs of each arm and the remaining budget."""
 
     recipe: Recipe
@@ -133,14 +149,14 @@ class _Scanner:
     seed: int
     budget: Budget
     folder: Path
-    on_trial: Callable[[str, dict[str, Any], int, int], None]
+    on_trial: Callable[[str, dict[str, Any], int, int], None] = lambda *_: None
     steps: int = 0
     # By arm: the runs' entries in scan.json by learning rate; seconds measured by a probe; seconds to expect of a run.
     runs: dict[str, dict[float, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
     probes: dict[str, dict[str, float]] = field(default_factory=dict)
     timings: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def prepare(self) -> None:
+    def prepare(self, load_base: bool = True) -> None:
         """Prepare the data without its test split and check all candidates before the first run."""
         from peft_recipes.arms.apply import fit_targets
         from peft_recipes.hardware.device import choose
@@ -174,7 +190,8 @@ class _Scanner:
         self.max_steps = max(plan.steps(self.recipe, self.prepared.rows) or 0, MIN_STEPS)
         self.signature = self._signature()
         # Loaded once and dropped: pretraining of a stand-in and first imports must not count as a run's loading time.
-        self.task.load_base(self.prepared)
+        if load_base:
+            self.task.load_base(self.prepared)
 
     def _signature(self) -> str:
         """A hash of everything that the runs depend on; learning rates are part of the candidates."""
@@ -196,7 +213,7 @@ class _Scanner:
         more_time = self.budget.seconds > previous["budget"]["seconds"]
         return not previous["unfinished"] and not (more_time and runs_left)
 
-    def run(self, previous: dict[str, Any] | None) -> None:
+    def run(self, previous: dict[str, Any] | None, remote: RemoteTrials | None = None) -> None:
         """Do all runs that are left, as far as the budget allows. previous: scan.json of an earlier call."""
         if previous is not None:
             self.budget.before = previous["budget"]["spent_seconds"]
@@ -204,31 +221,74 @@ class _Scanner:
             for name, arm in previous["arms"].items():
                 self.runs[name] = {run["learning_rate"]: run for run in arm["runs"]}
         self.recipe.to_yaml(self.folder / WINNERS)  # later calls take the precision from it
+        if remote is not None:
+            self._probe_on(remote)
         for one in self.candidates:
             if one.name not in self.probes and self.budget.left > 0:
                 self.probes[one.name] = self._probe(one)
         if not self.steps and len(self.probes) == len(self.candidates):
-            self.steps = affordable_steps(self.candidates, self.probes, self.budget.left, self.max_steps)
+            self.steps = self._affordable_steps(1 if remote is None else remote.at_a_time(self.recipe))
         self.timings = {name: dict(seconds) for name, seconds in self.probes.items()}
         self._write(unfinished=True)
         if not self.steps:
             return
         left = {one.name: pending(one, self.runs[one.name]) for one in self.candidates}
+        if remote is not None:
+            return self._run_on(remote, left)
         while any(left.values()):  # one learning rate of each arm in turn, so that all arms share a short budget
             for one in self.candidates:
                 if left[one.name]:
                     self._next(one, left[one.name].pop(0))
+
+    def _affordable_steps(self, at_a_time: int) -> int:
+        """The steps of each run with which all fit into the budget, so many arms at a time."""
+        left, most = self.budget.left, self.max_steps
+        steps = affordable_steps(self.candidates, self.probes, left * min(at_a_time, len(self.candidates)), most)
+        return min([steps, *(affordable_steps([one], self.probes, left, most) for one in self.candidates)])
+
+    def _probe_on(self, remote: RemoteTrials) -> None:
+        """Measure one run of each arm on the cluster."""
+        self.notes.append("Trained on the nodes of a Ray cluster: the seconds are theirs, this environment is not.")
+        first = {one.of: one for one in reversed(self.candidates) if one.name not in self.probes}
+        for one in first.values():
+            self._submit(remote, one, one.learning_rates[0], 2, [2])
+        for done, _, entry in remote.finished():
+            self.probes |= {one.name: entry["seconds"] for one in self.candidates if one.of == done.of}
+
+    def _run_on(self, remote: RemoteTrials, left: dict[str, list[float]]) -> None:
+        """Do the runs on the cluster: one of each arm at a time; an arm's next one as soon as one has ended."""
+
+        def submit_next(one: Candidate) -> None:
+            if left[one.name] and run_seconds(self.timings[one.name], self.steps) <= self.budget.left:
+                self._submit(remote, one, left[one.name].pop(0), self.steps, evaluation_steps(self.steps))
+
+        for one in self.candidates:
+            submit_next(one)
+        for one, learning_rate, entry in remote.finished():
+            self._record(one, learning_rate, entry)
+            submit_next(one)
+        remote.clear(self.folder)
+
+    def _submit(
+        self, remote: RemoteTrials, one: Candidate, learning_rate: float, steps: int, evaluate_after: list[int]
+    ) -> None:
+        others = [run for rate, run in self.runs[one.name].items() if rate != learning_rate]
+        options = {"seed": self.seed, "others": others, "seconds": max(self.budget.left, 1.0)}
+        remote.submit(
+            self.recipe, one, learning_rate, self.folder, steps=steps, evaluate_after=evaluate_after, **options
+        )
 
     def _probe(self, candidate: Candidate) -> dict[str, float]:
         """Measure the seconds of a run by two steps and one evaluation; all ranks of an arm share one measurement."""
         for other in self.candidates:
             if other.of == candidate.of and other.name in self.probes:
                 return self.probes[other.name]
-        return self._train(candidate, candidate.learning_rates[0], 2, [2]).seconds
+        return self.train(candidate, candidate.learning_rates[0], 2, [2]).seconds
 
-    def _train(
+    def train(
         self, candidate: Candidate, learning_rate: float, steps: int, evaluate_after: list[int], **options: Any
     ) -> ShortRun:
+        """Train one candidate in this process. options: of `short_run`."""
         from peft_recipes.search.short_runs import short_run
         from peft_recipes.tasks.method_mixin import fit_schedules
 
@@ -241,11 +301,11 @@ class _Scanner:
 
     def _next(self, candidate: Candidate, learning_rate: float) -> None:
         """Do one run and write scan.json, unless a full run would exceed the budget."""
-        name, runs, timings = candidate.name, self.runs[candidate.name], self.timings[candidate.name]
+        runs, timings = self.runs[candidate.name], self.timings[candidate.name]
         if run_seconds(timings, self.steps) > self.budget.left:
             return
         others = [run for other, run in runs.items() if other != learning_rate]
-        run = self._train(
+        run = self.train(
             candidate,
             learning_rate,
             self.steps,
@@ -253,12 +313,17 @@ class _Scanner:
             keep_training=lambda run: keep_training(run, others),
             deadline=self.budget.deadline,
         )
-        runs[learning_rate] = run_entry(run)
-        if run.seconds["step"]:
-            timings |= {key: max(timings[key], run.seconds[key]) for key in ("load", "step", "evaluate")}
+        self._record(candidate, learning_rate, run_entry(run))
+
+    def _record(self, candidate: Candidate, learning_rate: float, entry: dict[str, Any]) -> None:
+        """Add a run to scan.json and report it."""
+        name, timings, seconds = candidate.name, self.timings[candidate.name], entry["seconds"]
+        self.runs[name][learning_rate] = entry
+        if seconds["step"]:
+            timings |= {key: max(timings[key], seconds[key]) for key in ("load", "step", "evaluate")}
         self._write(unfinished=True)
         total = sum(len(one.learning_rates) for one in self.candidates)
-        self.on_trial(name, runs[learning_rate], sum(map(len, self.runs.values())), total)
+        self.on_trial(name, entry, sum(map(len, self.runs.values())), total)
 
     def _write(self, *, unfinished: bool) -> dict[str, Any]:
         """Write scan.json. It is rewritten after each run: a scan that is killed continues from it."""

@@ -212,33 +212,31 @@ def test_a_killed_checking_process_leaves_the_runs_as_they_are(comparison, tmp_p
 
 def test_a_worker_killed_in_the_verification_leaves_the_figures(comparison, tmp_path):
     """run.json is there, and says which checks the process did not come to; the comparison adds why."""
-    from peft_recipes.comparison.pool import _explain_missing_checks
+    from peft_recipes.comparison.run_folders import explain_missing_checks
     from peft_recipes.runs.folder import read_run
 
     run = read_run(comparison.folder / "lora" / "seed-0")
     run.data["checks"] |= {"reload": "not run: the run ended before it", "merge": 1e-7}
-    assert _explain_missing_checks(run, "The system killed the process (signal 9).")
+    assert explain_missing_checks(run, "The system killed the process (signal 9).")
     assert run.failed_checks == {"reload": "not run: The system killed the process (signal 9)."}
-    assert not _explain_missing_checks(run, "again")
+    assert not explain_missing_checks(run, "again")
 
 
 def test_a_run_finished_while_a_worker_waited_is_kept(comparison, classify, tmp_path):
     from functools import partial
 
-    from peft_recipes.comparison import pool
     from peft_recipes.comparison.compare import _can_be_kept
+    from peft_recipes.comparison.orders import Order
+    from peft_recipes.comparison.run_folders import clear_folder
 
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     recipe, job = classify(), ("lora", 0)
     path = tmp_path / "tiny" / "lora" / "seed-0" / "run.json"
     run = json.loads(path.read_text())
-    order = pool.Order(tmp_path, recipe, job, tmp_path / "r.yaml")
+    order = Order(tmp_path, recipe, job, tmp_path / "r.yaml")
     for same in (True, False):
         fingerprint = run["environment"]["dataset_fingerprint"] if same else "another"
-        worker = pool._Worker.__new__(pool._Worker)
-        worker.order = dataclasses.replace(order, finished=partial(_can_be_kept, order, fingerprint))
-        worker.folder = worker.order.folder
-        worker._clear_folder()
+        clear_folder(dataclasses.replace(order, finished=partial(_can_be_kept, order, fingerprint)))
         assert path.is_file() == same
 
 

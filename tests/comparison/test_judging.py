@@ -145,7 +145,7 @@ KEY = "a-key-that-no-file-holds"
 def here():
     """Comparisons train their runs in this process: tests/comparison/test_comparison.py has real ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing, "run_in_fresh_processes", workspace.run_in_this_process)
+        patch.setattr(comparing, "executor_of", workspace.ThisProcess)
         patch.setattr(comparing, "check_in_fresh_process", lambda runs, trust_remote_code: None)
         patch.setenv("JUDGE_KEY", KEY)
         yield patch

@@ -41,6 +41,7 @@ CHANGED = [
      r"peft-recipes plan \1 --embedded --config \2 --processes 4", "a launch starts as many processes"),
     (r"--processes 8", "--processes 4", "batches here have four examples"),
     (r"--benchmarks \S+", "--benchmarks my_task.yaml", "lm_eval's own are on the Hub, the embedded one takes a minute"),
+    (r" --on ray( --address \S+)?", "", "tests/comparison/test_ray.py has a cluster"),
     (r"--jobs 4", "--jobs 1", "runs are trained in this process"),
 ]  # fmt: skip
 # Commands that are checked but not run: their first words, and why. `make` targets and files must exist.
@@ -48,6 +49,7 @@ NOT_RUN = {
     "pip install": "it would change the environment of the tests; `make install` does it in CI",
     ". .venv/bin/activate": "the tests run in an environment already",
     "make": "`make test` runs these tests; the target must exist",
+    "ray": "it starts the nodes of a cluster, on several machines: tests/comparison/test_ray.py has one",
     "accelerate launch": "it starts several processes: tests/distributed; its files and its command must exist",
     "uv ": "tests/recipe/test_script_header.py runs it without a network; its files must exist",
     "hf jobs uv run": "it rents a machine; tests/docs/test_launchers.py",
@@ -85,7 +87,7 @@ def here(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(peft_recipes.catalog.recipes, "recipe_files", lambda: workspace.recipe_files(prepared))
     compare = peft_recipes.comparison.compare
-    monkeypatch.setattr(compare, "run_in_fresh_processes", workspace.run_in_this_process)
+    monkeypatch.setattr(compare, "executor_of", workspace.ThisProcess)
     monkeypatch.setattr(compare, "check_in_fresh_process", lambda runs, trust_remote_code: None)
     monkeypatch.setattr(peft_recipes.inference.playground, "serve", lambda *args, **options: None)
     server, listen = peft_recipes.serving.server, peft_recipes.serving.server.open_socket

@@ -274,14 +274,17 @@ def test_a_locked_folder_names_its_writer_or_is_waited_for(recipes, tmp_path):
 
 
 def test_a_silent_worker_is_reported(recipes, tmp_path, monkeypatch):
-    from peft_recipes.comparison import pool
+    from peft_recipes.comparison import orders
+    from peft_recipes.comparison.pool import LocalPool
 
-    monkeypatch.setattr(pool, "_SILENT_SECONDS", 0)
+    monkeypatch.setattr(orders, "SILENT_SECONDS", 0)
     progress = []
     recipe = recipes["classification"].with_changes({"training": {"max_steps": 2}})
     recipe.to_yaml(tmp_path / "r.yaml")
-    order = pool.Order(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", on_progress=progress.append)
-    pool.run_in_fresh_processes([order])
+    order = orders.Order(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", on_progress=progress.append)
+    with LocalPool() as local:
+        local.submit(order)
+        assert list(local.finished()) == [order]
     assert progress[-1].state == "ok" and any(
         news.silent_seconds >= 0 and news.state == "running" for news in progress[1:]
     )

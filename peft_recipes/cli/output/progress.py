@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from peft_recipes.comparison.pool import Progress as RunProgress
+    from peft_recipes.comparison.orders import Progress as RunProgress
 
 
 @contextlib.contextmanager

@@ -1,0 +1,114 @@
+"""Where the runs of a comparison are trained, as the comparison sees it; no Ray, and no process is started."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fake_nodes import Nodes
+
+from peft_recipes import Dataset
+from peft_recipes.cluster.pool import Pool
+from peft_recipes.comparison import on_ray
+from peft_recipes.comparison.needed_files import needed_files
+from peft_recipes.comparison.on_ray import RayPool
+from peft_recipes.comparison.orders import Order
+from peft_recipes.comparison.pool import LocalPool
+
+
+class Sized(Nodes):
+    """Nodes of two CPUs and 8 GB."""
+
+    memory = 8 * 10**9
+
+    def resources(self, threads, gpu):
+        return {"cpus": min(threads, 2), "gpus": 0}
+
+
+@pytest.fixture
+def ordered(classify, tmp_path):
+    """ordered(arm, memory) -> an order of a comparison, and what was reported of it."""
+    reports = []
+
+    def make(arm, **changes):
+        recipe = classify(threads=4)
+        yaml = tmp_path / "out" / "tiny" / "recipe.yaml"
+        yaml.parent.mkdir(parents=True, exist_ok=True)
+        recipe.to_yaml(yaml)
+        return Order(tmp_path / "out", recipe, (arm, 0), yaml, on_progress=reports.append, **changes)
+
+    make.reports = reports
+    return make
+
+
+def on(nodes):
+    """A RayPool on nodes that run nothing."""
+    executor = RayPool(None)
+    executor._nodes, executor._pool = nodes, Pool(nodes)
+    return executor
+
+
+def test_a_run_asks_for_its_threads_and_the_memory_of_its_plan(ordered):
+    executor = on(Sized(**{"tiny lora seed 0": [{"code": 0}]}))
+    work = executor._work(ordered("lora", memory_bytes=3 * 10**9))
+    assert (work.cpus, work.gpus, work.memory) == (2, 0, 3 * 10**9)
+    assert work.environment == {"OMP_NUM_THREADS": "2"}
+    with pytest.raises(on_ray.RecipeError, match=r"Arm 'lora' needs 9.0 GB by the plan, and no node .* 8.0 GB"):
+        executor._work(ordered("lora", memory_bytes=9 * 10**9))
+
+
+def test_a_run_that_is_lost_again_and_again_is_a_row_with_the_reason(ordered):
+    order = ordered("lora")
+    executor = on(Sized(**{"tiny lora seed 0": [{"lost": "its node died"}] * 3}))
+    executor.submit(order)
+    assert list(executor.finished()) == [order]
+    run = json.loads((order.folder / "run.json").read_text())
+    assert run["status"] == "failed" and (run["arm"], run["seed"]) == ("lora", 0)
+    assert run["error"] == "It was started 3 times, and lost each time: its node died."
+    assert [progress.state for progress in ordered.reports] == ["running", "running", "failed"]
+    assert executor.notes == ["Arm 'lora', seed 0 was started again: its node died."]
+
+
+def test_a_process_without_a_run_is_a_row_on_any_node(ordered):
+    order = ordered("full")
+    executor = on(Sized(**{"tiny full seed 0": [{"code": -9}]}))
+    executor.submit(order)
+    order.folder.joinpath("log.txt").write_text("")
+    assert list(executor.finished()) == [order]
+    assert json.loads((order.folder / "run.json").read_text())["status"] == "out-of-memory"
+
+
+@pytest.mark.parametrize("executor", [LocalPool, lambda: on(Sized(**{"tiny lora seed 0": [{"code": 0}]}))])
+def test_a_cancelled_run_is_not_trained_and_not_yielded(executor, ordered):
+    order, executor = ordered("lora"), executor()
+    executor.submit(order)
+    executor.cancel(order)
+    assert list(executor.finished()) == []
+
+
+def test_what_a_node_may_lack_is_found_in_the_recipe(classify, tiny, reviews, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "data" / f"{name}.csv").write_bytes(reviews.read_bytes())
+    recipe = classify(dataset=Dataset("data/*.csv", train=96, validation=24, test=40))
+    model = str(tiny("distilbert"))
+    assert {one.place for one in needed_files(recipe, with_data=False)} == {model}
+    found = {one.place: one.path for one in needed_files(recipe, with_data=True)}
+    assert found == {
+        model: tiny("distilbert"), "data/a.csv": tmp_path / "data" / "a.csv", "data/b.csv": tmp_path / "data" / "b.csv"
+    }  # fmt: skip
+
+
+def test_a_stand_in_is_sent_since_a_node_would_train_another(classify, tmp_path, monkeypatch):
+    from peft_recipes.embedded import cache, stand_ins
+
+    folder = cache.cache_dir() / "models" / "minilm-123"
+    monkeypatch.setattr(stand_ins, "model_folder", lambda name: folder)
+    (needed,) = needed_files(classify(model="embedded:minilm"), with_data=False)
+    assert needed.in_cache and needed.place == "models/minilm-123" and needed.path == folder
+
+
+def test_hub_ids_are_not_sent(classify):
+    recipe = classify(model="distilbert/distilbert-base-uncased", dataset=Dataset("stanfordnlp/imdb"))
+    assert needed_files(recipe, with_data=True) == ()
