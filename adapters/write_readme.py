@@ -7,6 +7,7 @@ block names the comparison.json that it shows. tests/docs/test_figures.py checks
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -19,7 +20,7 @@ from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_s
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
-_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load|cluster):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load|cluster|gpu):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
 _COMPARISON = re.compile(r"adapters/([\w.-]+)/comparison\.json")
 _LINK = re.compile(r"(\]\(|src=\")((?:adapters|benchmarks)/)")
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
@@ -154,6 +155,14 @@ def cluster() -> str:
     return "\n".join(lines)
 
 
+def gpu() -> str:
+    """The gpu block of benchmarks/README.md: the kept results of benchmarks/on_gpu.py."""
+    spec = importlib.util.spec_from_file_location("gpu_page", BENCHMARKS / "gpu" / "page.py")
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    return page.block()
+
+
 def _benchmark(name: str) -> dict[str, Any]:
     return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -197,8 +206,8 @@ def _block(name: str, source: str) -> str:
     if name == "results":
         recipe = _COMPARISON.search(source)[1]
         return results(json.loads((HERE / recipe / "comparison.json").read_text(encoding="utf-8")))
-    blocks = {"trust": trust, "cost": cost, "load": load, "cluster": cluster, "speed": lambda: speed(benchmarks())}
-    return blocks[name]()
+    blocks = {"trust": trust, "cost": cost, "load": load, "cluster": cluster, "gpu": gpu}
+    return blocks[name]() if name in blocks else speed(benchmarks())
 
 
 def index(comparisons: list[dict[str, Any]]) -> str:

@@ -27,6 +27,7 @@ from harness import (
     compare_arms,
     count_waiting,
     disable_speedups,
+    installed,
     norms_callback,
     result_parser,
     step_figures,
@@ -43,7 +44,7 @@ MEANS = {
 def main() -> None:
     given = _arguments()
     if given.one:
-        print(json.dumps(_one(given)))
+        print(json.dumps(measure(given)))
         return
     words = ["--data", given.data, "--steps", str(given.steps), "--batch", str(given.batch)]
     about = {"data": given.data, "batch": given.batch, "steps": given.steps}
@@ -59,8 +60,8 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _one(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure one arm in this process."""
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure one way (`given.one`) to train in this process. recipe, where given: a recipe of the caller's."""
     from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
@@ -77,7 +78,8 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     changes = [f"training.per_device_train_batch_size={given.batch}", f"training.max_steps={given.steps}",
                "training.train_sampling_strategy=sequential", "training.eval_strategy=no",
                f"dataset.train={given.batch * given.steps}", "dataset.validation=1", "dataset.test=1"]  # fmt: skip
-    recipe = load_recipe("smollm2-dpo", embedded=given.data == "embedded", changes=changes)
+    own = getattr(given, "recipe", None)
+    recipe = load_recipe(own or "smollm2-dpo", embedded=not own and given.data == "embedded", changes=changes)
     task = task_of(recipe)
     prepared = task.prepare()
     hardware = choose(recipe.training)
@@ -102,14 +104,18 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
         else:
             trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, norms_callback(norms)])
             seconds_before = trainer.seconds_before
-        trainer.data_collator = _counting(trainer.data_collator, tokens)
+        if not own:
+            trainer.data_collator = _counting(trainer.data_collator, tokens)
         count_waiting(trainer, meter)
         trainer.train()
+    if own:  # every way sees the pairs in their order
+        each = prepared.splits["train"]["length"]
+        tokens = [sum(each[i : i + given.batch]) for i in range(0, len(each), given.batch)]
     tokens = tokens[: given.steps]  # the loader is a batch ahead
     before = seconds_before * sum(tokens[WARMUP:]) / sum(tokens)
     made = {**step_figures(meter, norms, tokens, before), "reference_seconds_before": seconds_before}
     if ours:
-        made["computed_positions"] = [counts.computed for counts in trainer.step_counts()]
+        made["computed_positions"] = [int(counts.computed) for counts in trainer.step_counts()]
         made["batches"] = trainer.batches
         made["environment"] = environment(hardware)
     return made
@@ -133,10 +139,15 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
             self.seconds_before += time.perf_counter() - start
             return result
 
+    options = trl_options(given, recipe, hardware, folder)
+    if getattr(given, "recipe", None):
+        options["train_sampling_strategy"] = "sequential"
+        liger = hardware.device == "cuda" and given.one == "trl-best" and installed("liger_kernel")
+        options |= {"use_liger_kernel": True} if liger else {}
     config = DPOConfig(
-        **trl_options(given, recipe, hardware, folder),
-        warmup_steps=recipe.training["warmup_steps"],
-        beta=recipe.training["beta"],
+        **options,
+        warmup_steps=recipe.training.get("warmup_steps", 0),
+        beta=recipe.training.get("beta", 0.1),
         precompute_ref_log_probs=given.one == "trl-best",
         remove_unused_columns=False,  # the sampler groups by the column of lengths
     )

@@ -6,6 +6,7 @@ A benchmark prints its result as JSON and writes no file unless --keep or --outp
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -177,14 +178,18 @@ def step_figures(meter: Any, norms: list[float], tokens: list[int], seconds_befo
     }
 
 
-def trl_options(given: argparse.Namespace, recipe: Any, hardware: Any, folder: str) -> dict[str, Any]:
-    """Arguments that make trl's arms comparable: the recipe's learning rate, the seed and the order of examples."""
-    best = given.one == "trl-best"
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def trl_options(given: argparse.Namespace, recipe: Any, hardware: Any, folder: str, arm: Any = None) -> dict[str, Any]:
+    """Arguments that make trl's arms comparable: the arm's learning rate, the seed and the order of examples."""
+    best = given.one != "trl-default"
     return {
         "output_dir": folder,
         "per_device_train_batch_size": given.batch,
         "max_steps": given.steps,
-        "learning_rate": recipe.arms["lora"].learning_rate,
+        "learning_rate": (arm or recipe.arms["lora"]).learning_rate,
         "train_sampling_strategy": "group_by_length" if best else "sequential",
         **({"gradient_checkpointing": False} if best else {}),
         "max_length": recipe.max_length,

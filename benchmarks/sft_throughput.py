@@ -13,6 +13,7 @@ arm; --keep writes a file in benchmarks/sft_throughput/.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
@@ -27,6 +28,7 @@ from harness import (
     compare_arms,
     count_waiting,
     disable_speedups,
+    installed,
     norms_callback,
     result_parser,
     step_figures,
@@ -43,7 +45,7 @@ MEANS = {
 def main() -> None:
     given = _arguments()
     if given.one:
-        print(json.dumps(_one(given)))
+        print(json.dumps(measure(given)))
         return
     words = ["--data", given.data, "--model", given.model, "--steps", str(given.steps), "--batch", str(given.batch)]
     options = (("--bf16", given.bf16), ("--compile", given.compile), ("--random-weights", given.random_weights))
@@ -73,8 +75,12 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _one(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure one arm in this process."""
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure one way (`given.one`) to train in this process.
+
+    recipe and arm, where they are given: a recipe of the caller's, and its arm, in place of smollm2-alpaca's LoRA; then
+    the ways are `trl-packed` too, and each sees the same examples in each step.
+    """
     from peft_recipes.distributed.quiet import quiet_libraries
 
     quiet_libraries()
@@ -91,46 +97,84 @@ def _one(given: argparse.Namespace) -> dict[str, Any]:
     prepared = task.prepare()
     rows = prepared.splits["train"].select(range(min(given.batch * given.steps, len(prepared.splits["train"]))))
     prepared.splits["train"] = rows
-    if given.one != "peft-recipes":
+    ours, own = given.one == "peft-recipes", bool(getattr(given, "recipe", None))
+    if not ours:
         disable_speedups()
     transformers.set_seed(0)
-    model = _model(given, task, prepared)
+    model, arm = _model(given, task, prepared), _arm(given, recipe)
     hardware = choose(recipe.training)
-    meter = StepMeter(hardware.device)
-    norms: list[float] = []
-    tokens: list[int] = []
-    labelled: list[int] = []
+    body, head = _matrix_parameters(model)
+    meter, norms = StepMeter(hardware.device), []
+    tokens, labelled = _step_tokens(rows, given.batch)
     with tempfile.TemporaryDirectory() as folder:
-        if given.one == "peft-recipes":
+        if ours:
             allocator.set_for_training()
             activations.fuse(model)
             onednn_linear.speed_up(model)
-            arguments = task.arguments(recipe.arms["lora"], 0, hardware, Path(folder), True)
+            arguments = task.arguments(arm, 0, hardware, Path(folder), True)
             from peft_recipes.arms.apply import apply_arm, fit_targets
 
             recipe, _ = fit_targets(recipe, model.config)
             transformers.set_seed(0)
-            model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
+            model, _ = apply_arm(model, _arm(given, recipe), recipe.task, [])
             trainer = task.trainer(model, prepared, arguments, [meter, norms_callback(norms)])
         else:
             trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, norms_callback(norms)])
-        trainer.data_collator = _counting(trainer.data_collator, tokens, labelled)
+            if given.one == "trl-packed":
+                tokens, labelled = _step_tokens(trainer.train_dataset, trainer.args.per_device_train_batch_size)
+            elif not own and given.one == "trl-best":  # it orders the rows by length
+                trainer.data_collator = _counting(trainer.data_collator, tokens := [], labelled := [])
         count_waiting(trainer, meter)
         trainer.train()
-    tokens, labelled = tokens[: given.steps], labelled[: given.steps]  # the loader is a batch ahead
+    tokens, labelled = tokens[: len(meter.steps)], labelled[: len(meter.steps)]  # the loader is a batch ahead
     timed, made = slice(WARMUP, None), step_figures(meter, norms, tokens)
-    if given.one == "peft-recipes":
-        computed = [counts.computed for counts in trainer.step_counts()[timed]]
-        made["batches"] = trainer.batches
-        made["warmup_seconds"] = meter.steps[:WARMUP]
-        made |= _limit(model, hardware, computed, sum(labelled[timed]), sum(tokens[timed]), given.bf16, given.compile)
+    made["matrix_operations"] = (6 if arm.method == "full" else 4) * (
+        body * sum(tokens[timed]) + head * sum(labelled[timed])
+    )
+    made["seconds"] = sum(meter.steps[timed])
+    if ours:
+        computed = [int(counts.computed) for counts in trainer.step_counts()[timed]]
+        made["batches"], made["warmup_seconds"] = trainer.batches, meter.steps[:WARMUP]
+        made["packed_attention"] = getattr(trainer, "packed_attention", None)
+        if not own:
+            made |= _limit(model, hardware, (body, head), computed, sum(labelled[timed]), sum(tokens[timed]), given)
         made["environment"] = environment(hardware)
     return made
+
+
+def _arm(given: argparse.Namespace, recipe: Any) -> Any:
+    return recipe.arms[getattr(given, "arm", None) or "lora"]
+
+
+def _step_tokens(rows: Any, batch: int) -> tuple[list[int], list[int]]:
+    """(tokens, labelled tokens) of each step of `batch` rows, in their order. A row's first token is not predicted."""
+    tokens = [len(ids) for ids in rows["input_ids"]]
+    labelled = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
+    starts = range(0, len(tokens), batch)
+    return [sum(tokens[i : i + batch]) for i in starts], [sum(labelled[i : i + batch]) for i in starts]
+
+
+def _matrix_parameters(model: Any) -> tuple[int, int]:
+    """(weights of the matrix products outside the LM head, weights of the LM head), also of a quantised model."""
+    import torch
+    from gpu.workspace import matrix_parameters
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        return matrix_parameters(AutoModelForCausalLM.from_config(config))
 
 
 def _recipe(given: argparse.Namespace) -> Any:
     from peft_recipes import load_recipe
 
+    if getattr(given, "recipe", None):
+        return load_recipe(given.recipe, changes=[
+            f"training.per_device_train_batch_size={given.batch}", f"training.max_steps={given.steps}",
+            "training.train_sampling_strategy=sequential", "training.eval_strategy=no",
+            f"dataset.train={given.batch * given.steps}", *getattr(given, "changes", ()),
+        ])  # fmt: skip
     changes = [
         f"training.per_device_train_batch_size={given.batch}",
         f"training.max_steps={given.steps}",
@@ -150,6 +194,8 @@ def _model(given: argparse.Namespace, task: Any, prepared: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config
 
+    if getattr(given, "recipe", None):
+        return task.load_base(prepared, _arm(given, task.recipe).quantise)[0]
     if given.model == "gpt2":  # GPT-2 small's shape, with this tokenizer's vocabulary
         words = max(50_257, len(prepared.processor))
         # Without its dropout, whose draws would hide whether the losses are the same.
@@ -171,13 +217,43 @@ def _trl(given: Any, model: Any, recipe: Any, prepared: Any, hardware: Any, fold
     from peft_recipes.arms.apply import apply_arm, fit_targets
 
     recipe, _ = fit_targets(recipe, model.config)
-    options = trl_options(given, recipe, hardware, folder)
+    arm, rows = _arm(given, recipe), prepared.splits["train"]
+    options = trl_options(given, recipe, hardware, folder, arm)
+    if getattr(given, "recipe", None) and given.one != "trl-default":
+        rows, more = _best_on_gpu(given, model, arm, rows, hardware)
+        options |= more
     config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     # The adapter is applied here, with the seed of our arm: SFTTrainer draws random numbers before it applies one.
     set_seed(0)
-    model, _ = apply_arm(model, recipe.arms["lora"], recipe.task, [])
-    return SFTTrainer(model=model, args=config, train_dataset=prepared.splits["train"], callbacks=callbacks,
+    model, _ = apply_arm(model, arm, recipe.task, [])
+    return SFTTrainer(model=model, args=config, train_dataset=rows, callbacks=callbacks,
                       processing_class=prepared.processor)  # fmt: skip
+
+
+def _best_on_gpu(given: Any, model: Any, arm: Any, rows: Any, hardware: Any) -> tuple[Any, dict[str, Any]]:
+    """trl's best flags on a GPU: the rows (packed for `trl-packed`) and the options, which see the same examples.
+
+    Without padding, without gradient checkpointing; with flash attention and liger's kernels where they are installed;
+    a frozen base in bf16. `trl-packed`: as many rows of the longest length as a batch has tokens.
+    """
+    import torch
+
+    options = {"padding_free": True, "max_length": None, "train_sampling_strategy": "sequential",
+               "use_liger_kernel": hardware.device == "cuda" and installed("liger_kernel")}  # fmt: skip
+    if hardware.device == "cuda":
+        if installed("flash_attn"):
+            model.set_attn_implementation("flash_attention_2")
+        if arm.peft is not None and arm.quantise is None and hardware.precision == "bf16":
+            model.to(torch.bfloat16)
+    if given.one == "trl-packed":
+        from trl import pack_dataset
+
+        longest, tokens = given.pack_to, sum(map(len, rows["input_ids"])) / given.steps
+        options |= {"packing": True, "max_length": longest}
+        options["per_device_train_batch_size"] = max(round(tokens / longest), 1)
+        rows = pack_dataset(rows.select_columns(["input_ids", "labels"]), longest, "bfd")
+        options["max_steps"] = max(len(rows) // options["per_device_train_batch_size"], 1)
+    return rows, options
 
 
 def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
@@ -192,20 +268,17 @@ def _counting(collate: Any, tokens: list[int], labelled: list[int]) -> Any:
 
 
 def _limit(
-    model: Any, hardware: Any, computed: list[int], labelled: int, tokens: int, bf16: bool, compiled: bool
+    model: Any, hardware: Any, parameters: tuple[int, int], computed: list[int], labelled: int, tokens: int, given: Any
 ) -> dict[str, Any]:
     """Tokens/s if only the needed matrix products took time, at the measured GEMM rate.
 
     A frozen layer takes 2 operations per weight and position forward and 2 backward (no gradient of its weight); the LM
     head the same at labelled positions. Attention is not counted, so the limit can't quite be reached.
     """
-    base = model.get_base_model()
-    head = base.config.vocab_size * base.config.hidden_size
-    outside = {id(base.get_input_embeddings().weight), id(base.get_output_embeddings().weight)}
-    body = sum(p.numel() for n, p in base.named_parameters()
-               if p.dim() == 2 and id(p) not in outside and "lora_" not in n and "wpe" not in n)  # fmt: skip
+    body, head = parameters
+    hidden, positions = model.config.hidden_size, max(int(statistics.median(computed)), 64)
     operations = 4 * (body * sum(computed) + head * labelled)
-    rate = _gemm_rate(hardware, base.config.hidden_size, max(int(statistics.median(computed)), 64), bf16, compiled)
+    rate = _gemm_rate(hardware, hidden, positions, given.bf16, given.compile)
     return {
         "gemm_flops_per_second": rate,
         "needed_operations": operations,

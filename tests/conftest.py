@@ -13,6 +13,29 @@ from small import FILLER, sentences, tiny_config, tokenizer
 # Set before any library reads them: no test may contact a Hub or touch the user's caches.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PEFT_RECIPES_TESTING="1")
 
+_GPU = "needs a CUDA GPU"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m gpu` selects
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `gpu` without a CUDA GPU. A module's own condition that says so counts as the mark."""
+    for item in items:
+        if any(_GPU in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
+            item.add_marker(pytest.mark.gpu)
+    if needing := [item for item in items if item.get_closest_marker("gpu")]:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in needing:
+                item.add_marker(pytest.mark.skip(reason=_GPU))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count the tests that were skipped since they need a GPU."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "gpu" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests need a CUDA GPU and were skipped (pytest -m gpu).")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def imported():
