@@ -23,6 +23,7 @@ _MOST_LABELS = 30  # more would dominate the code
 # How a card refers to its own folder, in its code and in its commands; `for_repository` replaces both.
 _HERE = '"."  # this folder, or its repository on the Hub'
 FOLDER = "THIS_FOLDER"
+_DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}  # by the precision of the run
 
 
 def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
@@ -60,7 +61,7 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
         load_base=_call(f"base = {auto}.from_pretrained", ["base_id", *_options(recipe, data, quantise)]),
         remote_code=", trust_remote_code=True" if recipe.trust_remote_code else "",
         quantise=quantise,
-        dtype="torch.bfloat16" if data["environment"].get("precision") == "bf16" else "torch.float32",
+        dtype=_DTYPES.get(data["environment"].get("precision"), "torch.float32"),
         weights_file=OWN_FILES.get(data["method"]),
         max_length=recipe.max_length,
         pairs=len(recipe.dataset.text_columns) > 1,

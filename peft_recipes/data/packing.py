@@ -8,6 +8,7 @@ its label is kept. (With dropout the examples share the prefix's random draw; ev
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from peft_recipes.kernels.segment_attention import Part, Segments
+from peft_recipes.kernels.packed_attention import MASK, Preparation, kernels_for, windows_of
+from peft_recipes.kernels.segments import Part, Segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +28,7 @@ IGNORED = -100  # the label that transformers and torch's cross_entropy ignore
 # Keys of a batch besides the model's own.
 COUNTS = "counts"  # the batch's Counts, for the trainer
 EXAMPLES = "example_ids"  # [sequences, length]: the example that a label belongs to, -1 for none
-SEGMENTS = "segments"  # the Segments of packed sequences, for segment_attention.py
+SEGMENTS = "segments"  # the Segments of packed sequences, for packed_attention.py
 COMPLETIONS = "completion_mask"  # [2 pairs, length]: the tokens of the answers, chosen ones first, as in trl
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # [pairs]: log-probabilities under the reference model
 KEPT = "logits_to_keep"  # the columns whose next token is labelled: the LM head is computed for these alone
@@ -35,6 +37,8 @@ KEPT = "logits_to_keep"  # the columns whose next token is labelled: the LM head
 # SmolLM2-135M (a third of the matrix products' time at 640 positions, hidden size 576); by operations it would be six.
 _BREAK_EVEN = 3
 _SHORT = 1_024  # below this length attention does not matter, however small the hidden size
+
+_DENSE = Preparation(MASK)
 
 
 @dataclass(frozen=True)
@@ -66,38 +70,40 @@ class Piece(NamedTuple):
 class SharedPrefixCollator:
     """Collate examples {"input_ids", "labels"} to sequences that share their common prefix.
 
-    additive_mask: eager attention adds the mask, sdpa takes booleans. break_even: length at which attention costs as
-    much as everything else. head_share: the LM head's cost per position, relative to the rest. max_row_tokens: the
-    longest sequence, which bounds the mask's memory; a longer example gets its own. by_segments: attention runs example
-    by example (segment_attention.py), so that a sequence's length costs nothing by itself, and no mask is made.
+    break_even: length at which attention costs as much as everything else; with every kernel but the dense mask a
+    sequence's length costs nothing by itself. head_share: the LM head's cost per position, relative to the rest.
+    max_row_tokens: the longest sequence; a longer example gets its own. prepare: of the attention kernel that the batch
+    is for (packed_attention.py). Picklable, for a DataLoader's workers.
 
     Returns input_ids, position_ids, labels, example_ids [sequences, length], logits_to_keep [columns that predict a
-    label], the batch's Counts, and attention_mask [sequences, 1, length, length], or by_segments the Segments instead.
+    label], the batch's Counts and its Segments, from which the model's attention follows.
     """
 
     pad_token_id: int
-    additive_mask: bool = False
     break_even: float = 2_000
     head_share: float = 0.0
     max_row_tokens: int = 4_096
-    by_segments: bool = False
+    prepare: Preparation = _DENSE
+
+    @property
+    def kernel(self) -> str:
+        return self.prepare.kernel
 
     @classmethod
     def for_model(
-        cls, model: PreTrainedModel, pad_token_id: int, max_row_tokens: int, by_segments: bool = True
+        cls, model: PreTrainedModel, pad_token_id: int, max_row_tokens: int, kernel: str | None = None
     ) -> SharedPrefixCollator:
-        """A collator with the mask and the costs of this model. by_segments: False makes the mask in any case."""
+        """A collator with the costs of this model. kernel: of its attention; None: the likeliest to be fastest."""
         config = model.config.get_text_config()
         head = config.vocab_size * config.hidden_size
         body = max(model.num_parameters(exclude_embeddings=True), 1)
-        by_segments = by_segments and config._attn_implementation == "sdpa" and model.device.type in ("cpu", "meta")
+        kernel = kernel or next(iter(kernels_for(config, model.device.type)), MASK)
         return cls(
             pad_token_id,
-            additive_mask=config._attn_implementation == "eager",
-            break_even=float("inf") if by_segments else max(_BREAK_EVEN * config.hidden_size, _SHORT),
-            by_segments=by_segments,
+            break_even=max(_BREAK_EVEN * config.hidden_size, _SHORT) if kernel == MASK else float("inf"),
             head_share=head / body,
             max_row_tokens=max_row_tokens,
+            prepare=Preparation(kernel, windows_of(config)),
         )
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -137,20 +143,11 @@ class SharedPrefixCollator:
                 batch[EXAMPLES][row, labelled] = piece.example
                 start = stop
         segments = Segments([_parts(len(prefix), pieces) for pieces in sequences], length)
-        if self.by_segments:
-            batch[SEGMENTS] = segments
-        else:
-            batch["attention_mask"] = self._as_model_takes_it(segments.mask())
+        batch[SEGMENTS] = self.prepare(segments)
         batch[KEPT] = predicting_columns(batch["labels"])
         filled = sum(len(prefix) + sum(len(piece.ids) for piece in pieces) for pieces in sequences)
         batch[COUNTS] = Counts(tokens, length * len(sequences), length * len(sequences) - filled, examples)
         return batch
-
-    def _as_model_takes_it(self, mask: torch.Tensor) -> torch.Tensor:
-        """A boolean mask as the numbers that eager attention adds."""
-        if not self.additive_mask:
-            return mask
-        return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
     def _assign(self, lengths: list[int], shared: int, labelled: list[int]) -> list[list[int]]:
         """The examples of each sequence: as many sequences as cost least, none beyond max_row_tokens."""
@@ -218,8 +215,8 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
     attention = config._attn_implementation
     if prompt_learning:
         return "its adapter puts virtual tokens before the input"
-    if attention not in ("sdpa", "eager"):
-        return f"attention '{attention}' takes no mask of its own (sdpa and eager do)"
+    if attention not in ("sdpa", "eager", "flex_attention") and "flash" not in (attention or ""):
+        return f"attention '{attention}' takes no mask of its own (sdpa, eager, flex and flash attention do)"
     if hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", 0.0):
         return "its load-balancing loss counts tokens by a mask of two dimensions"
     if "local" in (getattr(config, "attention_layers", None) or ()):
@@ -234,9 +231,17 @@ def why_padded(model: PreTrainedModel, max_length: int, prompt_learning: bool = 
         return "some of its layers are no attention: they carry a state through the sequence"
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds or (window and getattr(config, "layer_types", None) is None)
-    if slides and window and window < max_length and getattr(config, "use_sliding_window", True):
+    looks_back = slides and window and window < max_length and getattr(config, "use_sliding_window", True)
+    # The kernels take a layer's window from the call of its attention; a dense mask is one for all layers.
+    if looks_back and (attention == "eager" or not _hands_its_window(type(model))):
         return f"its attention looks back {window} tokens, fewer than max_length {max_length}"
     return None
+
+
+@functools.cache
+def _hands_its_window(model_class: type) -> bool:
+    """Whether a model's layers tell their attention function how far they look back."""
+    return "sliding_window=" in inspect.getsource(inspect.getmodule(model_class))
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ _BF16_PAYS = 4.0
 
 @dataclass(frozen=True)
 class Hardware:
-    """device: "cuda", "mps" or "cpu". precision: of the computation, "bf16" or "fp32"; weights stay fp32."""
+    """device: "cuda", "mps" or "cpu". precision: of the computation, "bf16", "fp16" or "fp32"; weights stay fp32."""
 
     device: str
     device_name: str
@@ -28,20 +30,29 @@ class Hardware:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def autocast_dtype(self) -> Any:
+        """The dtype of a computation in half precision; None in fp32."""
+        import torch
+
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
     def autocast(self) -> Any:
         """Return the autocast context of training."""
         import torch
 
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = self.autocast_dtype
+        return torch.autocast(self.device, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def training_arguments(self) -> dict[str, Any]:
         """Return the TrainingArguments that follow from the device and the precision."""
-        return {"use_cpu": self.device == "cpu", "bf16": self.precision == "bf16", "fp16": False}
+        return {"use_cpu": self.device == "cpu", "bf16": self.precision == "bf16", "fp16": self.precision == "fp16"}
 
 
 def choose(training: dict[str, Any] | None = None, threads: int | None = None) -> Hardware:
-    """Choose CUDA, Apple's MPS or the CPU, in this order, unless the training options set `use_cpu` or `bf16`.
+    """Choose CUDA, Apple's MPS or the CPU, in this order, unless the training options set `use_cpu`, `bf16` or `fp16`.
 
+    A GPU without native bf16 (T4, V100) computes in fp16, with a loss scale, unless the options set `bf16`.
     threads: CPU threads of this process from now on; None keeps torch's default (or OMP_NUM_THREADS).
     """
     import torch
@@ -53,8 +64,15 @@ def choose(training: dict[str, Any] | None = None, threads: int | None = None) -
     if not training.get("use_cpu"):
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
-    precision = "bf16" if training.get("bf16", _bf16_pays(device)) else "fp32"
-    return Hardware(device, name, precision, torch.get_num_threads())
+    return Hardware(device, name, _precision(training, device), torch.get_num_threads())
+
+
+def _precision(training: dict[str, Any], device: str) -> str:
+    if training.get("fp16"):
+        return "fp16"
+    if training.get("bf16", _bf16_pays(device)):
+        return "bf16"
+    return "fp16" if device == "cuda" and not {"bf16", "fp16"} & set(training) else "fp32"
 
 
 def _bf16_pays(device: str) -> bool:
@@ -95,12 +113,62 @@ def _best_seconds(a: Any, b: Any) -> float:
     return best
 
 
-def synchronise(device: str) -> None:
-    """Wait until the device has finished its queued work, so that a clock measures it."""
+def _module(device: str) -> Any:
+    """torch's module of a device: torch.cuda, torch.mps; None for the CPU."""
     import torch
 
-    if device != "cpu":
-        torch.accelerator.synchronize()
+    return None if device == "cpu" else getattr(torch, device)
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has finished its queued work, so that a clock measures it."""
+    if (module := _module(device)) is not None:
+        module.synchronize()
+
+
+def release_memory(device: str) -> None:
+    """Return the memory that the device's allocator holds without using it."""
+    if (module := _module(device)) is not None:
+        module.empty_cache()
+
+
+def reset_peak_memory(device: str) -> None:
+    """Let `peak_memory` begin anew. MPS has no such counter; its held memory only grows until it is released."""
+    if device == "cuda":
+        _module(device).reset_peak_memory_stats()
+
+
+def peak_memory(device: str) -> tuple[int, str]:
+    """Bytes of the device's memory, with the name of torch's counter: the peak since the last reset.
+
+    On MPS what the driver has allocated, which includes memory that is held and unused.
+    """
+    if device == "cuda":
+        return _module(device).max_memory_allocated(), "max_memory_allocated"
+    return _module(device).driver_allocated_memory(), "driver_allocated_memory"
+
+
+def random_state(device: str) -> Any:
+    """The state of the device's random numbers; None for the CPU, whose state torch.get_rng_state gives."""
+    return None if (module := _module(device)) is None else module.get_rng_state()
+
+
+def set_random_state(device: str, state: Any) -> None:
+    if state is not None:
+        _module(device).set_rng_state(state)
+
+
+@contextlib.contextmanager
+def random_state_kept(device: str) -> Iterator[None]:
+    """Restore the random states of the CPU and the device afterwards, so that a trial changes no draw."""
+    import torch
+
+    host, own = torch.get_rng_state(), random_state(device)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host)
+        set_random_state(device, own)
 
 
 def _cpu_name() -> str:

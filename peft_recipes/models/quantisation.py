@@ -54,7 +54,7 @@ def loading_options(recipe: Recipe, config: PretrainedConfig, quantise: str) -> 
         load_in_4bit=quantise == "nf4",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if hardware.precision == "bf16" else torch.float32,
+        bnb_4bit_compute_dtype=hardware.autocast_dtype or torch.float32,
         llm_int8_skip_modules=sorted(_heads(config)),  # also of 4-bit models
     )
     return {"quantization_config": settings, "device_map": {"": hardware.device}}
@@ -100,10 +100,10 @@ def compute_as_chosen(model: nn.Module, recipe: Recipe) -> None:
 
     from peft_recipes.hardware.device import choose
 
-    bf16 = choose(recipe.training, recipe.threads).precision == "bf16"
+    dtype = choose(recipe.training, recipe.threads).autocast_dtype or torch.float32
     for module in model.modules():
         if hasattr(module, "compute_type_is_set"):
-            module.compute_dtype, module.compute_type_is_set = torch.bfloat16 if bf16 else torch.float32, True
+            module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
 def disable_bf16_kernels(model: nn.Module) -> None:

@@ -134,7 +134,7 @@ def _on_one_process(parts: dict[str, int], task: Task, config: Any, name: str, s
         return parts
     model, _ = with_arm_on_meta(task.recipe, config, task.recipe.arms[name], name)
     accumulation = split_batch(task.recipe.training, spread.processes)[1]
-    return shared_step(model, parts, spread, accumulation, _hardware(task).precision == "bf16")
+    return shared_step(model, parts, spread, accumulation, _hardware(task).precision != "fp32")
 
 
 def _bounded_step_memory(task: Task, config: Any, name: str, spread: Spread) -> dict[str, Any]:
@@ -154,11 +154,11 @@ def _hardware(task: Task) -> Hardware:
 
 
 def _loss_in_precision(task: Task) -> Callable[..., Any]:
-    """The task's loss under autocast as in training: in bf16 the casts take memory, and their results less."""
-    bf16 = _hardware(task).precision == "bf16"
+    """The task's loss under autocast as in training: in half precision casts take memory, and their results less."""
+    half = _hardware(task).precision != "fp32"
 
     def loss(model: Any, batch: dict[str, Any]) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             return task.step_loss(model, batch)
 
     return loss

@@ -58,8 +58,10 @@ class Recipe:
     benchmarks: for language models, tasks of lm_eval that the base and every arm are evaluated on: names ("arc_easy"),
     files of tasks ("mine.yaml") or "embedded:docstring-choices". benchmark_examples: the most of each; None: all.
     prompts: for language models, answered by the base and every arm: [{"kind": ..., "prompt": ...}].
-    attention: "sdpa", "eager", "flash_attention_2", ...; None: the library's choice. threads: CPU threads; None:
-    OMP_NUM_THREADS or torch's choice. skip_checks: names of guards to turn off.
+    attention: "sdpa", "eager", "flash_attention_2", ...; None: the library's choice.
+    packed_attention: the kernel for packed batches: "parts" (one example after another), "flex" (FlexAttention),
+    "varlen" (flash attention's) or "mask"; None: the fastest that is exact, by a trial on a GPU.
+    threads: CPU threads; None: OMP_NUM_THREADS or torch's choice. skip_checks: names of guards to turn off.
     checkpoint_seconds: the interval between checkpoints for resuming (0: every step).
     embedded: the changes that `--embedded` applies, nested like the recipe ({"model": ..., "dataset": {...}, ...}).
 
@@ -94,6 +96,7 @@ class Recipe:
     prompts: list[dict[str, str]] = field(default_factory=list)
     trust_remote_code: bool = False
     attention: str | None = None
+    packed_attention: str | None = None
     threads: int | None = None
     skip_checks: list[str] = field(default_factory=list)
     checkpoint_seconds: float = 300.0

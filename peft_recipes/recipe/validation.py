@@ -19,6 +19,8 @@ from peft_recipes.recipe.type_checks import type_problems
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 BATCHES = ("shared-prefix", "padded")
+HUB_KERNELS = "kernels-community/"  # attention by a kernel of the Hub, for which the package kernels is needed
+PACKED_ATTENTION = ("parts", "flex", "varlen", "mask")
 _LEAST = {"max_length": 2, "max_row_tokens": 2, "threads": 1, "checkpoint_seconds": 0, "test_generations": 2}
 # Names become file and repository names, so only characters that all of them allow.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z", re.IGNORECASE)
@@ -69,9 +71,12 @@ def _value_problems(recipe: Any) -> list[str]:
     if not _NAME.match(recipe.name):
         problems.append(f"name: '{recipe.name}' must be letters, digits, '.', '_' and '-' only: it names a folder.")
     metrics = metrics_of(recipe.task, recipe.dataset.problem_type)
-    choices = {"task": TASKS, "metric": metrics, "batches": BATCHES, "attention": ATTENTION}
+    choices = {"task": TASKS, "metric": metrics, "batches": BATCHES, "attention": ATTENTION,
+               "packed_attention": PACKED_ATTENTION}  # fmt: skip
     for key, valid in choices.items():
-        if (value := getattr(recipe, key)) not in (None, *valid):
+        if (value := getattr(recipe, key)) not in (None, *valid) and not (
+            key == "attention" and str(value).startswith(HUB_KERNELS)
+        ):
             problems.append(unknown(key, value, valid, f"task {recipe.task}" if key == "metric" else ""))
     if recipe.margin is not None and recipe.margin <= 0:
         problems.append(f"margin: expected a number above 0, got {recipe.margin}.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import find_executable_batch_size
 
+from peft_recipes.hardware.device import random_state_kept
 from peft_recipes.models.bases import end_tokens
 from peft_recipes.models.positions import encoder_decoder_limits, learnt_positions, position_limit
 
@@ -156,7 +157,7 @@ class _Batching:
         inputs = self._inputs(prompts)
         if self.cache is not None and settings.get("num_beams", 1) == 1:
             inputs["past_key_values"] = self._repeated(len(prompts))
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with random_state_kept(self.device.type):
             torch.manual_seed(0)  # matters where an option asks for sampling
             output = self.model.generate(**inputs, **settings, **self._stops())
         start = 1 if self.encodes else inputs["input_ids"].shape[1]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from peft_recipes.arms.apply import apply_arm
-from peft_recipes.hardware.device import Hardware
+from peft_recipes.hardware.device import Hardware, release_memory
 from peft_recipes.measuring.steps import StepMeter
 from peft_recipes.recipe.arm import Arm
 
@@ -88,7 +88,7 @@ def short_run(
     the run as "diverged"; other errors are raised.
     """
     run, start = ShortRun(arm.learning_rate), time.perf_counter()
-    with _freed_memory(), tempfile.TemporaryDirectory(prefix="scan-") as folder:
+    with _freed_memory(hardware.device), tempfile.TemporaryDirectory(prefix="scan-") as folder:
         set_seed(seed)
         base, new = task.load_base(prepared, arm.quantise) if arm.quantise else task.load_base(prepared)
         task.use_base(base, prepared, arm.quantise)
@@ -124,13 +124,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @contextlib.contextmanager
-def _freed_memory() -> Iterator[None]:
+def _freed_memory(device: str) -> Iterator[None]:
     """Free the model and its optimizer at the end: they refer to each other, and the next run needs the memory."""
-    import torch
-
     try:
         yield
     finally:
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory(device)

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     import torch.nn as nn
     from transformers import PretrainedConfig, Trainer, TrainingArguments
 
+_WORKERS = 2  # of a GPU's data loader: a packed batch takes a few milliseconds
+
 
 class Task(ABC):
     """Everything that differs between tasks; the stages of a run (training/) call these methods alone."""
 
+    collates_in_workers = False  # whether a GPU's batches are made in processes of their own
     sequences_per_example = 1  # sequences that the model computes for one example
     reads_test = True  # a scan sets False: then the test split is dropped before anything reads it
 
@@ -150,7 +153,7 @@ class Task(ABC):
             "logging_steps": 1,
             "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
             "gradient_checkpointing": False,
-            "dataloader_pin_memory": hardware.device == "cuda",
+            **self._loader_options(hardware),
             "disable_tqdm": quiet,
             **hardware.training_arguments(),
             **(defaults or {}),
@@ -182,6 +185,18 @@ class Task(ABC):
             arguments.accelerator_config.dispatch_batches = False
         arguments.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
         return arguments
+
+    def _loader_options(self, hardware: Hardware) -> dict[str, Any]:
+        """On a GPU batches are collated ahead of their steps in processes of their own, and pinned."""
+        on_gpu = hardware.device == "cuda"
+        options: dict[str, Any] = {"dataloader_pin_memory": on_gpu}
+        # A stream would be read by each worker from its beginning.
+        ahead = on_gpu and self.collates_in_workers and not self.recipe.dataset.streaming
+        workers = min(_WORKERS, max((os.cpu_count() or 1) - 1, 0))
+        if ahead and workers and "dataloader_num_workers" not in self.recipe.training:
+            options |= {"dataloader_num_workers": workers, "dataloader_persistent_workers": True}
+            options |= {"dataloader_prefetch_factor": 2}
+        return options
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
         """Raise RecipeError for training options that their own class refuses, and where bitsandbytes is missing."""

@@ -20,9 +20,13 @@ from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.rendering import tokenised_rows
 from peft_recipes.data.supervised import TRAINED
 from peft_recipes.distributed.gather import is_sharded
+from peft_recipes.errors import RecipeError
 from peft_recipes.guards import checks
+from peft_recipes.hardware.device import Hardware
+from peft_recipes.kernels.packed_attention import FLEX, VARLEN
 from peft_recipes.models import bases
 from peft_recipes.models.meta import meta_model
+from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import LAST, WEIGHTED
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import answers
@@ -58,6 +62,7 @@ def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
 class Causal(Task):
     """A causal language model, trained with trl's SFTTrainer on examples that are tokenised and labelled here."""
 
+    collates_in_workers = True
     trainer_class: type[PrefixSharingMixin] = CausalTrainer
     metrics = staticmethod(causal_metrics)
     duplicate_columns: tuple[str, ...] = ()  # by which examples of two splits are the same; (): all columns
@@ -67,6 +72,18 @@ class Causal(Task):
         arguments.max_length = self.recipe.max_length
         arguments.dataset_kwargs = {**(arguments.dataset_kwargs or {}), "skip_prepare_dataset": True}
         return arguments
+
+    def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
+        super().check_arguments(arm, hardware)
+        kernel, attention = self.recipe.packed_attention, self.recipe.attention
+        if hardware.device != "cuda" and (kernel in (FLEX, VARLEN) or attention == "flex_attention"):
+            name = f"packed_attention: '{kernel}'" if kernel in (FLEX, VARLEN) else f"attention: '{attention}'"
+            raise RecipeError(f"{name} trains on a CUDA GPU alone, and this run is on {hardware.device}. Leave it out.")
+        if kernel == VARLEN and hardware.autocast_dtype is None:
+            raise RecipeError(
+                f"packed_attention: '{kernel}' takes half precision alone, and this run is in fp32. Set training.bf16, "
+                "or leave it out."
+            )
 
     @abstractmethod
     def text_rows(
@@ -154,7 +171,8 @@ class Causal(Task):
             compute_metrics=self.metrics,
             callbacks=callbacks,
         )
-        batches = trainer.choose_batches(*self.batching(prepared, arguments.per_device_train_batch_size))
+        options = self.batching(prepared, arguments.per_device_train_batch_size)
+        batches = trainer.choose_batches(*options, prepared.folder)
         if batches != "shared-prefix" and self.recipe.batches == "shared-prefix":
             prepared.notes.append(f"Batches are padded, without prefix sharing: {batches.partition(': ')[2]}.")
         return trainer
@@ -179,10 +197,10 @@ class Causal(Task):
             return "NEFTune's noise depends on the length of a sequence"
         return None
 
-    def batching(self, prepared: Prepared, count: int) -> tuple[str | None, int, int, list[dict[str, Any]]]:
+    def batching(self, prepared: Prepared, count: int) -> tuple[Any, ...]:
         """The recipe's part of the arguments of `collator_for`, with the longest `count` examples."""
-        recipe = self.recipe
-        return self.recipe_pads(), recipe.max_length, recipe.max_row_tokens, self.longest(prepared, count)
+        recipe, examples = self.recipe, self.longest(prepared, count)
+        return self.recipe_pads(), recipe.max_length, recipe.max_row_tokens, examples, recipe.packed_attention
 
     def longest(self, prepared: Prepared, count: int) -> list[dict[str, Any]]:
         """The longest `count` training examples."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate.utils import has_compiled_regions, is_compiled_module, send_to_device
+from accelerate.utils import send_to_device
 from trl import SFTTrainer
 
 from peft_recipes.data.packing import (
@@ -26,8 +27,10 @@ from peft_recipes.data.packing import (
 )
 from peft_recipes.distributed import processes
 from peft_recipes.kernels import activations
-from peft_recipes.kernels.segment_attention import by_segments
+from peft_recipes.kernels.packed_attention import windows_of
 from peft_recipes.kernels.token_losses import token_losses
+from peft_recipes.tasks.attention_choice import Trial, as_before, choose_attention
+from peft_recipes.tasks.attention_inputs import attention_inputs, plain_inputs
 from peft_recipes.tasks.trainer import TrainerMixin
 
 if TYPE_CHECKING:
@@ -39,7 +42,14 @@ if TYPE_CHECKING:
 # memory which a few hundred labelled positions don't need, and costs a third of a small model's step.
 LOGITS_BYTES = 512 * 2**20
 _NOT_FOR_FORWARD = {"labels", EXAMPLES, COUNTS, SEGMENTS, COMPLETIONS, *REFERENCES}
-_SAME_LOSS = 1e-4  # relative: fp32 rounding over a few hundred positions stays near 1e-6
+
+
+class Batches(NamedTuple):
+    """How batches are made: their collator, why they are padded if they are, and how the kernel was chosen."""
+
+    collator: SharedPrefixCollator | PaddedCollator
+    why_padded: str | None
+    attention: dict[str, Any] | None = None
 
 
 class PrefixSharingMixin(TrainerMixin):
@@ -58,17 +68,29 @@ class PrefixSharingMixin(TrainerMixin):
             super().__init__(model, *args, **kwargs)
 
     def choose_batches(
-        self, padded_because: str | None, max_length: int, max_row_tokens: int, examples: Sequence[dict[str, Any]]
+        self,
+        padded_because: str | None,
+        max_length: int,
+        max_row_tokens: int,
+        examples: Sequence[dict[str, Any]],
+        kernel: str | None = None,
+        shared: Path | None = None,
     ) -> str:
         """Set the data collator as `collator_for` chooses it; return its kind, and the reason if it pads.
 
+        shared: the folder of a comparison, whose arms run by the same kernel where that is exact for each.
         Only how a step's examples are laid out: which they are is the same for all arms (`Task.example_order`).
         """
-        pad = self.processing_class.pad_token_id
-        collator, why = self.collator_for(self.model, pad, padded_because, max_length, max_row_tokens, examples)
+        options = (self.processing_class.pad_token_id, padded_because, max_length, max_row_tokens, examples)
+        precision = {"half": half_precision(self.args), "compiled": self.args.torch_compile}
+        chosen, self.packed_attention = as_before(
+            [Path(self.args.output_dir), *([shared] if shared else [])],
+            kernel,
+            lambda kernel: self.collator_for(self.model, *options, kernel, **precision),
+        )
         self.fused_head_is_exact = processes.from_rank_zero(partial(_fused_head_is_exact, self.model, examples[0]))
-        self.data_collator = collator
-        self.batches = f"padded: {why}" if why else "shared-prefix"
+        self.data_collator = chosen.collator
+        self.batches = f"padded: {chosen.why_padded}" if chosen.why_padded else "shared-prefix"
         return self.batches
 
     def _logits_fit(self, inputs: dict[str, Any]) -> bool:
@@ -85,12 +107,16 @@ class PrefixSharingMixin(TrainerMixin):
         max_length: int,
         max_row_tokens: int,
         examples: Sequence[dict[str, Any]],
-    ) -> tuple[SharedPrefixCollator | PaddedCollator, str | None]:
+        kernel: str | None = None,
+        half: torch.dtype | None = None,
+        compiled: bool = False,
+    ) -> Batches:
         """Choose the collator: prefix-shared where it is exact, else padded.
 
         padded_because: the recipe's own reason to pad. examples: one batch, whose losses are computed both ways (no
         gradients) and compared before prefix-shared packing is trusted. The longest ones: a model that attends by
-        position would get those wrong first. Returns the collator, and the reason if it pads.
+        position would get those wrong first. kernel: the recipe's attention kernel for packed batches; None: the
+        fastest that is exact. half: the dtype of a run in half precision. compiled: whether the model will be.
         """
         base, virtual = base_model_of(model), is_prompt_learning(model)
         keeps_logits = "logits_to_keep" in inspect.signature(type(base).forward).parameters and not virtual
@@ -99,20 +125,23 @@ class PrefixSharingMixin(TrainerMixin):
         if any(getattr(config, "alora_invocation_tokens", None) for config in _peft_configs(model)):
             # The comparison of losses does not show it: an untrained adapter changes nothing.
             why = why or "its adapter looks for its invocation tokens once per sequence"
+        if compiled and any(window and window < max_length for window in windows_of(base.config.get_text_config())):
+            why = why or "a compiled model has one mask for all layers, and some look back a few tokens alone"
         why = why or why_padded(base, max_length, virtual)
         if why is not None:
-            return padded, why
+            return Batches(padded, why)
         while len(examples) > 2 and logits_bytes(base.config, padded(examples)) > LOGITS_BYTES:
             examples = examples[: len(examples) // 2]
-        for without_mask in (True, False):  # a model with an attention of its own needs the mask
-            shared = cls.shared_collator.for_model(base, pad_token_id, max_row_tokens, without_mask)
-            # Rank 0 alone is sure to hold the weights by now, and all ranks must choose the same.
-            gap = processes.from_rank_zero(partial(largest_gap, model, shared(examples), padded(examples)))
-            if gap <= _SAME_LOSS:
-                return shared, None
-            if not shared.by_segments:
-                break
-        return padded, f"the losses of a first batch differ by {gap:.1e} between packing and padding on this model"
+        shared = partial(cls.shared_collator.for_model, base, pad_token_id, max_row_tokens)
+        config = base.config.get_text_config()
+        trial = Trial(model, config, shared, examples, padded(examples), largest_gap, _only_losses, half, compiled)
+        # Rank 0 alone is sure to hold the weights by now, and all ranks must choose the same.
+        chosen = processes.from_rank_zero(partial(choose_attention, trial, kernel))
+        if chosen.kernel is None:
+            gap = min(chosen.gaps.values(), default=float("inf"))
+            why = f"the losses of a first batch differ by {gap:.1e} between packing and padding on this model"
+            return Batches(padded, why, chosen.facts())
+        return Batches(shared(chosen.kernel), None, chosen.facts())
 
 
 @contextlib.contextmanager
@@ -133,14 +162,13 @@ class CausalTrainer(PrefixSharingMixin, SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the labelled tokens of the optimizer step, over all its batches and ranks, as in trl."""
-        plain = self._plain(inputs)
         other_terms = self.label_smoother is not None or self.aux_loss_enabled or self.compute_loss_func is not None
         if other_terms or self.args.loss_type != "nll":
-            return super().compute_loss(model, plain, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, plain_inputs(model, inputs), return_outputs, num_items_in_batch)
         if self._logits_fit(inputs):
             total, count = labelled_losses(model, inputs)[0].sum(), (inputs["labels"][:, 1:] != IGNORED).sum()
         else:
-            output = model(**plain, use_cache=False, fused_lm_head=True)
+            output = model(**plain_inputs(model, inputs), use_cache=False, fused_lm_head=True)
             total, count = -output.log_probs.sum(), output.label_mask.sum()
         loss = self.step_mean(total, count, num_items_in_batch, model)
         return (loss, None) if return_outputs else loss
@@ -153,16 +181,9 @@ class CausalTrainer(PrefixSharingMixin, SFTTrainer):
             if self._logits_fit(inputs):
                 sums = example_sums(model, inputs, counts.examples)
             else:
-                output = model(**self._plain(inputs), use_cache=False, fused_lm_head=True)
+                output = model(**plain_inputs(model, inputs), use_cache=False, fused_lm_head=True)
                 sums = _fused_example_sums(output, inputs, counts.examples)
         return None, sums, torch.zeros(len(sums), 1, device=sums.device)
-
-    def _plain(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that trl's own code takes."""
-        plain = {k: v for k, v in inputs.items() if k not in (COUNTS, EXAMPLES, KEPT, SEGMENTS)}
-        if SEGMENTS in inputs:
-            plain["attention_mask"] = inputs[SEGMENTS].mask().to(inputs["input_ids"].device)
-        return plain
 
 
 def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -172,8 +193,8 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     """
     kept = kept_columns(inputs)
     forward = {k: v for k, v in inputs.items() if k not in _NOT_FOR_FORWARD}
-    with packed_attention(model, inputs) as mask, activations.recomputed():
-        logits = model(**forward, **mask, use_cache=False).logits
+    with activations.recomputed():
+        logits = model(**forward, **attention_inputs(model, inputs), use_cache=False).logits
     if KEPT not in inputs:
         logits = logits[:, -inputs["labels"].shape[1] :].index_select(1, kept)  # without virtual tokens
     logits = logits.float()
@@ -182,30 +203,13 @@ def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Ten
     return losses.view_as(targets), logits, targets
 
 
+def _only_losses(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    return labelled_losses(model, inputs)[0]
+
+
 def kept_columns(inputs: dict[str, Any]) -> torch.Tensor:
     """[kept] the columns that predict a label; also for a model that computes its logits for all columns."""
     return inputs[KEPT] if KEPT in inputs else predicting_columns(inputs["labels"])
-
-
-@contextlib.contextmanager
-def packed_attention(model: nn.Module, inputs: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
-    """Let the model attend as a packed batch without a mask needs it; yields the mask to give to its forward."""
-    segments = inputs.get(SEGMENTS)
-    if segments is None:
-        yield {}
-    elif _may_run_by_segments(model, inputs):
-        with by_segments(segments):
-            yield {"attention_mask": segments.placeholder()}
-    else:
-        yield {"attention_mask": segments.mask().to(inputs["input_ids"].device)}
-
-
-def _may_run_by_segments(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    # Under gradient checkpointing the backward pass recomputes attention, outside of by_segments; a compiled model
-    # would be recompiled for the segments of each step.
-    checkpoints = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    compiled = is_compiled_module(model) or has_compiled_regions(model)
-    return inputs["input_ids"].device.type == "cpu" and not (checkpoints or compiled)
 
 
 def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:
@@ -271,6 +275,11 @@ def _fused_head_is_exact(model: nn.Module, example: dict[str, Any]) -> bool:
     finally:
         model.train(was_training)
     return bool(torch.allclose(own, fused.float(), rtol=1e-3, atol=1e-3))
+
+
+def half_precision(args: Any) -> torch.dtype | None:
+    """The dtype of a run in half precision, by its TrainingArguments."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def logits_bytes(config: Any, batch: dict[str, Any]) -> int:

@@ -14,9 +14,11 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from peft_recipes.distributed import gather, processes
+from peft_recipes.hardware.device import random_state, set_random_state
 from peft_recipes.runs import checkpoints
 
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # Trainer's own names
+_RANDOM_STATE = "device_rng_state.pt"  # of a device that Trainer stores none of (MPS)
 
 
 class CheckpointMixin(Trainer):
@@ -125,6 +127,8 @@ class CheckpointMixin(Trainer):
         """Save the random states of all ranks on rank 0, which alone has the staging folder."""
         if processes.count() == 1:
             super()._save_rng_state(output_dir)
+            if _has_own_random_state(self.args.device.type):
+                torch.save(random_state(self.args.device.type), Path(output_dir) / _RANDOM_STATE)
             return
         with tempfile.TemporaryDirectory(prefix="rng-") as folder:
             super()._save_rng_state(folder)
@@ -133,6 +137,12 @@ class CheckpointMixin(Trainer):
         if processes.is_rank_zero():
             for name, content in (item for files in each_rank for item in files.items()):
                 (Path(output_dir) / name).write_bytes(content)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        file = Path(checkpoint or "") / _RANDOM_STATE
+        if checkpoint is not None and file.is_file() and _has_own_random_state(self.args.device.type):
+            set_random_state(self.args.device.type, torch.load(file, map_location="cpu", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Under FSDP2 load before the model is sharded: afterwards (`model` given) Trainer would look for shards."""
@@ -163,3 +173,7 @@ def _weights_and_ranks(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, A
     configs = getattr(model, "peft_config", None) or {}
     ranks = {name: copy.deepcopy(c.rank_pattern) for name, c in configs.items() if c.peft_type.value == "ADALORA"}
     return weights, ranks
+
+
+def _has_own_random_state(device: str) -> bool:
+    return device not in ("cpu", "cuda")

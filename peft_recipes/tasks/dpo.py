@@ -137,7 +137,8 @@ class Preferences(SupervisedFineTuning):
         recipe, hardware = self.recipe, choose(self.recipe.training, self.recipe.threads)
         # The collator of training: prefix-shared where that is exact on this model, tried on the longest pairs.
         pad = prepared.processor.pad_token_id
-        collator, _ = PreferenceTrainer.collator_for(base, pad, *self.batching(prepared, 4))
+        half = hardware.autocast_dtype
+        collator = PreferenceTrainer.collator_for(base, pad, *self.batching(prepared, 4), half=half).collator
         ld_alpha = recipe.training.get("ld_alpha")
         self.reference = Reference(collator, hardware, recipe.training.get("per_device_eval_batch_size", 8), ld_alpha)
         if base.device.type != "meta" and base.device.type != hardware.device:

@@ -49,6 +49,8 @@ REWARD = "reward"
 class VerifiableRewards(SupervisedFineTuning):
     """Prompts, and references where the reward needs them."""
 
+    collates_in_workers = False  # trl's batches are prompts; what they hold is generated in the step
+
     def arguments(self, *args: Any, **kwargs: Any) -> TrainingArguments:
         # One answer in evaluation: trl would refuse batches that its several don't divide.
         defaults = {"max_completion_length": self.answer_tokens, "num_generations_eval": 1,

@@ -12,11 +12,11 @@ from trl import DPOTrainer
 
 from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, REFERENCES
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
+from peft_recipes.tasks.attention_inputs import attention_inputs
 from peft_recipes.tasks.causal_trainer import (
     PrefixSharingMixin,
     kept_columns,
     labelled_losses,
-    packed_attention,
 )
 from peft_recipes.tasks.example_mean import ExampleMeanMixin
 
@@ -98,8 +98,7 @@ class PreferenceTrainer(ExampleMeanMixin, PrefixSharingMixin, DPOTrainer):
         if self._logits_fit(inputs):
             return SimpleNamespace(log_probs=token_log_probs(model, inputs))
         plain = {k: v for k, v in inputs.items() if k in ("input_ids", "position_ids", "attention_mask", "labels")}
-        with packed_attention(model, inputs) as mask:
-            output = model(**plain, **mask, use_cache=False, fused_lm_head=True)
+        output = model(**plain, **attention_inputs(model, inputs), use_cache=False, fused_lm_head=True)
         width = inputs["labels"].shape[1] - 1  # without virtual tokens
         values = {key: getattr(output, key)[:, -width:] for key in _PER_TOKEN if getattr(output, key, None) is not None}
         return SimpleNamespace(**{key: _unpacked(value, inputs, None) for key, value in values.items()})
@@ -135,6 +134,8 @@ def _unpacked(values: torch.Tensor, inputs: dict[str, Any], columns: torch.Tenso
 
     columns: the positions of the tokens in the batch; None: all but the first.
     """
+    if values.dtype == torch.bool:  # which can't be added
+        return _unpacked(values.byte(), inputs, columns).bool()
     labels, example_ids = inputs["labels"], inputs[EXAMPLES]
     every = torch.arange(labels.shape[1], device=labels.device)
     columns = every[1:] if columns is None else columns
@@ -143,7 +144,9 @@ def _unpacked(values: torch.Tensor, inputs: dict[str, Any], columns: torch.Tenso
         tensor.index_select(1, columns) for tensor in (labels != IGNORED, example_ids, positions)
     )
     unpacked = values.new_zeros(len(inputs[COMPLETIONS]), inputs[COMPLETIONS].shape[1] - 1)
-    return unpacked.index_put((example_ids[labelled], positions[labelled] - 1), values[labelled])
+    # Zeros are added for what is not labelled: choosing the labelled ones would make a GPU wait for their number.
+    places = (example_ids.where(labelled, 0), (positions - 1).where(labelled, 0))
+    return unpacked.index_put(places, values.masked_fill(~labelled, 0), accumulate=True)
 
 
 def _one_pair(

@@ -31,14 +31,16 @@ class TrainerMixin(MethodMixin, CheckpointMixin):
     """Count tokens, computed positions, padding and examples of each step, and order the examples by seed alone.
 
     batches: how the batches are made ("padded", "shared-prefix", "features"), and why where it is a fallback; written
-    to run.json. pass_figures: seconds and peak_memory_bytes of a pass over the data before the first step (a frozen
-    backbone's features, a reference's log-probabilities); None without one. recipe_batch_size: the recipe's
+    to run.json, as is packed_attention: the attention kernel of packed batches and how it was chosen. pass_figures:
+    seconds and peak_memory_bytes of a pass over the data before the first step (a frozen backbone's features, a
+    reference's log-probabilities); None without one. recipe_batch_size: the recipe's
     per_device_train_batch_size, which a run on several ranks splits between them. on_data: called with the seconds that
     each step waited for its batches, collated in this process. on_answers: called while prompts are answered to be
     scored, with the number answered so far and of all.
     """
 
     batches = "padded"
+    packed_attention: dict[str, Any] | None = None
     pass_figures: dict[str, Any] | None = None
     recipe_batch_size = 8
     on_data: Callable[[float], None] = staticmethod(lambda seconds: None)

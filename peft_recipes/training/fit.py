@@ -58,7 +58,8 @@ def fit(setup: Setup, trainer: Trainer, meter: StepMeter, checkpoint: Checkpoint
         guard("frozen", checks.frozen_unchanged, frozen or {}, trained, arm)
     figures = meter.figures(trainer.step_counts(), trainer.pass_figures, processes.all_gather(trainer.own_tokens()))
     best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    return {**figures, "batches": trainer.batches, "resumed_at_steps": resumed_at, "best_step": best}
+    batches = {"batches": trainer.batches, "packed_attention": trainer.packed_attention}
+    return {**figures, **batches, "resumed_at_steps": resumed_at, "best_step": best}
 
 
 def _check_padding(trainer: Trainer, processor: Any, rows: Any) -> None:

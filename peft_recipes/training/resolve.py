@@ -164,10 +164,12 @@ def with_precision(recipe: Recipe, folder: Path | None) -> Recipe:
 
     Near the trial's threshold two processes might choose differently, and a resumed run would not continue the same.
     """
-    bf16 = recipe.training.get("bf16")
-    if bf16 is None and folder is not None and (folder / "recipe.yaml").is_file():
+    names = ("bf16", "fp16")
+    settled = {name: recipe.training[name] for name in names if recipe.training.get(name) is not None}
+    if not settled and folder is not None and (folder / "recipe.yaml").is_file():
         with contextlib.suppress(RecipeError, AttributeError, OSError):
-            bf16 = (read_yaml(folder / "recipe.yaml").get("training") or {}).get("bf16")
-    if not isinstance(bf16, bool):
-        bf16 = choose(recipe.training, recipe.threads).precision == "bf16"
-    return recipe.with_changes({"training": {"bf16": bf16}})
+            earlier = read_yaml(folder / "recipe.yaml").get("training") or {}
+            settled = {name: earlier[name] for name in names if isinstance(earlier.get(name), bool)}
+    precision = choose(recipe.training | settled, recipe.threads).precision
+    chosen = {"bf16": precision == "bf16", **({"fp16": True} if precision == "fp16" else {})}
+    return recipe.with_changes({"training": chosen | settled})

@@ -75,14 +75,13 @@ def assert_same(model, first, second):
         assert float((gradient - others[name]).abs().max()) <= 1e-5 * largest, name
 
 
-@pytest.mark.parametrize("attention", ["sdpa by segments", "sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "kernel"), [("sdpa", "parts"), ("sdpa", "mask"), ("eager", "mask")])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_packing_gives_the_padded_batchs_loss_and_gradients(kind, attention, name):
-    model = model_of(kind, attention.split()[0])
-    shared, padded = SharedPrefixCollator.for_model(model, 0, 4096), PaddedCollator(0)
-    assert shared.by_segments == attention.startswith("sdpa")
-    shared.by_segments = attention.endswith("segments")  # by the mask alone, as on a GPU
+def test_packing_gives_the_padded_batchs_loss_and_gradients(kind, attention, kernel, name):
+    model = model_of(kind, attention)
+    shared, padded = SharedPrefixCollator.for_model(model, 0, 4096, kernel), PaddedCollator(0)
+    assert SharedPrefixCollator.for_model(model, 0, 4096).kernel == ("parts" if attention == "sdpa" else "mask")
     assert_same(model, [shared(BATCHES[name])], [padded(BATCHES[name])])
 
 
@@ -174,7 +173,10 @@ def test_an_empty_example_leaves_the_one_before_complete():
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"_attn_implementation": "flash_attention_2"}, "takes no mask"), ({"sliding_window": 8}, "looks back 8 tokens")],
+    [
+        ({"_attn_implementation": "paged"}, "takes no mask"),
+        ({"sliding_window": 8, "_attn_implementation": "eager"}, "looks back 8 tokens"),
+    ],
 )
 def test_packing_that_is_not_exact_says_why(change, reason):
     model = model_of("qwen2")

@@ -128,13 +128,12 @@ def assert_same(first, second, count):
         assert float((gradient - others[name]).abs().max()) <= 1e-5 * largest, name
 
 
-@pytest.mark.parametrize("attention", ["sdpa by segments", "sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "kernel"), [("sdpa", "parts"), ("sdpa", "mask"), ("eager", "mask")])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_packing_gives_the_padded_pairs_log_probabilities(kind, attention, name):
-    model = model_of(kind, attention.split()[0])
-    shared, padded = SharedPromptCollator.for_model(model, 0, 4096), PaddedPairsCollator(0)
-    shared.by_segments = attention.endswith("segments")
+def test_packing_gives_the_padded_pairs_log_probabilities(kind, attention, kernel, name):
+    model = model_of(kind, attention)
+    shared, padded = SharedPromptCollator.for_model(model, 0, 4096, kernel), PaddedPairsCollator(0)
     one, two = (token_log_probs(model, batch(BATCHES[name])) for batch in (shared, padded))
     assert one.shape == two.shape == shared(BATCHES[name])[COMPLETIONS][:, 1:].shape
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
