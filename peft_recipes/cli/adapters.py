@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Option
 
-from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, say, show
+from peft_recipes.cli.common import ADAPTERS, Adapter, Adapters, Base, Json, Trust, command, show, unless_refused
 from peft_recipes.errors import RecipeError
 
 
@@ -50,7 +50,7 @@ def merge(
     from peft_recipes.cli.output.answers import show_merge
 
     options = {"tolerance": tolerance, "dtype": dtype or None, "trust_remote_code": trust_remote_code}
-    result = _unless_refused(merge_adapter, adapter, output, base or None, **options)
+    result = unless_refused(merge_adapter, adapter, output, base or None, **options)
     show(as_json, result, lambda: show_merge(result, output), ensure_ascii=False)
 
 
@@ -83,7 +83,7 @@ def combine(
     from peft_recipes.cli.output.answers import show_combination
 
     options = {"density": density, "rank": rank, "seed": seed, "base": base or None}
-    result = _unless_refused(
+    result = unless_refused(
         combine_adapters, adapters, output, _numbers(weights), method, trust_remote_code=trust_remote_code, **options
     )
     show(as_json, result, lambda: show_combination(result, output), ensure_ascii=False)
@@ -94,14 +94,3 @@ def _numbers(text: str) -> list[float] | None:
         return [float(number) for number in text.split(",")] if text.strip() else None
     except ValueError:
         raise RecipeError(f"--weights {text}: expected numbers with commas between them, as in 0.5,0.5.") from None
-
-
-def _unless_refused(function: Any, *args: Any, **options: Any) -> Any:
-    """Call the function; if the result fails its own verification, print why and exit with 1."""
-    from peft_recipes.adapters.merge import VerificationError
-
-    try:
-        return function(*args, **options)
-    except VerificationError as error:
-        say(f"Refused: {error}")
-        raise typer.Exit(1) from None

@@ -7,7 +7,7 @@ import importlib
 from peft_recipes.cli.common import app
 
 # In the order of `peft-recipes --help`.
-for _group in ("data", "recipes", "search", "adapters", "inference", "serving", "publishing", "skill"):
+for _group in ("data", "recipes", "search", "adapters", "exporting", "inference", "serving", "publishing", "skill"):
     importlib.import_module(f"peft_recipes.cli.{_group}")
 
 __all__ = ["app"]

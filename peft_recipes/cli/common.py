@@ -153,6 +153,17 @@ def show(as_json: bool, data: Any, render: Callable[[], None], *, ensure_ascii: 
         render()
 
 
+def unless_refused(function: Any, *args: Any, **options: Any) -> Any:
+    """Call the function; if the result fails its own verification, print why and exit with 1."""
+    from peft_recipes.adapters.merge import VerificationError
+
+    try:
+        return function(*args, **options)
+    except VerificationError as error:
+        say(f"Refused: {error}")
+        raise typer.Exit(1) from None
+
+
 def with_benchmarks(changes: list[str], benchmarks: str) -> list[str]:
     """The changes of a recipe, with the benchmarks that --benchmarks names, if any."""
     return [*changes, f"benchmarks={json.dumps(split_names(benchmarks))}"] if benchmarks else changes

@@ -69,7 +69,7 @@ def evaluate(
         results: Results = {}
         if with_test:
             test = evaluate_test(opened, model)
-            results["test"] = test, _test_facts(opened, test)
+            results["test"] = test, test_facts(opened, test)
             on_progress(done := done + 1, total)
         for name, each in tasks.items():
             size = recipe.training.get("per_device_eval_batch_size", BATCH_SIZE)
@@ -90,14 +90,14 @@ def evaluate(
         "base": opened.base_name,
         "task": recipe.task,
         "results": {
-            name: _compared(before.get(name, (None, {}))[0], evaluation, facts, recipe.task)
+            name: compared(before.get(name, (None, {}))[0], evaluation, facts, recipe.task)
             for name, (evaluation, facts) in after.items()
         },
         "notes": [f"The base is not evaluated on the test split: {why}."] if with_test and why else [],
     }
 
 
-def _test_facts(opened: OpenedAdapter, test: Evaluation) -> dict[str, Any]:
+def test_facts(opened: OpenedAdapter, test: Evaluation) -> dict[str, Any]:
     recipe = opened.recipe
     metric = recipe.metric if recipe.metric in test.metrics else recipe.selection_metric  # a judge is not asked
     return {
@@ -108,7 +108,7 @@ def _test_facts(opened: OpenedAdapter, test: Evaluation) -> dict[str, Any]:
     }
 
 
-def _compared(base: Evaluation | None, adapter: Evaluation, facts: dict[str, Any], task: str) -> dict[str, Any]:
+def compared(base: Evaluation | None, adapter: Evaluation, facts: dict[str, Any], task: str) -> dict[str, Any]:
     """One row of the result: both values, and their paired difference with its interval and verdict."""
     import numpy as np
     import pandas

@@ -41,6 +41,8 @@ CHANGED = [
      r"peft-recipes plan \1 --embedded --config \2 --processes 4", "a launch starts as many processes"),
     (r"--processes 8", "--processes 4", "batches here have four examples"),
     (r"--benchmarks \S+", "--benchmarks my_task.yaml", "lm_eval's own are on the Hub, the embedded one takes a minute"),
+    (r"^peft-recipes export \S+ --to gguf", "peft-recipes export byte-pairs/adapter --to gguf",
+     "the models here have word-level tokenizers, which llama.cpp does not read"),
     (r" --on ray( --address \S+)?", "", "tests/comparison/test_ray.py has a cluster"),
     (r"--jobs 4", "--jobs 1", "runs are trained in this process"),
 ]  # fmt: skip

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_files import choices
+from exported_models import save_model
+from saved_adapters import saved
 from small import compared_here, sentences
 from tagged import tagged, written
 
@@ -69,6 +71,7 @@ def make(root: Path, tiny: Callable[..., Path]) -> None:
     """Fills `root`, which must be the current folder."""
     for name, kind in MODELS.items():
         shutil.copytree(tiny(kind), root / name)
+    saved(save_model(root / "byte-pairs" / "base"), root / "byte-pairs" / "adapter")
     _data(root)
     (root / "named").mkdir()
     for name, changes in RECIPES.items():
