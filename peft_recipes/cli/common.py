@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer import Argument, Option
@@ -90,7 +91,8 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
         quiet_libraries()
         _replace_unprintable()
         try:
-            function(*args, **kwargs)
+            with _document_alone(kwargs.get("as_json", False)):
+                function(*args, **kwargs)
         except RecipeError as error:
             if not joined():
                 wait_for_rank_zero_to_fail()
@@ -117,6 +119,21 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+_document: TextIO | None = None  # where the document of --json goes, while sys.stdout is stderr
+
+
+@contextlib.contextmanager
+def _document_alone(as_json: bool) -> Iterator[None]:
+    """Under --json, send to stderr what libraries print (transformers prints a line where WANDB_MODE is offline)."""
+    global _document
+    _document = sys.stdout if as_json else None
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            yield
+    finally:
+        _document = None
 
 
 def _replace_unprintable() -> None:
@@ -148,7 +165,8 @@ def say_problems(error: RecipeError) -> None:
 def show(as_json: bool, data: Any, render: Callable[[], None], *, ensure_ascii: bool = True) -> None:
     """Print the data as the JSON document of --json, or call `render` to print it for people."""
     if as_json:
-        print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii or not _prints_utf8(sys.stdout)))
+        document = _document or sys.stdout
+        print(json.dumps(data, indent=1, ensure_ascii=ensure_ascii or not _prints_utf8(document)), file=document)
     else:
         render()
 

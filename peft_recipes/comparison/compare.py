@@ -25,6 +25,7 @@ from peft_recipes.comparison.executors import LOCAL, Executor, executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
 from peft_recipes.comparison.orders import Job, Order, Progress
 from peft_recipes.comparison.pool import check_in_fresh_process
+from peft_recipes.comparison.tracking import report_comparison
 from peft_recipes.comparison.turns import measure_in_turns
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
@@ -37,6 +38,7 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
 from peft_recipes.runs.folder import BASE, Run, read_run, run_folder, signature
 from peft_recipes.runs.lock import locked
+from peft_recipes.trackers.choice import check_trackers
 from peft_recipes.training.interruption import terminable
 from peft_recipes.training.resolve import memory_estimates, report_notes, resolve
 
@@ -93,6 +95,7 @@ def compare(
         raise RecipeError(f"--measure takes times in one process of this machine: leave out {option}, or --measure.")
     output = Path(output)
     check_output(output)
+    check_trackers(recipe.training, runs=1 + len(names) * len(seeds))
     folder = output / recipe.name
     with executor_of(on, address, jobs=jobs, launch=configuration) as executor:
         resolved = resolve(recipe, names, earlier=None if overwrite else folder)
@@ -125,7 +128,11 @@ def compare(
                 notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
             on_reply = partial(_report_judging, on_progress, len(todo))
             options = {"estimates": estimates, "asked": asked, "looked": looked, "on_reply": on_reply}
-            return collect(recipe, names, seeds, output, notes=[*notes, *executor.notes], **options)
+            comparison = collect(recipe, names, seeds, output, notes=[*notes, *executor.notes], **options)
+            if failed := report_comparison(comparison, recipe, names, seeds):
+                comparison.data["notes"] += [note for note in failed if note not in comparison.data["notes"]]
+                write_json(folder / "comparison.json", comparison.data)
+            return comparison
 
 
 def _train(executor: Executor, orders: Sequence[Order]) -> None:

@@ -10,6 +10,7 @@ Not `multiprocessing`'s own fork server: that imports the caller's main module i
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 from typing import Any
 
 from peft_recipes.distributed.quiet import quiet_libraries, skip_bitsandbytes
+from peft_recipes.recipe.imports import import_module
 
 _stdins: dict[int, int] = {}  # of each worker, by its process id: our end of the pipe, whose closing ends the worker
 
@@ -31,9 +33,10 @@ def import_libraries() -> None:
     import scipy.stats  # noqa: F401
     import sklearn.metrics  # noqa: F401
     from transformers import Trainer  # noqa: F401
-    from trl import SFTTrainer  # noqa: F401
 
     import peft_recipes.training.run  # noqa: F401
+
+    import_module("trl.trainer.sft_trainer")
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +91,8 @@ def serve() -> None:
     """Answer requests until stdin is closed, which closes the workers' stdin as well."""
     quiet_libraries()
     skip_bitsandbytes()
-    import_libraries()
+    with contextlib.redirect_stdout(sys.stderr):  # transformers prints a line where WANDB_MODE is offline
+        import_libraries()
     gc.collect()
     gc.freeze()  # the pages of what was imported stay shared
     while line := sys.stdin.buffer.readline():

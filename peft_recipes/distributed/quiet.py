@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from peft_recipes.recipe.imports import hide_trackers
+
 
 def quiet_libraries() -> None:
     """Silence the libraries; call it before transformers and datasets are imported, where that is possible."""
@@ -18,6 +20,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch.distributed's, on each rank
     warnings.filterwarnings("ignore")
+    hide_trackers()
     for name in ("bitsandbytes", "datasets", "accelerate", "trl", "peft", "torch", "httpx", "huggingface_hub"):
         # datasets logs as an error what it then raises; we show the exception in our own words.
         logging.getLogger(name).setLevel(logging.CRITICAL if name == "datasets" else logging.ERROR)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.parquet"
 COMPARISON_FILE = "comparison.json"
+_OWN_ENTRIES = ("samples", "trackers")  # of run.json: texts of the data, addresses of the user's trackers
 _TEXTS = ("words", "prompt", "answer", "reference")  # columns of predictions.parquet with texts of the data
 
 
@@ -241,7 +242,7 @@ def run_files(run: Run, repo_id: str, licence: str | None = None) -> tuple[hub_c
         CARD: published_card(folder, repo_id, licence).encode(),
         CONFIG: _json(portable(config)),
         WEIGHTS: folder / WEIGHTS,
-        RUN_FILE: _json(portable({key: value for key, value in run.data.items() if key != "samples"})),
+        RUN_FILE: _json(portable({key: value for key, value in run.data.items() if key not in _OWN_ENTRIES})),
         RECIPE_FILE: _portable_yaml(folder / RECIPE_FILE),
     }
     left_out = {}

@@ -122,6 +122,7 @@ def _recipe_for_this_machine(folder: Path, run: Run, changes: list[str], trust_r
             f"{folder / RECIPE_FILE} names files of benchmarks, which may run code: {', '.join(files)}. If you trust "
             "them, add --trust-remote-code; or leave benchmarks out with --set benchmarks=[]."
         )
+    settings["training"] = {"report_to": "none"}  # the original run is in its trackers
     recipe = recipe.with_changes(settings)
     return apply_changes(recipe, changes) if changes else recipe
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from peft_recipes.errors import nearest, unknown
 from peft_recipes.recipe import trainer_options
 from peft_recipes.recipe.dataset import CLASSES, MULTI_LABEL, REGRESSION
+from peft_recipes.recipe.imports import import_module
 from peft_recipes.recipe.metrics import ANSWER_METRICS
 from peft_recipes.recipe.type_checks import describe, fits
 
@@ -125,7 +125,7 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
     if not training:
         return []
     module, _, name = TASKS[task if task in TASKS else "text-classification"].arguments.partition(".")
-    arguments = getattr(importlib.import_module(module), name)
+    arguments = getattr(import_module(module), name)
     hints = typing.get_type_hints(arguments)
     options = {f.name: hints[f.name] for f in dataclasses.fields(arguments)}
     defaults = {f.name: f.default for f in dataclasses.fields(arguments)}
@@ -158,7 +158,7 @@ def training_problems(training: dict[str, Any], task: str) -> list[str]:
             problems.append(f"training.{key}: expected 1 or more, got {value!r}.")
         elif key == "num_train_epochs" and value <= 0:
             problems.append(f"training.{key}: expected a number above 0, got {value!r}.")
-    return problems + _best_metric_problems(training, task)
+    return problems + _best_metric_problems(training, task) + _tracker_problems(training)
 
 
 def _without_effect(option: str, training: dict[str, Any]) -> str | None:
@@ -179,6 +179,21 @@ def _best_metric_problems(training: dict[str, Any], task: str) -> list[str]:
     if chosen.removeprefix("eval_") in valid:
         return []
     return [unknown("metric", chosen, [f"eval_{metric}" for metric in valid], "training.metric_for_best_model")]
+
+
+def _tracker_problems(training: dict[str, Any]) -> list[str]:
+    """Check that report_to names trackers that transformers knows."""
+    given = training.get("report_to")
+    names = [given] if isinstance(given, str) else given
+    if not names or not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return []
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    where, alone = "training.report_to", [name for name in names if name in ("all", "none")]
+    if alone and len(names) > 1:
+        return [f"{where}: {alone[0]} stands alone, and the list has {len(names)} names. Leave one or the other out."]
+    known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
+    return [unknown("tracker", name, known, where) for name in names if name not in known]
 
 
 # Every guard by name, with what it checks. `skip_checks` of a recipe turns guards off.

@@ -18,6 +18,7 @@ from peft_recipes.runs.files import check_output
 
 BASE = "base"  # the untrained base in the place of an arm
 RUN_FILE = "run.json"
+_TRACKING = ("report_to", "run_name", "project")  # training options that change no figure
 
 
 @dataclass
@@ -72,6 +73,7 @@ def signature(recipe: Recipe, arm: str, seed: int, fingerprint: str) -> str:
         plain.pop(key)
     if not recipe.scores_answers:  # a run has all other metrics of its task
         plain.pop("metric")
+    plain["training"] = {key: value for key, value in plain["training"].items() if key not in _TRACKING}
     if recipe.score is not None:
         plain["score"] = [recipe.score.rpartition(":")[2], source_hash(recipe.score) or recipe.score]
     if recipe.reward is not None:

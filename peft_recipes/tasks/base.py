@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -20,11 +19,13 @@ from peft_recipes.kernels import activations
 from peft_recipes.models import bases, quantisation
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset
+from peft_recipes.recipe.imports import import_module
 from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.tasks import reading, streamed
+from peft_recipes.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
     import datasets
@@ -149,7 +150,6 @@ class Task(ABC):
         options = {
             "eval_strategy": "epoch",
             "save_strategy": "no",
-            "report_to": "none",
             "logging_steps": 1,
             "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
             "gradient_checkpointing": False,
@@ -159,6 +159,7 @@ class Task(ABC):
             **(defaults or {}),
             **self.recipe.training,
             "output_dir": str(folder),
+            "report_to": "none",  # training/tracking.py adds the trackers of a run
             "seed": seed,
             "data_seed": seed,
         }
@@ -180,7 +181,7 @@ class Task(ABC):
             for name in ("USE_REGIONAL_COMPILATION", "USE_DYNAMIC"):
                 os.environ.setdefault(f"ACCELERATE_DYNAMO_{name}", "true")
         module, _, name = TASKS[self.recipe.task].arguments.partition(".")
-        arguments = getattr(importlib.import_module(module), name)(**options)
+        arguments = getattr(import_module(module), name)(**options)
         if self.recipe.dataset.streaming:
             arguments.accelerator_config.dispatch_batches = False
         arguments.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
@@ -206,7 +207,9 @@ class Task(ABC):
             raise
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {' '.join(str(error).split())}") from error
-        _check_hardware_and_trackers(arguments, hardware)
+        if arguments.fp16 and hardware.device == "cpu":
+            raise RecipeError("training.fp16: no effect on the CPU. Leave it out, or set training.bf16.")
+        check_trackers(self.recipe.training, connect=False)
         if (arm is not None and arm.quantise) or any(mark in arguments.optim for mark in quantisation.OPTIMIZERS):
             quantisation.check_available(hardware.device)
 
@@ -305,15 +308,3 @@ class Task(ABC):
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float | None:
         """Tokens per second of greedy generation at batch size 1; None for tasks that don't generate."""
         return None
-
-
-def _check_hardware_and_trackers(arguments: TrainingArguments, hardware: Hardware) -> None:
-    """Raise RecipeError for fp16 on the CPU, where it has no effect, and for a tracker that is not installed."""
-    from transformers.integrations import get_available_reporting_integrations
-
-    if arguments.fp16 and hardware.device == "cpu":
-        raise RecipeError("training.fp16: no effect on the CPU. Leave it out, or set training.bf16.")
-    available = get_available_reporting_integrations()
-    if missing := [name for name in arguments.report_to if name not in available]:
-        raise RecipeError(f"training.report_to: {', '.join(missing)} is not installed or not known. "
-                          f"Installed: {', '.join(available) or 'none'}.")  # fmt: skip

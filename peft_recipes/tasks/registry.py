@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from peft_recipes.recipe.imports import import_module
 
 if TYPE_CHECKING:
     from peft_recipes.recipe.recipe import Recipe
@@ -27,4 +28,4 @@ _TASKS = {
 def task_of(recipe: Recipe) -> Task:
     """The task object of a recipe; its module, with the trainer it needs, is imported only now."""
     module, name = _TASKS[recipe.task]
-    return getattr(importlib.import_module(f"peft_recipes.tasks.{module}"), name)(recipe)
+    return getattr(import_module(f"peft_recipes.tasks.{module}"), name)(recipe)

@@ -22,6 +22,7 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs import facts
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import BASE, RUN_FILE, Run, check_free, finished, run_folder, signature
+from peft_recipes.trackers.choice import check_trackers
 from peft_recipes.training import stages
 from peft_recipes.training.interruption import Interruption, interruptible
 from peft_recipes.training.resolve import report_notes, resolve, with_precision
@@ -67,6 +68,8 @@ def train(
             processes.from_rank_zero(lambda: check_free(Path(output), folder, resume, overwrite))
             split_batch(recipe.training, processes.count())
             check_shardable(recipe, arm, processes.distributed_type())
+            if data is None:  # a comparison has asked, and a tracker that is gone by now is no reason to end a run
+                processes.from_rank_zero(lambda: check_trackers(recipe.training))
             recipe = processes.from_rank_zero(lambda: with_precision(recipe, folder if resume else None))
             return _run(recipe, arguments, interruption)
         except Exception as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from peft_recipes.guards.runner import Guards
 from peft_recipes.measuring.steps import Stopwatch
 from peft_recipes.recipe.arm import Arm
+from peft_recipes.trackers.session import Session
 from peft_recipes.training.interruption import Interruption
 from peft_recipes.training.resolve import Resolved
 
@@ -31,7 +32,7 @@ class Setup(Resolved):
     """What the stages of one run share: its resolved recipe, and the state of the run.
 
     signature: of recipe, arm, seed, data and code; a checkpoint of another signature is not resumed. attention: the
-    attention implementation of the loaded base.
+    attention implementation of the loaded base. session: the open trackers, on rank 0 of a run that reports to some.
     """
 
     run: RunArguments
@@ -40,6 +41,7 @@ class Setup(Resolved):
     guard: Guards
     watch: Stopwatch
     attention: str | None = None
+    session: Session | None = None
 
     @property
     def arm(self) -> Arm | None:

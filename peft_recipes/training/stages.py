@@ -29,6 +29,7 @@ from peft_recipes.runs.log import log, log_step, no_log, open_log
 from peft_recipes.runs.predictions import Evaluation, write_predictions
 from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.scoring.benchmarks import BATCH_SIZE, Benchmark, run_benchmark
+from peft_recipes.training import tracking
 from peft_recipes.training.callbacks import CheckpointCallback
 from peft_recipes.training.fit import fit
 from peft_recipes.training.resolve import fit_memory
@@ -92,9 +93,11 @@ def take_folder(setup: Setup, held: contextlib.ExitStack) -> Checkpoint | Run | 
         if checkpoint is None and (lost := checkpoints.other_note(folder / checkpoints.FOLDER, setup.signature)):
             setup.prepared.notes.append(lost)
             print(f"Note: {lost}", file=sys.stderr, flush=True)
-    kept = (checkpoints.FOLDER, "log.jsonl") if checkpoint else ()
+    places = tracking.earlier_places(setup)
+    kept = (checkpoints.FOLDER, "log.jsonl", *tracking.kept_files(folder)) if checkpoint else ()
     clear(folder, keep=(*LOCK_FILES, "log.txt", *kept))
     setup.recipe.to_yaml(folder / "recipe.yaml")
+    tracking.open_session(setup, places, checkpoint, held)
     return checkpoint
 
 
@@ -124,6 +127,8 @@ def finish(setup: Setup, data: dict[str, Any]) -> dict[str, Any]:
             write_run_card(Run(setup.run.folder, data))
         if "card" in setup.guard.results:
             write_json(setup.run.folder / RUN_FILE, data)
+    if tracking.finish_session(setup, data):
+        write_json(setup.run.folder / RUN_FILE, data)
     return data
 
 
@@ -137,7 +142,7 @@ def completed_step(setup: Setup) -> int | None:
 
 def run_facts(setup: Setup, parameters: Parameters | None = None) -> dict[str, Any]:
     """The part of run.json that is known whether or not the run succeeds."""
-    return facts.facts(
+    return tracking.facts(setup) | facts.facts(
         setup.recipe,
         setup.run.arm,
         setup.run.seed,
@@ -159,6 +164,7 @@ def _trainer(setup: Setup, model: nn.Module, lines: TextIO) -> tuple[Trainer, St
     quiet = setup.run.quiet or not processes.is_rank_zero()
     folder = setup.run.folder / checkpoints.FOLDER
     arguments = setup.task.arguments(setup.arm, setup.run.seed, hardware, folder, quiet)
+    callbacks += tracking.callbacks(setup, arguments)
     trainer = setup.task.trainer(model, setup.prepared, arguments, callbacks)
     trainer.on_data = meter.add_data_seconds
     trainer.on_answers = lambda done, of: log(lines, stage="answer", step=done, of=of)

@@ -44,6 +44,7 @@ CHANGED = [
     (r"^peft-recipes export \S+ --to gguf", "peft-recipes export byte-pairs/adapter --to gguf",
      "the models here have word-level tokenizers, which llama.cpp does not read"),
     (r" --on ray( --address \S+)?", "", "tests/comparison/test_ray.py has a cluster"),
+    (r"report_to=\[.*\]", "report_to=tensorboard", "the others' stores lie elsewhere: tests/training/test_trackers.py"),
     (r"--jobs 4", "--jobs 1", "runs are trained in this process"),
 ]  # fmt: skip
 # Commands that are checked but not run: their first words, and why. `make` targets and files must exist.
@@ -52,6 +53,8 @@ NOT_RUN = {
     ". .venv/bin/activate": "the tests run in an environment already",
     "make": "`make test` runs these tests; the target must exist",
     "ray": "it starts the nodes of a cluster, on several machines: tests/comparison/test_ray.py has one",
+    **dict.fromkeys(("tensorboard --logdir", "mlflow ui", "trackio show"), "it serves a page until it is stopped"),
+    "wandb sync": "it needs an account",
     "accelerate launch": "it starts several processes: tests/distributed; its files and its command must exist",
     "uv ": "tests/recipe/test_script_header.py runs it without a network; its files must exist",
     "hf jobs uv run": "it rents a machine; tests/docs/test_launchers.py",
