@@ -25,7 +25,7 @@ from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.runs.folder import read_run, run_folder
 from peft_recipes.search.candidates import read_learning_rates, read_seconds
 from peft_recipes.statistics.bootstrap import paired_difference, verdict
-from peft_recipes.statistics.results import scores
+from peft_recipes.statistics.scores import scores
 
 HERE = Path(__file__).parent / "learning_rates"
 

@@ -27,7 +27,7 @@ from peft_recipes.hardware.environment import environment
 from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.runs.folder import Run, read_run, run_folder
 from peft_recipes.statistics.bootstrap import paired_difference, verdict
-from peft_recipes.statistics.results import scores
+from peft_recipes.statistics.scores import scores
 
 FIGURES = Path(__file__).with_suffix("")
 RANK, ALPHA, TIMES = 16, 32, 10

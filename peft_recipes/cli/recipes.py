@@ -70,6 +70,12 @@ def plan(
     per_process_memory: Annotated[
         str, Option("--per-process-memory", metavar="80GB", help="Set their memory (default: this machine's).")
     ] = "",
+    power: Annotated[
+        float | None, Option("--power", metavar="1", help="Say how many seeds a verdict within this margin takes.")
+    ] = None,
+    output: Annotated[Path, Option("--output", metavar="DIR", help="Find --power's pilot runs there.")] = Path(
+        "adapters"
+    ),
     as_json: Json = False,
 ) -> None:
     """Show each arm's parameters, targets, checkpoint size, steps and memory without loading the model."""
@@ -78,9 +84,8 @@ def plan(
     from peft_recipes.planning.scaling import planned_spread
 
     spread = planned_spread(processes, config, per_process_memory)
-    result = make_plan(
-        load(recipe, embedded, with_benchmarks(changes, benchmarks)), split_names(arms), trial=trial, spread=spread
-    )
+    options = {"trial": trial, "spread": spread, "power": power, "output": output}
+    result = make_plan(load(recipe, embedded, with_benchmarks(changes, benchmarks)), split_names(arms), **options)
     show(as_json, result, lambda: show_plan(result))
 
 
@@ -154,6 +159,15 @@ def compare(
     ] = False,
     on: On = "local",
     address: Address = "",
+    until_decided: Annotated[
+        bool, Option("--until-decided", help="Add seeds until every arm has a verdict, by a plan made beforehand.")
+    ] = False,
+    budget: Annotated[
+        str, Option("--budget", metavar="2h", help="Start no seed that would not end within this time.")
+    ] = "",
+    max_seeds: Annotated[
+        int, Option("--max-seeds", metavar="N", min=0, help="Plan for N seeds at most (default: 10).")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Train several arms, each run in a fresh process, and report them side by side with intervals."""
@@ -161,11 +175,12 @@ def compare(
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.compare import compare as compare_arms
 
+    until = _until(until_decided, budget, max_seeds)
     changes = with_benchmarks(changes, benchmarks)
     loaded, names = load(recipe, embedded, changes), split_names(arms)
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
-    options |= {"launch": launch or None, "processes": processes or None, "measure": measure}
+    options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
     options |= {"on": on, "address": address or None}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
@@ -177,6 +192,19 @@ def compare(
         say(f"Kept, but a check failed after training: {names}. The lines below the table give the reason.")
     if comparison.failed or comparison.failed_checks:
         raise typer.Exit(1)
+
+
+def _until(until_decided: bool, budget: str, max_seeds: int) -> Any:
+    """What --until-decided, --budget and --max-seeds ask for; None for a fixed number of seeds."""
+    if not until_decided:
+        if budget or max_seeds:
+            flag = f"--budget {budget}" if budget else f"--max-seeds {max_seeds}"
+            raise RecipeError(f"{flag} limits how many seeds --until-decided adds: add --until-decided.")
+        return None
+    from peft_recipes.comparison.until_decided import MOST_SEEDS, Until
+    from peft_recipes.search.candidates import read_seconds
+
+    return Until(max_seeds or MOST_SEEDS, read_seconds(budget) if budget else None)
 
 
 def _seeds(text: str) -> list[int]:

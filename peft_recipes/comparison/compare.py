@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
-from peft_recipes.comparison.executors import LOCAL, Executor, executor_of
+from peft_recipes.comparison.executors import LOCAL, executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
 from peft_recipes.comparison.orders import Job, Order, Progress
 from peft_recipes.comparison.pool import check_in_fresh_process
+from peft_recipes.comparison.schedule import Schedule
 from peft_recipes.comparison.tracking import report_comparison
 from peft_recipes.comparison.turns import measure_in_turns
+from peft_recipes.comparison.until_decided import Design, Until, add_seeds, check_plan, looked_at_before, make_design
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, read_launch
@@ -36,7 +37,7 @@ from peft_recipes.inspection.summary import stored_summary
 from peft_recipes.measuring.disturbance import busy_since, read_counters
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
-from peft_recipes.runs.folder import BASE, Run, read_run, run_folder, signature
+from peft_recipes.runs.folder import BASE, Run, not_planned, read_run, run_folder
 from peft_recipes.runs.lock import locked
 from peft_recipes.trackers.choice import check_trackers
 from peft_recipes.training.interruption import terminable
@@ -57,6 +58,7 @@ def compare(
     measure: bool = False,
     on: str = LOCAL,
     address: str | None = None,
+    until: Until | None = None,
     asked: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -75,6 +77,7 @@ def compare(
         measure: take times, memory and latency again after the runs, alone, a few steps an arm, the arms taking turns.
         on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster, one run each.
         address: of the Ray cluster: "ray://host:10001", "host:6379" or "auto" (default: the one of this machine).
+        until: add seeds until every arm has a verdict, by a plan that begins with `seeds` (until_decided.py).
         asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
             suggests.
         on_progress: called in this process whenever a run makes progress or ends.
@@ -89,6 +92,7 @@ def compare(
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
     check_judged(recipe, names)
+    plan = None if until is None else check_plan(names, seeds, until)
     configuration = _read_launch(recipe, names, launch, processes, jobs)
     if measure and (launch is not None or on != LOCAL):
         option = "--launch" if launch is not None else f"--on {on}"
@@ -106,28 +110,35 @@ def compare(
         looked = stored_summary(resolved.task, prepared)
         estimates = memory_estimates(resolved, names, lambda arm: executor.spread_of(arm, resolved.hardware))
         make_folder(folder)
-        todo: list[Job] = [(BASE, seeds[0]), *((arm, seed) for seed in seeds for arm in names)]
+        base, planned = (BASE, seeds[0]), seeds if plan is None else plan.seeds
+        jobs_planned: list[Job] = [base, *((arm, seed) for seed in planned for arm in names)]
         with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
+            design = None
+            if plan is not None:
+                design = make_design(folder, recipe, names, plan, resolved.fingerprint, overwrite=overwrite)
             yaml = folder / "recipe.yaml"
             recipe.to_yaml(yaml)
-            orders = []
-            for number, job in enumerate(todo, 1):
-                order = Order(output, recipe, job, yaml, number, len(todo), on_progress, data, overwrite, configuration)
-                signed = signature(recipe, *job, resolved.fingerprint)
+
+            def order(job: Job, number: int) -> Order:
+                place = (number, len(jobs_planned), on_progress)
                 memory = estimates.get(job[0], {}).get("total", 0)
-                order = replace(order, signature=signed, memory_bytes=memory)
-                order = replace(order, finished=partial(_can_be_kept, order, resolved.fingerprint))
-                if not overwrite and _can_be_kept(order, resolved.fingerprint):
-                    order.report("kept")
-                else:
-                    orders.append(order)
-            notes = [*chosen.notes, *_warnings(counters, orders if on == LOCAL else [])]
-            _train(executor, orders)
-            _check_adapters(output, recipe, todo)
+                options = {"data": data, "overwrite": overwrite, "launch": configuration, "memory_bytes": memory}
+                return Order(output, recipe, job, yaml, *place, **options)
+
+            runs = Schedule(executor, jobs_planned, order, resolved.fingerprint)
+            notes = [*chosen.notes, *_warnings(counters, runs.missing(jobs_planned) if on == LOCAL else [])]
+            if design is None:
+                runs.train(jobs_planned)
+                notes += looked_at_before(folder)
+            else:
+                read, look = partial(_run_or_failure, output, recipe), partial(_look, recipe, output, base)
+                add_seeds(design, until, runs.missing, lambda jobs: runs.train([base, *jobs]), read, look)
+                seeds = design.run_seeds
+            _check_adapters(output, recipe, [(arm, seed) for arm, seed in jobs_planned if seed in seeds])
             if measure:
                 notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
-            on_reply = partial(_report_judging, on_progress, len(todo))
-            options = {"estimates": estimates, "asked": asked, "looked": looked, "on_reply": on_reply}
+            on_reply = partial(_report_judging, on_progress, len(jobs_planned))
+            options = {"estimates": estimates, "asked": asked, "looked": looked, "on_reply": on_reply, "design": design}
             comparison = collect(recipe, names, seeds, output, notes=[*notes, *executor.notes], **options)
             if failed := report_comparison(comparison, recipe, names, seeds):
                 comparison.data["notes"] += [note for note in failed if note not in comparison.data["notes"]]
@@ -135,11 +146,14 @@ def compare(
             return comparison
 
 
-def _train(executor: Executor, orders: Sequence[Order]) -> None:
-    for order in orders:
-        executor.submit(order)
-    for _ in executor.finished():
-        pass  # each has been reported, and its run.json is written
+def _look(recipe: Recipe, output: Path, base: Job, design: Design) -> dict[str, Any]:
+    """The differences of the arms from full by the seeds that each has so far, at a look of `design`."""
+    from peft_recipes.statistics.differences import differences
+
+    arms, seeds = design.data["arms"], design.run_seeds
+    runs = _runs(output, recipe, arms, seeds, design)
+    judge_runs(recipe, runs, _run_or_failure(output, recipe, base), output / recipe.name)
+    return differences(recipe, runs, arms, seeds, plan=design.plan)
 
 
 def _report_judging(on_progress: Callable[[Progress], None] | None, jobs: int, done: int, total: int) -> None:
@@ -185,16 +199,6 @@ def _read_launch(
     return configuration
 
 
-def _can_be_kept(order: Order, fingerprint: str) -> bool:
-    """Whether the folder holds a finished run of the same recipe, data, code and number of processes."""
-    run = read_run(order.folder)
-    if run is None or not run.ok or run.data.get("signature") != signature(order.recipe, *order.job, fingerprint):
-        return False
-    environment, launch = run.data["environment"], order.launch
-    wanted = (launch.processes, launch.shares(order.recipe.arms.get(order.job[0]))) if launch else (1, None)
-    return (environment.get("processes", 1), environment.get("distributed")) == wanted
-
-
 def _check_adapters(output: Path, recipe: Recipe, jobs: list[Job]) -> None:
     """Reload every adapter that was not yet reloaded outside the process that trained it."""
     if {"reload", "fresh-process"} & set(recipe.skip_checks):
@@ -221,23 +225,27 @@ def collect(
     notes: Sequence[str] = (),
     looked: dict[str, Any] | None = None,
     on_reply: Callable[[int, int], None] | None = None,
+    design: Design | None = None,
 ) -> Comparison:
     """Collect the runs below `output` into a Comparison; write its files and the runs' model cards.
 
     estimates: estimated memory of each arm. asked: how the comparison was called. notes: added to the runs' own.
     looked: what the data is, for the report.
-    on_reply: called with the number of a judge's replies so far, and of its questions. Raises JudgeError.
+    on_reply: called with the number of a judge's replies so far, and of its questions. design: of seeds that were added
+    until it was decided; its intervals hold over all looks. Raises JudgeError.
     """
     from peft_recipes.cards.write import write_cards
     from peft_recipes.reporting.write import write_reports
     from peft_recipes.statistics.results import comparison_data
 
     folder = output / recipe.name
-    runs = {(arm, seed): _run_or_failure(output, recipe, (arm, seed)) for arm in arms for seed in seeds}
+    runs = _runs(output, recipe, arms, seeds, design)
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
     judged = judge_runs(recipe, runs, base, folder, on_reply)
-    data = comparison_data(recipe, runs, base, list(arms), list(seeds))
+    data = comparison_data(recipe, runs, base, list(arms), list(seeds), design.plan if design else None)
     data["asked"] = asked
+    if design is not None:
+        data["design"] = design.data
     data["notes"] += notes
     if judged is not None:
         data["judge"] = judged
@@ -249,6 +257,18 @@ def collect(
     write_reports(data, folder)
     write_cards(data, folder)
     return Comparison(data, folder)
+
+
+def _runs(
+    output: Path, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], design: Design | None
+) -> dict[Job, Run]:
+    """The run of each arm and seed; of an arm that got no more seeds by the design, one that was not planned."""
+    return {
+        job: Run(run_folder(output, recipe, *job), not_planned(*job))
+        if design is not None and not design.due(*job)
+        else _run_or_failure(output, recipe, job)
+        for job in ((arm, seed) for arm in arms for seed in seeds)
+    }
 
 
 def _run_or_failure(output: Path, recipe: Recipe, job: Job) -> Run:

@@ -21,7 +21,7 @@ from peft_recipes.scoring import preferences
 from peft_recipes.scoring.judge_cache import Replies
 from peft_recipes.scoring.judges import ask, check_judge
 from peft_recipes.scoring.preferences import Pair
-from peft_recipes.statistics.results import FULL
+from peft_recipes.statistics.differences import FULL
 
 OnReply = Callable[[int, int], None]  # called with the number of replies so far, and of questions
 

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Recipe, arms: Iterable[str] | None = None, *, trial: bool = False, spread: Spread | None = None
+    recipe: Recipe,
+    arms: Iterable[str] | None = None,
+    *,
+    trial: bool = False,
+    spread: Spread | None = None,
+    power: float | None = None,
+    output: str | Path = "adapters",
 ) -> dict[str, Any]:
     """Plan the arms of a recipe; return what `peft-recipes plan --json` prints.
 
@@ -41,8 +47,9 @@ def plan(
     where the recipe does not name them; without it steps and tokens are None, and `notes` says so. arms: as
     `choose_arms` takes them. trial: load the weights after all, and estimate the time of each arm from three steps.
     spread: over how many processes, how and with what memory each; then an arm's memory is one process's, and its
-    `traffic` the bytes that each sends in a step. Raises RecipeError: an unknown arm, a configuration that can't be
-    loaded, a target that hits nothing, a batch that does not divide.
+    `traffic` the bytes that each sends in a step. power: a margin in points of the metric, for which `power` says how
+    many seeds and test examples a verdict takes, by pilot runs below `output`. Raises RecipeError: an unknown arm, a
+    configuration that can't be loaded, a target that hits nothing, a batch that does not divide, no pilot runs.
     """
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
@@ -68,6 +75,11 @@ def plan(
             problems += error.problems
     if problems:
         raise RecipeError(*problems)
+    pilots = None
+    if power is not None:
+        from peft_recipes.planning.power import power_plan, read_pilots  # with scipy, which plans don't need
+
+        pilots = read_pilots(recipe, names, power, Path(output))
     if trial:
         from peft_recipes.planning.trial import timed  # with transformers' Trainer, which takes seconds to import
 
@@ -95,6 +107,7 @@ def plan(
             )
         )
     return {
+        **({"power": power_plan(recipe, power, pilots, planned)} if pilots is not None else {}),
         "recipe": recipe.name,
         "model": recipe.model,
         "dataset": recipe.data_name,

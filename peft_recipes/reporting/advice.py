@@ -144,6 +144,8 @@ def more_evidence(comparison: Comparison) -> list[str]:
     done = facts.seeds_done(facts.arms(comparison)[name])
     command = compare_command(comparison, None, seeds=max(3, done + 2))
     difference = sentences.describe_difference(comparison, name)
+    if design := comparison.get("design"):
+        return _more_of_the_plan(comparison, name, design) if difference.verdict == "not shown" else []
     if difference.verdict == "not shown":
         half, margin = (entry["ci95"][1] - entry["ci95"][0]) / 2, _margin(comparison)
         evidence = f"{done} seed{'' if done == 1 else 's'} and {fmt.count(entry.get('examples'))} test examples"
@@ -155,6 +157,18 @@ def more_evidence(comparison: Comparison) -> list[str]:
         ]
     one_seed = f"The verdict rests on one seed; more seeds show the variation between them: `{command}`."
     return [one_seed] if done == 1 else []
+
+
+def _more_of_the_plan(comparison: Comparison, name: str, design: dict) -> list[str]:
+    """What decides an arm that a plan of seeds left open: its other seeds, or more test examples."""
+    most = len(design["seeds"])
+    if design["ended"] == "budget":
+        command = f"{compare_command(comparison, None)} --until-decided --max-seeds {most}"
+        return [f"The verdict on {_label(comparison, name)} is open, and the plan has seeds left: `{command}`."]
+    return [
+        f"The verdict on {_label(comparison, name)} is open after the plan's seeds. More test examples narrow the "
+        "interval; `peft-recipes plan` with `--power` says how many it takes."
+    ]
 
 
 def length_of_training(comparison: Comparison) -> list[str]:

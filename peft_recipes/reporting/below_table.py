@@ -10,6 +10,11 @@ from peft_recipes.reporting.sentences import FULL_NAME, mentioned
 CHECK_FAILED = "†"  # marks an arm whose figures are kept, but of which a check failed after training
 
 
+def verdicts(comparison: Comparison) -> list[str]:
+    """Return what the verdicts rest on: the plan of seeds, several comparisons, the judge."""
+    return [*planned(comparison), *several(comparison), *judged(comparison)]
+
+
 def several(comparison: Comparison) -> list[str]:
     """Return what several comparisons with full mean for the verdicts; nothing for a single one."""
     entries = {name: facts.difference(comparison, name) for name in facts.arms(comparison)}
@@ -28,6 +33,39 @@ def several(comparison: Comparison) -> list[str]:
         f"comparison by itself: were all arms equal to it, the chance of at least one false verdict would be up to "
         f"{100 * chance:.0f} %. With intervals that hold for all {count} together (Bonferroni), {result}."
     ]
+
+
+def planned(comparison: Comparison) -> list[str]:
+    """Return the plan of seeds that were added until it was decided, and how it ended; nothing for fixed seeds."""
+    design = comparison.get("design")
+    if not design:
+        return []
+    seeds, decided = comparison.get("seeds") or [], design["decided"]
+    open_arms = [name for name in design["arms"] if name != "full" and name not in decided]
+    named = fmt.listed([mentioned(comparison, name) for name in open_arms])
+    is_open = f"{named} {'is' if len(open_arms) == 1 else 'are'} open"
+    why = {
+        "decided": "every arm is decided",
+        "max-seeds": f"the most planned; {is_open}",
+        "budget": f"the next would not have ended within the time; {is_open}",
+        "failed": f"runs failed; {is_open}",
+    }
+    lines = [
+        f"Seeds were added until it was decided, by a plan made before the first run: at most {len(design['seeds'])} "
+        f"seeds, and a look after each from number {design['first']}. Each 95 % interval holds over all looks (alpha "
+        f"spending), so looking again makes no more false claims. It ended after "
+        f"{len(seeds)} seed{'s' * (len(seeds) != 1)}: {why.get(design['ended'], is_open)}."
+    ]
+    if len(seeds) < design["first"]:
+        lines.append(f"There is no interval before the first look, at {design['first']} seeds.")
+    if any(entry["seeds"] < len(seeds) for entry in decided.values()):
+        lines.append("An arm that is decided gets no more seeds.")
+    if before := design.get("finished_before"):
+        which = f"Seed{'s' * (len(before) != 1)} {fmt.listed([str(seed) for seed in before])}"
+        lines.append(f"{which} {'was' if len(before) == 1 else 'were'} finished before the plan was made.")
+    if earlier := design.get("earlier_looks"):
+        lines.append(f"An earlier plan of these arms was looked at {earlier} time{'s' * (earlier != 1)}, and replaced.")
+    return [" ".join(lines)]
 
 
 def judged(comparison: Comparison) -> list[str]:

@@ -133,6 +133,12 @@ def difference(comparison: Comparison, name: str) -> dict | None:
     return entry if len(interval) == 2 and all(number(bound) is not None for bound in interval) else None
 
 
+def decided_after(comparison: Comparison, name: str) -> int | None:
+    """Return how many seeds decided on an arm; None if seeds were not added until it was, or it is open."""
+    decided = (comparison.get("design") or {}).get("decided") or {}
+    return (decided.get(name) or {}).get("seeds")
+
+
 def reference(comparison: Comparison, name: str | None = None) -> str | None:
     """Return the arm that `name` is compared with: its difference's `against`, else the full arm, else None."""
     against = (difference(comparison, name) or {}).get("against") if name else None

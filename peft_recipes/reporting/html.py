@@ -73,7 +73,7 @@ def _page(comparison: Comparison) -> dict[str, Any]:
         "markers": _markers(comparison),
         "nothing": fmt.NOTHING,
         "alarms": answer_figures.alarms(comparison),
-        "several": [*below_table.several(comparison), *below_table.judged(comparison)],
+        "several": below_table.verdicts(comparison),
         "failed_checks": below_table.failed_checks(comparison),
         "ranks": rank_sentences.rank_lines(comparison),
         "forgetting": sentences.forgetting(comparison),

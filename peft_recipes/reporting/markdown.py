@@ -46,7 +46,7 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
         parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
     parts.append(table_markdown(comparison, most=rows.DECIDES))
     parts += [f"**{escape(line)}**" for line in answer_figures.alarms(comparison)]
-    parts += [escape(line) for line in [*below_table.several(comparison), *below_table.judged(comparison)]]
+    parts += [escape(line) for line in below_table.verdicts(comparison)]
     parts += [escape(line) for line in below_table.failed_checks(comparison)]
     parts += [escape(line) for line in [*rank_sentences.rank_lines(comparison), *sentences.forgetting(comparison)]]
     for title, caption, alt, path in images:

@@ -118,16 +118,18 @@ def verdict_headline(comparison: Comparison, name: str) -> str:
 
 def _compared(comparison: Comparison, name: str, against: str, difference: Difference) -> str:
     subject, other, costs = _subject(comparison, name), _other(comparison, against), _costs(comparison, name, against)
+    seeds = facts.decided_after(comparison, name)
+    decided = f", decided after {seeds} seeds" if seeds else ""
     if difference.verdict == "equivalent":
         kept = _kept(comparison, name, against, f"{other}'s")
-        return f"{subject} {kept} (difference {difference}: equivalent within {difference.margin}){costs}."
+        return f"{subject} {kept} (difference {difference}: equivalent within {difference.margin}{decided}){costs}."
     kept = _kept(comparison, name, against, "full's" if other == FULL_NAME else f"{against}'s")
     if difference.verdict == "not shown":
         return (
             f"Whether {_other(comparison, name)} matches {other} is not shown: it {kept} (difference {difference}, "
             f"which neither excludes zero nor stays within {difference.margin}){costs}."
         )
-    return f"{subject} is {difference.verdict} than {other}: it {kept} (difference {difference}){costs}."
+    return f"{subject} is {difference.verdict} than {other}: it {kept} (difference {difference}{decided}){costs}."
 
 
 def _kept(comparison: Comparison, name: str, against: str, owner: str) -> str:

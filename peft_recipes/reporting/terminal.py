@@ -43,7 +43,7 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     console.print()
     console.print(_table(table, columns))
     keys = {column.key for column in columns}
-    lines = [*below_table.several(comparison), *below_table.judged(comparison)]
+    lines = below_table.verdicts(comparison)
     lines += rank_sentences.rank_lines(comparison)
     shown_below = ("split:", "latency_ms")
     missing = [c.short or c.title for c in table.columns if c not in columns and not c.key.startswith(shown_below)]

@@ -47,6 +47,11 @@ class Run:
         return f"Run({self.folder}, {self.data.get('status')}{': ' + scores if scores else ''})"
 
 
+def not_planned(arm: str, seed: int) -> dict[str, Any]:
+    """The data of a run that its arm did not need: it was decided with fewer seeds than another one."""
+    return {"status": "not planned", "error": None, "arm": arm, "seed": seed}
+
+
 def run_folder(output: Path, recipe: Recipe, arm: str, seed: int) -> Path:
     """`<output>/<recipe>/<arm>/seed-<n>`."""
     return output / recipe.name / arm / f"seed-{seed}"

@@ -111,11 +111,14 @@ def read_ranks(text: str) -> list[int] | None:
 
 
 def read_seconds(text: str) -> float:
-    """Parse "10m", "90s", "1.5h" or "600" into seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
-    if match is None or float(match[1]) <= 0:
-        raise RecipeError(f"--budget {text}: expected a duration above 0, as in 10m, 90s or 1.5h.")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    """Parse "10m", "90s", "1.5h", "1h30m" or "600" into seconds."""
+    given = text.strip().lower()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)|(\d+h)?(\d+m)?(\d+s)?", given)
+    parts = [(match[1], match[2] or "s")] if match and match[1] else re.findall(r"(\d+)([hms])", given)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts) if match else 0.0
+    if seconds <= 0:
+        raise RecipeError(f"--budget {text}: expected a duration above 0, as in 10m, 90s, 1.5h or 1h30m.")
+    return seconds
 
 
 def _two_digits(value: float) -> float:

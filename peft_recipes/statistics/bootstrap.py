@@ -139,14 +139,16 @@ def metric_interval(
     return _interval(averaged, (values,), shares, **options)
 
 
-def difference_from(values: np.ndarray, fixed: float, *, confidence: float = 0.95) -> Difference:
+def difference_from(
+    values: np.ndarray, fixed: float, *, confidence: float = 0.95, resamples: int = 10_000
+) -> Difference:
     """Compute an arm's metric minus a fixed value, with the interval of `metric_interval`. `values`: [seeds, examples].
 
     For a win rate against full: full's own is 0.5 by definition and does not vary, so as one of two arms it would only
     count degrees of freedom that are not there. Raises ValueError as `metric_interval`.
     """
     values = _scores(values, "values")
-    interval = metric_interval(values, confidence=confidence, share=True)
+    interval = metric_interval(values, confidence=confidence, resamples=resamples, share=True)
     low, high = (bound - fixed for bound in interval)
     return Difference(float(values.mean()) - fixed, (low, high), *values.shape, note=_FEW_SEEDS.get(len(values)))
 
@@ -248,7 +250,7 @@ def _spread(
     examples = float(np.square(share * (averaged - estimate)).sum()) / (count * (count - 1))
     if seeds == 1:
         return correction, 0.0, count - 1.0
-    between = [_between_runs(scores, share) for scores in arms]
+    between = [between_runs(scores, share) for scores in arms]
     runs, noise = (sum(parts) for parts in zip(*between, strict=True))
     freedom = len(arms) * (seeds - 1)
     slack = _SLACK if freedom > 2 and not far else 0.0  # two degrees of freedom leave no slack
@@ -265,7 +267,7 @@ def _spread(
     return correction * shrink, math.sqrt(max(excess, 0.0)), df
 
 
-def _between_runs(scores: np.ndarray, share: np.ndarray) -> tuple[float, float]:
+def between_runs(scores: np.ndarray, share: np.ndarray) -> tuple[float, float]:
     """Return the variance of the mean over seeds, estimated from the run means, and the part of it that is noise.
 
     The noise comes from the two-way residuals, with (seeds - 1)(examples - 1) degrees of freedom. `share` enters

@@ -11,15 +11,22 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
 from peft_recipes.statistics.bootstrap import verdict
 from peft_recipes.statistics.scores import paired, scores
+from peft_recipes.statistics.sequential import SequentialPlan, resamples_for
 
 
 def forgetting(
-    recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
+    recipe: Recipe,
+    runs: dict[tuple[str, int], Run],
+    base: Run,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    plan: SequentialPlan | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compare each arm with the untuned base on the `evaluate_also` splits and the benchmarks: after minus before.
 
     Each is compared by its own `metric`: the recipe's, or the benchmark's. The base is the same for every seed. The
-    margin is 1 point, or 1 % of the base's value where that is no share.
+    margin is 1 point, or 1 % of the base's value where that is no share. plan: of seeds that were added until it was
+    decided; the intervals then hold over its looks, and an arm with fewer seeds than its first look has none.
     """
     changes: dict[str, dict[str, Any]] = {}
     if not base.ok:
@@ -32,9 +39,11 @@ def forgetting(
         changes[split] |= {"before": value, "margin": margin, "arms": {}}
         for arm in arms:
             done = [runs[arm, seed] for seed in seeds if runs[arm, seed].ok and split in runs[arm, seed].metrics]
-            if done:
+            if done and (plan is None or len(done) >= plan.first):
+                confidence = plan.confidence(len(done)) if plan else 0.95
+                resamples = resamples_for(confidence) if plan else 10_000
                 after = [scores(run, recipe, split, metric) for run in done]
-                change = paired(after, [before] * len(done), f"'{arm}'", share)
+                change = paired(after, [before] * len(done), f"'{arm}'", share, confidence, resamples)
                 changes[split]["arms"][arm] = {
                     "after": statistics.fmean(run.metrics[split][metric] for run in done),
                     **change.to_dict(),

@@ -7,27 +7,32 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from peft_recipes.recipe.arm import rank_of
-from peft_recipes.recipe.metrics import METRICS, PREFERENCE, margin_for
+from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
 from peft_recipes.statistics import conditions
-from peft_recipes.statistics.bootstrap import Difference, difference_from, simultaneous, verdict
+from peft_recipes.statistics.differences import FULL, difference, differences
 from peft_recipes.statistics.disagreements import answers_cut_at, disagreements
 from peft_recipes.statistics.forgetting import forgetting
 from peft_recipes.statistics.ranks import rank_groups, rank_verdicts
-from peft_recipes.statistics.scores import paired, scores
+from peft_recipes.statistics.sequential import SequentialPlan
 
-FULL = "full"
 _CURVE_POINTS = 200  # the most per curve in comparison.json
 
 
 def comparison_data(
-    recipe: Recipe, runs: dict[tuple[str, int], Run], base: Run, arms: Sequence[str], seeds: Sequence[int]
+    recipe: Recipe,
+    runs: dict[tuple[str, int], Run],
+    base: Run,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    plan: SequentialPlan | None = None,
 ) -> dict[str, Any]:
-    """Return the contents of comparison.json for the runs of one recipe, keyed by (arm, seed)."""
+    """Return the contents of comparison.json for the runs of one recipe, keyed by (arm, seed).
+
+    plan: of seeds that were added until it was decided; then the intervals hold over all of its looks.
+    """
     timed = {arm: _timed([runs[arm, seed] for seed in seeds if runs[arm, seed].ok]) for arm in arms}
     timings = conditions.timing(timed, FULL)
     table = {
@@ -37,8 +42,6 @@ def comparison_data(
     first = finished[0].data if finished else {"rows": {}, "samples": None, "environment": {}}
     full = table.get(FULL)
     margin = recipe.margin or margin_for(recipe.metric, full["metric"]["mean"] if full and full["metric"] else 1.0)
-    others = [arm for arm in arms if arm != FULL and _shared(recipe, runs, arm, FULL, seeds)] if full else []
-    differences = {arm: _difference(recipe, runs, arm, seeds, margin, together=len(others)) for arm in others}
     return {
         "schema": 1,
         "recipe": recipe.name,
@@ -55,10 +58,10 @@ def comparison_data(
         "seeds": list(seeds),
         "base": _base(base),
         "arms": table,
-        "differences": differences,
-        "ranks": _ranks(recipe, runs, table, arms, seeds, margin),
+        "differences": differences(recipe, runs, arms, seeds, margin, plan),
+        "ranks": _ranks(recipe, runs, table, arms, seeds, margin, plan),
         "rank_groups": rank_groups({arm: recipe.arms[arm] for arm in arms}),
-        "forgetting": forgetting(recipe, runs, base, arms, seeds),
+        "forgetting": forgetting(recipe, runs, base, arms, seeds, plan),
         "disagreements": disagreements(recipe, runs, arms, seeds, FULL) if full else {},
         "answers_cut_at": answers_cut_at(finished),
         "samples": first["samples"],
@@ -118,7 +121,7 @@ def _arm(
     failures = [
         {"seed": seed, "status": run.data["status"], "error": run.data["error"]}
         for seed, run in runs.items()
-        if not run.ok
+        if run.data["status"] not in ("ok", "not planned")
     ]
     targets = getattr(arm.peft, "target_modules", None)
     entry: dict[str, Any] = {
@@ -234,54 +237,6 @@ def _curve(recipe: Recipe, run: Run) -> dict[str, Any]:
     }
 
 
-def _difference(
-    recipe: Recipe,
-    runs: dict[tuple[str, int], Run],
-    arm: str,
-    seeds: Sequence[int],
-    margin: float,
-    against: str = FULL,
-    together: int = 1,
-) -> dict[str, Any] | None:
-    """Compare an arm with another, paired by test example and seed, over the seeds that both finished.
-
-    together: with two differences or more, each has a second interval and verdict, which all hold together.
-    """
-    shared = _shared(recipe, runs, arm, against, seeds)
-    if not shared:
-        return None
-    ours, theirs = ([scores(runs[name, seed], recipe) for seed in shared] for name in (arm, against))
-
-    def difference(confidence: float = 0.95) -> Difference:
-        if recipe.metric == PREFERENCE and against == FULL:  # the win rate is against full already
-            return difference_from(np.stack([values for _, values, _ in ours]), 0.5, confidence=confidence)
-        return paired(ours, theirs, f"'{arm}' and '{against}'", METRICS[recipe.metric].share, confidence)
-
-    found = difference()
-    entry = {
-        "against": against,
-        **found.to_dict(),
-        "margin": margin,
-        "verdict": verdict(found, margin, recipe.higher_is_better),
-    }
-    if together > 1:
-        wider = difference(simultaneous(together))
-        entry["ci95_simultaneous"] = list(wider.ci95)
-        entry["verdict_simultaneous"] = verdict(wider, margin, recipe.higher_is_better)
-    return entry
-
-
-def _shared(
-    recipe: Recipe, runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Sequence[int]
-) -> list[int]:
-    """Return the seeds that two arms finished with a value of the metric: a score may fail on an arm's answers."""
-
-    def measured(run: Run) -> bool:
-        return run.ok and (recipe.metric == PREFERENCE or recipe.metric in run.metrics["test"])
-
-    return [seed for seed in seeds if measured(runs[arm, seed]) and measured(runs[against, seed])]
-
-
 def _ranks(
     recipe: Recipe,
     runs: dict[tuple[str, int], Run],
@@ -289,6 +244,7 @@ def _ranks(
     arms: Sequence[str],
     seeds: Sequence[int],
     margin: float,
+    plan: SequentialPlan | None = None,
 ) -> list[dict[str, Any]]:
     """Compare the ranks of one arm and name the smallest that is enough."""
     validation = {
@@ -297,5 +253,9 @@ def _ranks(
         if "validation" in (table[arm]["metrics"] or {})
     }
     return rank_verdicts(
-        recipe, arms, validation, lambda arm, best: _difference(recipe, runs, arm, seeds, margin, best), margin
+        recipe,
+        arms,
+        validation,
+        lambda arm, best: difference(recipe, runs, arm, seeds, margin, best, plan=plan),
+        margin,
     )

@@ -45,9 +45,24 @@ def example_scores(examples: pandas.DataFrame, task: str, metric: str) -> Scores
     return examples["id"].to_numpy(), examples[metric].to_numpy(dtype=float), weights
 
 
-def paired(ours: list[Scores], theirs: list[Scores], names: str, share: bool, confidence: float = 0.95) -> Difference:
+def weighted_mean(made: Scores) -> float:
+    """Return the metric of a run from its examples' scores."""
+    _, values, weights = made
+    return float(np.average(values, weights=weights))
+
+
+def paired(
+    ours: list[Scores],
+    theirs: list[Scores],
+    names: str,
+    share: bool,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+) -> Difference:
+    """Compare the runs of two arms, example by example. Raises RuntimeError where they have not the same examples."""
     ids = ours[0][0]
     if any(not np.array_equal(other[0], ids) for other in [*ours, *theirs]):
         raise RuntimeError(f"The runs of {names} were not tested on the same examples.")
     stacked = (np.stack([s for _, s, _ in runs]) for runs in (ours, theirs))
-    return paired_difference(*stacked, weights=ours[0][2], confidence=confidence, share=share)
+    options = {"weights": ours[0][2], "confidence": confidence, "resamples": resamples, "share": share}
+    return paired_difference(*stacked, **options)

@@ -29,6 +29,7 @@ from peft_recipes.cli.app import app
 # What a command is turned into before it runs: pattern -> replacement, and why.
 CHANGED = [
     (r"--budget \S+", "--budget 2h", "it counts from the start of the process, which is the tests'"),
+    (r"--max-seeds \S+", "--max-seeds 3", "a single look"),
     (r"--learning-rates \S+", "--learning-rates 1e-3,1e-2", "two learning rates instead of six"),
     (r"^peft-recipes scan (?!.*--learning)", "peft-recipes scan --learning-rates 1e-3,1e-2 ", "two instead of five"),
     (r"^peft-recipes scan (?!.*--arms)", "peft-recipes scan --arms lora ", "one arm instead of all"),

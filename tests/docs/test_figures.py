@@ -103,6 +103,56 @@ def test_the_tables_of_false_verdicts_are_those_of_the_simulation():
     assert all(max(of_kind[kind, "together"].values()) < 0.07 for kind in ("equal", "edge lasting"))
 
 
+def test_the_tables_of_seeds_until_it_is_decided_are_those_of_the_simulation():
+    text = (ROOT / "docs" / "concepts" / "statistics.md").read_text(encoding="utf-8")
+    made = _benchmark("sequential_calibration")
+    lines = sequential_tables(made)
+    assert len(lines) == 4 + 6 + 8 + 4 and all(line in text for line in lines), [x for x in lines if x not in text]
+    of = [row for row in made["rows"] if row["kind"] in ("equal", "edge", "worse", "together", "one arm")]
+    assert max(row["false"] for row in of) < 0.05 + 3 * 0.007  # the standard error of 1,000 comparisons
+    assert all(row["false"] <= max(row["naive_false"], 0.05) for row in made["rows"])
+    assert max(row["false"] for row in made["families"]) < 0.05 + 2 * 0.012
+
+
+def sequential_tables(made) -> list[str]:
+    """The rows of figures in docs/concepts/statistics.md: false claims, power and seeds, several arms."""
+
+    def most(rows, column: str) -> str:
+        return f"{100 * max(row[column] for row in rows):.1f} %"
+
+    lines = []
+    for kind in ("equal", "edge"):
+        for metric in ("accuracy", "loss"):
+            five, ten = (
+                [row for row in made["rows"] if (row["metric"], row["kind"], row["most"]) == (metric, kind, count)]
+                for count in (5, 10)
+            )
+            cells = [most(five, "false"), *(most(ten, column) for column in ("false", "naive_false", "fixed_false"))]
+            lines.append(f"| {' | '.join(cells)} |")
+    for kind in ("together", "opposed", "one arm"):
+        for metric in ("accuracy", "loss"):
+            ten = [row for row in made["rows"] if (row["metric"], row["kind"]) == (metric, kind)]
+            cells = [most(ten, column) for column in ("false", "naive_false", "fixed_false")]
+            lines.append(f"| - | {' | '.join(cells)} |")
+    for gap in (0, -1.5, -3, -6):
+        for run_sd in (1, 3):
+            (row,) = (
+                row for row in made["rows"]
+                if (row["metric"], row["most"], row["examples"]) == ("accuracy", 10, 1_000)
+                and (row["gap"], row["run_sd"]) == (gap, run_sd)
+            )  # fmt: skip
+            cells = [f"{100 * row['power']:.0f} %", f"{100 * row['fixed_power']:.0f} %"]
+            cells += [f"{row['mean_seeds']:.1f}", str(row["fixed_seeds"])]
+            lines.append(f"| {abs(gap):g} | {run_sd} | {' | '.join(cells)} |")
+    for kind in ("equal", "edge"):
+        of_kind = [next(r for r in made["families"] if (r["kind"], r["arms"]) == (kind, arms)) for arms in (2, 5, 12)]
+        rates = [f"{100 * row['false']:.1f} %" for row in of_kind]
+        seeds = [f"{row['mean_seeds']:.1f}" for row in of_kind]
+        lines.append(f"| {' | '.join(rates)} |")
+        lines.append(f"| {' | '.join(seeds)} |")
+    return lines
+
+
 def _benchmark(name: str):
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 

@@ -35,11 +35,11 @@ def test_an_invalid_range_names_the_expected_format(text):
 
 def test_ranks_and_budgets_are_parsed():
     assert read_ranks("2,8") == [2, 8] and read_ranks("") is None
-    assert [read_seconds(text) for text in ("10m", "90s", "1.5h", "600")] == [600, 90, 5400, 600]
+    assert [read_seconds(text) for text in ("10m", "90s", "1.5h", "600", "1h30m")] == [600, 90, 5400, 600, 5400]
     for wrong in ("0", "2,x", "-1"):
         with pytest.raises(RecipeError, match="--ranks"):
             read_ranks(wrong)
-    for wrong in ("0", "ten", "-1m", "5d"):
+    for wrong in ("0", "ten", "-1m", "5d", "", "h", "30m1h", "0m", "1h30", "2 hours"):
         with pytest.raises(RecipeError, match="--budget"):
             read_seconds(wrong)
 

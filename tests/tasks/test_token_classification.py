@@ -145,7 +145,7 @@ def test_arms_are_compared_by_paired_entity_f1(trained):
 @pytest.mark.parametrize("metric", ["loss", "token_accuracy"])
 def test_arms_can_be_compared_by_other_metrics(recipe, trained, tmp_path, metric):
     from peft_recipes.runs.folder import Run, read_run
-    from peft_recipes.statistics.results import scores
+    from peft_recipes.statistics.scores import scores
 
     run = read_run(trained.folder / "lora" / "seed-0")
     _, values, weights = scores(Run(run.folder, run.data), recipe, metric=metric)

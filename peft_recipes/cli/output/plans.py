@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -86,6 +87,48 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print(f"{name} trains {len(modules)} module{'s' * (len(modules) != 1)}: {escape(_shortened(modules))}")
     for note in plan["notes"]:
         console.print(f"Note: {escape(note)}")
+    if "power" in plan:
+        _show_power(plan["power"], console)
+
+
+def _show_power(power: dict[str, Any], console: Console) -> None:
+    """Print what a verdict takes: seeds with the pilot's test examples, test examples with 3, 5 and 10 seeds, time."""
+    margin, first = f"{power['margin']:g}", next(iter(power["arms"].values()))
+    unit = ("point" if margin == "1" else "points") if power["unit"] == "points" else "% of full's mean"
+    examples = formats.count(first["pilot"]["examples"])
+    metric, chance = power["metric"].replace("_", " "), f"{100 * power['power']:.0f} %"
+    console.print(f"\nA verdict within {margin} {unit} ({metric}), with {chance} power:", style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("arm", "that it is"):
+        table.add_column(name)
+    with_seeds = (f"test examples, {count} seeds" for count in first["examples"])
+    for name in (f"seeds, {examples} test examples", *with_seeds, "time of these seeds", "margin of 10 seeds"):
+        table.add_column(name, justify="right")
+    for name, arm in power["arms"].items():
+        for claim, words in (("equivalent", "equivalent"), ("different", f"{margin} {unit} better or worse")):
+            seeds, seconds = arm["seeds"][claim], arm["seconds_per_seed"]
+            time = [None if seconds is None or count is None else seconds * count for count in seeds.values()]
+            cells = [_needed(list(arm["examples"][count][claim].values()), formats.count) for count in arm["examples"]]
+            cells = [_needed(list(seeds.values()), formats.count), *cells, _needed(time, formats.seconds)]
+            cells.append(_needed(list(arm["margin_of_10_seeds"][claim].values()), formats.significant))
+            table.add_row(escape(name), words, *cells)
+    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    Console(highlight=False, width=max(width, console.width)).print(table)
+    pilots = {len(arm["pilot"]["seeds"]) for arm in power["arms"].values()}
+    console.print(
+        f"Margin of 10 seeds: the smallest that they would have this power for, with {examples} test examples. "
+        f"By pilot runs with {formats.listed([str(count) for count in sorted(pilots)])} seeds: from what they show, to "
+        "what holds if the runs vary as much as the upper 80 % confidence limit. -: no number is enough, or more than "
+        "100 seeds."
+    )
+    for note in power["notes"]:
+        console.print(f"Note: {escape(note)}")
+
+
+def _needed(bounds: list[float | None], said: Callable[[float], str]) -> str:
+    """Return "5 to 9", "5", "5 to -" or "-"."""
+    shown = ["-" if bound is None else said(bound) for bound in bounds]
+    return " to ".join(dict.fromkeys(shown))
 
 
 def _shortened(modules: list[str], most: int = 4) -> str:
