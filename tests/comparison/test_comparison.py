@@ -225,9 +225,10 @@ def test_a_worker_killed_in_the_verification_leaves_the_figures(comparison, tmp_
 def test_a_run_finished_while_a_worker_waited_is_kept(comparison, classify, tmp_path):
     from functools import partial
 
-    from peft_recipes.comparison.compare import _can_be_kept
     from peft_recipes.comparison.orders import Order
     from peft_recipes.comparison.run_folders import clear_folder
+    from peft_recipes.comparison.schedule import _can_be_kept
+    from peft_recipes.runs.folder import signature
 
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     recipe, job = classify(), ("lora", 0)
@@ -236,7 +237,8 @@ def test_a_run_finished_while_a_worker_waited_is_kept(comparison, classify, tmp_
     order = Order(tmp_path, recipe, job, tmp_path / "r.yaml")
     for same in (True, False):
         fingerprint = run["environment"]["dataset_fingerprint"] if same else "another"
-        clear_folder(dataclasses.replace(order, finished=partial(_can_be_kept, order, fingerprint)))
+        asked = dataclasses.replace(order, signature=signature(recipe, *job, fingerprint))
+        clear_folder(dataclasses.replace(asked, finished=partial(_can_be_kept, asked)))
         assert path.is_file() == same
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from workspace import ThisProcess
 
-from peft_recipes import Arm, RecipeError, compare, read_comparison, train
+import peft_recipes.comparison.compare as comparing
+from peft_recipes import Arm, RecipeError, compare, read_comparison
 from peft_recipes.cli.app import app
 from peft_recipes.comparison import until_decided
 from peft_recipes.comparison.until_decided import Until, add_seeds, check_plan, make_design
@@ -27,13 +29,8 @@ ARMS = ["full", "head", "lora"]
 def in_this_process():
     """Every run in this process instead of one of its own, which would take seconds to start."""
 
-    def run_here(orders, slots):
-        for order in orders:
-            train(order.recipe, order.job[0], seed=order.job[1], output=order.output, resume=True, data=order.data)
-            order.report("ok")
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("peft_recipes.comparison.compare.run_in_fresh_processes", run_here)
+        patch.setattr(comparing, "executor_of", ThisProcess)
         yield
 
 

@@ -108,7 +108,8 @@ class ThisProcess(contextlib.AbstractContextManager):
         self._orders.append(order)
 
     def finished(self) -> Any:
-        for order in self._orders:
+        while self._orders:
+            order = self._orders.pop(0)
             order.report("running")
             options = {"seed": order.job[1], "output": order.output, "data": order.data, "overwrite": True}
             run = train(Recipe.from_yaml(order.yaml), order.job[0], **options)
