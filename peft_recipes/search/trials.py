@@ -10,7 +10,7 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.search.budget import Budget
 from peft_recipes.search.candidates import Candidate
 from peft_recipes.search.halving import keep_training, run_entry
-from peft_recipes.search.scan import Scanner
+from peft_recipes.search.scanner import Scanner
 
 
 def one_trial(recipe: Recipe, trial: dict[str, Any]) -> dict[str, Any]:
