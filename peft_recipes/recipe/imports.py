@@ -25,3 +25,11 @@ def import_module(name: str) -> ModuleType:
     finally:
         for tracker in missing:
             sys.modules.pop(tracker, None)
+            _stay_hidden(tracker)
+
+
+def _stay_hidden(tracker: str) -> None:
+    """What trl has imported without a tracker asks again whether it is installed, and would then use it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trl.") and (asked := f"is_{tracker}_available") in vars(module):
+            setattr(module, asked, lambda: False)

@@ -340,9 +340,12 @@ def test_any_other_tracker_of_transformers_gets_the_steps_then_the_final_figures
     }
 
 
-def test_nothing_is_reported_or_imported_unasked(classify, tmp_path):
-    """A run in a process of its own: no tracker is imported, though all are installed, and none leaves a folder."""
-    classify(training={**TRAINING, "max_steps": 1}).to_yaml(tmp_path / "recipe.yaml")
+def test_nothing_is_reported_or_imported_unasked(instruct, tmp_path):
+    """A run in a process of its own: no tracker is imported, though all are installed, and none leaves a folder.
+
+    With each checkpoint trl's trainers write a card, which asks W&B for its run where it is installed.
+    """
+    instruct(checkpoint_seconds=0, training={**TRAINING, "max_steps": 2}).to_yaml(tmp_path / "recipe.yaml")
     code = """
 import sys
 from peft_recipes.cli.app import app
