@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import scipy
-from harness import result_parser
+from harness import result_parser, write_result
 from statistics_calibration import SCORES, Case, chances, one_row_a_line
 
 from peft_recipes.runs.files import write_text
@@ -192,9 +193,11 @@ def main() -> None:
             made = named | simulate_family(row, arms, head["comparisons_of_several_arms"], options.seed)
         made.setdefault("seconds", round(time.perf_counter() - start, 1))
         tables[table].append(made)
-        print(json.dumps(made), flush=True)
-        if path is not None:
+        print(json.dumps(made), file=sys.stderr, flush=True)
+        if path is not None:  # a call that is cut off goes on from there
             write_text(path, one_row_a_line(head, tables))
+    text = one_row_a_line(head, tables)
+    write_result(options, Path(__file__).with_suffix(".json"), {**head, **tables}, text=text)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, cl
     assert any("started again: its node died" in note for note in notes)
     assert any(f"Arm '{arm}', seed 0 was started again: its node died" in note for note in made.data["notes"])
     run = json.loads((made.folder / arm / "seed-0" / "run.json").read_text())
-    assert run["training"]["resumed_at_steps"][0] >= 2  # from its checkpoint on this disk, sent to the other node
+    assert run["training"]["resumed_at_steps"][0] >= 1  # from a checkpoint on this disk, sent to the other node
     assert not list(cluster.own_folder.rglob("run.json")) and not list(made.folder.glob(".driver*"))
     kept = []
     compare(recipe, arms, on_progress=lambda progress: kept.append(progress.state), **options)

@@ -56,7 +56,7 @@ def in_process():
     """Run a comparison's runs in this process: one of its own costs each six seconds."""
     with pytest.MonkeyPatch.context() as patch:
         module = peft_recipes.comparison.compare
-        patch.setattr(module, "run_in_fresh_processes", workspace.run_in_this_process)
+        patch.setattr(module, "executor_of", workspace.ThisProcess)
         patch.setattr(module, "check_in_fresh_process", lambda runs, trust_remote_code: None)
         yield
 
