@@ -105,7 +105,7 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
         except tuple(EXIT_CODES) as error:
             if is_rank_zero():
-                say("Interrupted. Finished runs are kept; run the same command to continue (`train`: with --resume).")
+                say(_interrupted(function.__name__))
             raise typer.Exit(EXIT_CODES[type(error)]) from None
         except BrokenPipeError:
             # The reader (head, less) has closed the pipe; without this Python complains again when it closes stdout.
@@ -119,6 +119,14 @@ def handle_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _interrupted(command: str) -> str:
+    """What is left after Ctrl-C, and how to go on."""
+    if command not in ("train", "compare", "scan", "reproduce"):
+        return "Interrupted."
+    again = "; run it again with --resume to continue" if command == "train" else "; run the same command to continue"
+    return f"Interrupted. Finished runs are kept{again}."
 
 
 _document: TextIO | None = None  # where the document of --json goes, while sys.stdout is stderr

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from peft_recipes.embedded.cache import say
 from peft_recipes.errors import RecipeError
 
 CLIENT = "ray://"
@@ -48,6 +49,7 @@ def connected(address: str | None) -> Iterator[Any]:
         try:
             with _kept_signal_handler():
                 _init(ray, address)
+            say(f"Ray: {'started on this machine' if address == 'local' else f'joined the cluster at {address}'}.")
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, AssertionError) as error:
             with contextlib.suppress(Exception):
                 ray.shutdown()

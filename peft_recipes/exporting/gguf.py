@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.adapters.merge import VerificationError
 from peft_recipes.arms.merge import merged as merged_model
+from peft_recipes.embedded.cache import say
 from peft_recipes.errors import RecipeError
 from peft_recipes.exporting import llama_cpp, plain_lora, templates
 from peft_recipes.exporting.subject import Subject
@@ -67,7 +68,10 @@ def export(
     model = subject.load()
     if subject.opened is not None and not merged:
         refuse(subject, _obstacles(subject, model.get_base_model()), "--merged")
+    if engine:
+        say("Answering the prompts in PEFT ...")
     expected = reference(subject, model) if engine else None
+    say("Converting ...")
     stage = folder / ".stage"
     stage.mkdir()
     try:
@@ -82,6 +86,7 @@ def export(
     (folder / "Modelfile").write_text(text, encoding="utf-8")
     verification = None
     if engine:
+        say(f"Answering the prompts in llama.cpp ({engine}) ...")
         verification = _verified(subject, model, expected, engine, dtype, gguf, adapter, allow_differences)
     return {
         "merged": merged,

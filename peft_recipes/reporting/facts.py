@@ -170,6 +170,12 @@ def comparable(arm: dict | None, field: str) -> bool:
     return timing.get("same_environment", True) if field in MEMORY_FIELDS else True
 
 
+def was_busy(comparison: Comparison) -> bool:
+    """Return whether the machine did something else while an arm was timed."""
+    timings = [arm.get("timing") or {} for arm in measured(comparison).values()]
+    return any(one.get("same_environment", True) and not one.get("comparable", True) for one in timings)
+
+
 def comparable_figures(comparison: Comparison, field: str) -> tuple[dict[str, float], str]:
     """Return a figure of each measured arm that may share an axis with the others', and a caption on those left out.
 

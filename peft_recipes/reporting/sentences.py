@@ -261,7 +261,8 @@ def latency(comparison: Comparison) -> str:
             suffix = f" (merged {fmt.milliseconds(merged)})" if merged is not None else ""
             each.append(f"{mentioned(comparison, name)} {fmt.milliseconds(own)}{suffix}")
     first = [f"the base {fmt.milliseconds(base)}"] if base is not None else []
-    return f"Latency at batch 1: {', '.join(first + each)}." if each else ""
+    busy = ", measured on a busy machine" if facts.was_busy(comparison) else ""
+    return f"Latency at batch 1{busy}: {', '.join(first + each)}." if each else ""
 
 
 def _forgetting_interval(comparison: Comparison, split: str, name: str) -> str:

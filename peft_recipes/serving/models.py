@@ -172,7 +172,7 @@ class Models:
         if name == BASE:
             name = self.base_name
         if name not in self.by_name:
-            raise RecipeError(unknown("model", name, self.by_name))
+            raise RecipeError(unknown("model", name, [BASE, *self.by_name]))
         return self.by_name[name]
 
 

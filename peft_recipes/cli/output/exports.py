@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ def show_export(result: dict[str, Any], output: Path) -> None:
     for name, size in result["bytes"].items():
         if name.endswith((".gguf", ".safetensors")):
             console.print(f"  {escape(str(output / name))}, {human_bytes(size)}", soft_wrap=True)
+    places = {"DIR": shlex.quote(str(output)), "BASE": shlex.quote(result.get("base_argument", "BASE"))}
     for program, text in result.get("commands", {}).items():
-        text = text.replace("DIR", str(output)).replace("BASE", result.get("base_argument", "BASE"))
+        text = re.sub("DIR|BASE", lambda found: places[found[0]], text)
         console.print(f"  [dim]{program}:[/] {escape(text)}", soft_wrap=True)
