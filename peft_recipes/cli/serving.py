@@ -68,7 +68,7 @@ def _serve(
         if key is None and not is_loopback(listening):
             say(f"Without a key, everyone who reaches {host} can use this server: --api-key-file or {KEY_VARIABLE}.")
         models = load_models(adapters, base, trust_remote_code=trust_remote_code)
-        server = Server(models, listening, limits=Limits(**limits), key=key, max_bytes=max_bytes)
+        server = Server(models, listening, limits=Limits(**limits), key=key, max_bytes=max_bytes, host=host)
         server.run(lambda: say(f"{', '.join(models.by_name)} at {server.url}  (Ctrl-C ends)"))
     return server.received
 

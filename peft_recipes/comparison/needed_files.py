@@ -27,11 +27,18 @@ def _names(recipe: Recipe, with_data: bool) -> Iterator[str]:
     yield f"model {recipe.model}" if recipe.model.startswith(EMBEDDED) else recipe.model
     for function in (recipe.score, recipe.reward):
         if function:
-            yield function.rpartition(":")[0]
+            source = function.rpartition(":")[0]
+            yield source if source.endswith(".py") else _module_of_current_folder(source)
     yield from recipe.benchmarks
     if with_data:
         yield from (source.path for source in recipe.sources)
         yield from (str(other["path"]) for other in recipe.evaluate_also.values() if "path" in other)
+
+
+def _module_of_current_folder(name: str) -> str:
+    """The file or package, in the current folder, that a module's name stands for; one that is installed is nowhere."""
+    top = name.partition(".")[0]
+    return top if Path(top, "__init__.py").is_file() else f"{top}.py"
 
 
 def _located(name: str) -> Iterator[Needed]:

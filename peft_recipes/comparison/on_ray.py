@@ -17,6 +17,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
+from peft_recipes.trackers.choice import LATER
 
 
 class RayPool:
@@ -80,7 +81,8 @@ class RayPool:
             folder=order.folder.absolute(),
             inputs=(yaml, *([data] if data else [])),
             needed=needed_files(order.recipe, with_data=data is None),
-            environment={"OMP_NUM_THREADS": str(resources["cpus"])},
+            # A node has neither this machine's local stores of trackers nor its variables: `report_comparison` reports.
+            environment={"OMP_NUM_THREADS": str(resources["cpus"]), LATER: "1"},
             memory=memory,
             **resources,
         )

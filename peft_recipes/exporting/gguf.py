@@ -105,6 +105,11 @@ def _verified(
     try:
         result = verify_gguf(subject, model, expected, engine, dtype, gguf, adapter)
     except llama_cpp.EngineError as error:
+        if "unknown pre-tokenizer type" in str(error):
+            raise RecipeError(
+                f"--pre-tokenizer: llama.cpp knows no {str(error).rpartition(': ')[2]}. The names are in llama.cpp's "
+                "src/llama-vocab.cpp."
+            ) from error
         raise VerificationError(f"llama.cpp ({engine}) can't use it: {error} Nothing was written.") from error
     if not result["passed"] and not allow_differences:
         raise VerificationError(f"{explain(result)} Nothing was written; --allow-differences writes it all the same.")

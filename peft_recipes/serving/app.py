@@ -44,7 +44,7 @@ class Access:
     def check(self, request: Request) -> None:
         """Raises ApiError 401 or 403."""
         host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if self.hosts is not None and host not in self.hosts:
+        if self.hosts is not None and host.lower() not in self.hosts:
             raise ApiError(403, "This server answers requests to its own address only.", code="wrong_host")
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if self.key is not None and not hmac.compare_digest(given.encode(), self.key.encode()):

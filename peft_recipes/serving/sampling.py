@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+_GREEDY = 1e-5  # a lower temperature is greedy: logits divided by it would overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,7 +39,7 @@ class Sampler:
     def next(self, logits: torch.Tensor) -> int:
         """Choose a token. logits: [vocabulary] in float32."""
         logits = self._penalised(logits)
-        token = int(logits.argmax()) if self.sampling.temperature == 0 else self._sample(logits)
+        token = int(logits.argmax()) if self.sampling.temperature < _GREEDY else self._sample(logits)
         self._counts[token] = self._counts.get(token, 0) + 1
         return token
 

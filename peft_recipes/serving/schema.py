@@ -70,7 +70,7 @@ class Request(_Strict):
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
 
     def asked_tokens(self) -> int | None:
@@ -158,13 +158,21 @@ def _checked(message: Any, number: int) -> Any:
 
 
 def _explained(error: ValidationError) -> ApiError:
-    """The first problem, by the parameter's name. The value stays out: it may be a whole prompt."""
-    first = error.errors(include_input=False, include_url=False)[0]
+    """The first problem, by the parameter's name. The value stays out: it may be a whole prompt.
+
+    Of a parameter that takes several types, each has a problem; that of the type that was given says what is wrong.
+    """
+    problems = error.errors(include_input=False, include_url=False)
+    first = min((one for one in problems if one["loc"][:1] == problems[0]["loc"][:1]), key=_is_of_another_type)
     path = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part.islower())]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "body"
     for kind in (".str", ".list", ".int", ".float"):  # pydantic's names of a union's branches
         name = name.removesuffix(kind)
     return ApiError(422, f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}.", param=name, code="invalid_value")
+
+
+def _is_of_another_type(problem: Any) -> bool:
+    return problem["type"].endswith("_type")
 
 
 def _biases(given: dict[str, float], vocabulary: int) -> dict[int, float]:

@@ -22,6 +22,7 @@ from peft_recipes.serving.models import Models
 KEY_VARIABLE = "PEFT_RECIPES_API_KEY"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _GRACE = 5.0  # seconds for running requests after a signal
+_UNTOLD = 0.5  # seconds without a word: an answer that was sent leaves its place a moment later
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -72,14 +73,15 @@ class _Server(uvicorn.Server):
 
 
 class Server:
-    """A server on an open socket. received: the signal that ended it, if one did."""
+    """A server on an open socket. host: a name that requests may use. received: the signal that ended it, if any."""
 
     def __init__(
         self, models: Models, listening: socket.socket, *, limits: Limits | None = None, key: str | None = None,
-        max_bytes: int = 2**20, grace: float = _GRACE,
+        max_bytes: int = 2**20, grace: float = _GRACE, host: str | None = None,
     ):  # fmt: skip
         self._listening, self._grace = listening, grace
-        hosts = _LOOPBACK if is_loopback(listening) else None
+        own = {(host or "localhost").lower(), listening.getsockname()[0]}
+        hosts = _LOOPBACK | own if is_loopback(listening) else None
         self.app = build_app(models, limits, Access(key, hosts, max_bytes))
         config = uvicorn.Config(
             self.app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=2,
@@ -142,10 +144,12 @@ class Server:
         """Take no new request, wait for those that run, then end."""
         engine = self.app.state.api.engine
         engine.drain()
-        if not engine.idle:
-            print(f"Ending; running requests have {self._grace:g} seconds.", file=sys.stderr, flush=True)
-        end = asyncio.get_running_loop().time() + self._grace
-        while not engine.idle and asyncio.get_running_loop().time() < end and not self._server.should_exit:
+        now = asyncio.get_running_loop().time
+        start, told = now(), False
+        while not engine.idle and now() < start + self._grace and not self._server.should_exit:
+            if not told and now() > start + _UNTOLD:
+                print(f"Ending; running requests have {self._grace:g} seconds.", file=sys.stderr, flush=True)
+                told = True
             await asyncio.sleep(0.02)
         await asyncio.to_thread(engine.stop)
         self._server.should_exit = True

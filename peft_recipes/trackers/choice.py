@@ -10,9 +10,11 @@ from typing import Any
 
 from peft_recipes.errors import RecipeError
 from peft_recipes.trackers.secrets import one_line, scrubbed
+from peft_recipes.trackers.session import OWN
 from peft_recipes.trackers.tracker import Identity
 
 WHERE = "training.report_to"
+LATER = "PEFT_RECIPES_REPORT_LATER"  # set in the process of a run that its comparison reports, from run.json
 _PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit", "kubeflow": "kubeflow"}
 _ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME", "MLFLOW_RUN_ID")  # variables that name one run
 
@@ -30,7 +32,9 @@ def requested(training: dict[str, Any]) -> list[str]:
 
 
 def _switched_off(name: str) -> bool:
-    """Whether the tracker's own variable switches it off."""
+    """Whether the tracker's own variable switches it off, or the comparison reports to it once the run is finished."""
+    if name in OWN and os.getenv(LATER):
+        return True
     return name == "wandb" and (
         os.getenv("WANDB_MODE") == "disabled" or os.getenv("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
     )

@@ -14,6 +14,7 @@ from peft_recipes.comparison.needed_files import needed_files
 from peft_recipes.comparison.on_ray import RayPool
 from peft_recipes.comparison.orders import Order
 from peft_recipes.comparison.pool import LocalPool
+from peft_recipes.trackers.choice import LATER
 
 
 class Sized(Nodes):
@@ -52,7 +53,7 @@ def test_a_run_asks_for_its_threads_and_the_memory_of_its_plan(ordered):
     executor = on(Sized(**{"tiny lora seed 0": [{"code": 0}]}))
     work = executor._work(ordered("lora", memory_bytes=3 * 10**9))
     assert (work.cpus, work.gpus, work.memory) == (2, 0, 3 * 10**9)
-    assert work.environment == {"OMP_NUM_THREADS": "2"}
+    assert work.environment == {"OMP_NUM_THREADS": "2", LATER: "1"}
     with pytest.raises(on_ray.RecipeError, match=r"Arm 'lora' needs 9.0 GB by the plan, and no node .* 8.0 GB"):
         executor._work(ordered("lora", memory_bytes=9 * 10**9))
 
@@ -98,6 +99,18 @@ def test_what_a_node_may_lack_is_found_in_the_recipe(classify, tiny, reviews, tm
     assert found == {
         model: tiny("distilbert"), "data/a.csv": tmp_path / "data" / "a.csv", "data/b.csv": tmp_path / "data" / "b.csv"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mine.py:polite", "mine:polite", "package.mine:polite", "json:dumps"])
+def test_a_function_of_the_users_is_sent_whether_its_file_or_its_module_is_named(instruct, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "json").mkdir()  # not the installed module
+    for path in ("mine.py", "package/mine.py", "package/__init__.py"):
+        (tmp_path / path).write_text("def polite(prediction, row):\n    return 1.0\n")
+    recipe = instruct(score=name)
+    sent = {"json:dumps": set(), "package.mine:polite": {"package"}}.get(name, {"mine.py"})
+    assert {one.place for one in needed_files(recipe, with_data=False)} - {recipe.model} == sent
 
 
 def test_a_stand_in_is_sent_since_a_node_would_train_another(classify, tmp_path, monkeypatch):

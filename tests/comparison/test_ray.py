@@ -6,6 +6,7 @@ A worker process imports the libraries for six seconds, so there is one comparis
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ import signal
 import psutil
 import pytest
 from small import compared_here
+from tracker_stores import from_mlflow
 
 from peft_recipes import compare
 from peft_recipes.cluster.work import Needed, Work
+from peft_recipes.runs.folder import read_run
 
 pytest.importorskip("ray")
 
@@ -101,7 +104,9 @@ def test_an_interruption_ends_the_processes_and_keeps_their_last_checkpoints(clu
     assert not list((tmp_path / "out").glob(".driver*"))
 
 
-def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, classify, tmp_path):
+def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, classify, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # which the nodes do not have
     training = {**classify().training, "max_steps": 30}
     recipe = classify(training=training, checkpoint_seconds=0, skip_checks=["fresh-process"])
     arms, ended, notes, dead = ["full", "lora"], [], [], []
@@ -115,7 +120,8 @@ def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, cl
             dead.append(progress.job[0])
             die(cluster.shared)
 
-    made = compare(recipe, arms, on_progress=follow, **options)
+    tracked = dataclasses.replace(recipe, training={**training, "report_to": ["mlflow"]})
+    made = compare(tracked, arms, on_progress=follow, **options)
     here = compared_here(recipe, arms, [0], tmp_path / "here")
     assert made.failed == [] and sorted(ended) == [(arm, 0, "ok") for arm in ("base", "full", "lora")]
     for arm in arms:
@@ -130,6 +136,10 @@ def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, cl
     run = json.loads((made.folder / arm / "seed-0" / "run.json").read_text())
     assert run["training"]["resumed_at_steps"][0] >= 1  # from a checkpoint on this disk, sent to the other node
     assert not list(cluster.own_folder.rglob("run.json")) and not list(made.folder.glob(".driver*"))
+    reported = from_mlflow(tmp_path, read_run(made.folder / arm / "seed-0"))
+    assert [*reported["losses"]] == [*range(1, 31)] and reported["texts"]["comparison/verdict"]
+    assert not [note for note in made.data["notes"] if "mlflow" in note]
+
     kept = []
     compare(recipe, arms, on_progress=lambda progress: kept.append(progress.state), **options)
     assert kept == ["kept"] * 3

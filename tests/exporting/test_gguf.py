@@ -251,3 +251,12 @@ def test_a_full_disk_and_an_interruption_leave_no_folder(adapter, tmp_path, monk
         done = call("export", adapter, "--to", "gguf", "--output", tmp_path / "out")
         assert done.exit_code == code and words in done.stderr
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_split_that_llama_cpp_does_not_know_is_wrong_input(monkeypatch):
+    def refuse(*_):
+        raise llama_cpp.EngineError("0.01 E llama_model_load: unknown pre-tokenizer type: 'nonsense'")
+
+    monkeypatch.setattr(gguf, "verify_gguf", refuse)
+    with pytest.raises(RecipeError, match=r"^--pre-tokenizer: llama\.cpp knows no 'nonsense'\. "):
+        gguf._verified(None, None, None, "xllamacpp", "f16", Path("model.gguf"), None, False)

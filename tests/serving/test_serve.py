@@ -26,10 +26,10 @@ QUESTION = [{"role": "user", "content": "say good in a film"}]
 
 
 @contextlib.contextmanager
-def running(models, **options):
+def running(models, host="127.0.0.1", **options):
     """A server on a free port of loopback, in a thread."""
-    listening = open_socket("127.0.0.1", 0)
-    server, ready = Server(models, listening, **options), threading.Event()
+    listening = open_socket(host, 0)
+    server, ready = Server(models, listening, host=host, **options), threading.Event()
     thread = threading.Thread(target=server.run, args=(ready.set,))
     thread.start()
     assert ready.wait(30)
@@ -222,7 +222,8 @@ WRONG = [
      "The prompt has 63 tokens and its answer 12; the model takes 64 in all"),
     ({"messages": [{"role": "user", "content": "good " * 5000}]}, openai.APIStatusError, "more than 20000 bytes"),
     ({"logit_bias": {"9999": 1}}, openai.BadRequestError, "logit_bias: its keys are token ids from 0 to"),
-    ({"stop": ["a"] * 5}, openai.UnprocessableEntityError, "stop"),
+    ({"stop": ["a"] * 5}, openai.UnprocessableEntityError, "stop: list should have at most 4 items"),
+    ({"extra_body": {"repetition_penalty": 1e-9}}, openai.UnprocessableEntityError, "repetition_penalty: .* 0.01"),
     ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "needs 'stream': true"),
 ]  # fmt: skip
 
@@ -263,6 +264,21 @@ def test_a_wrong_key_is_refused_and_never_repeated(server, capfd):
     assert httpx.get(f"{root}/v1/models", headers={**headers, "Host": "evil.example"}).status_code == 403
     out = capfd.readouterr()
     assert KEY not in out.out + out.err
+
+
+def test_another_address_of_loopback_is_answered_under_its_own_name(models):
+    with running(models, host="127.0.0.2") as server:
+        assert httpx.get(f"{server.url}/models").status_code == 200
+        for host, status in {"LocalHost": 200, "127.0.0.3": 403}.items():
+            assert httpx.get(f"{server.url}/models", headers={"Host": host}).status_code == status
+
+
+def test_a_temperature_next_to_zero_is_greedy(client):
+    greedy, cold = (
+        client.completions.create(model="film", prompt="say good", temperature=temperature, seed=1).choices[0].text
+        for temperature in (0, 1e-42)
+    )
+    assert cold == greedy != ""
 
 
 def test_metrics_count_requests_and_tokens(server, client):
