@@ -66,7 +66,8 @@ Wait = Annotated[bool, Option("--wait", help="Wait while another process writes 
 Json = Annotated[bool, Option("--json", help="Print one JSON document to stdout and nothing else.")]
 On = Annotated[str, Option("--on", metavar="PLACE", help="Train on this machine (local) or on a Ray cluster (ray).")]
 Address = Annotated[
-    str, Option("--address", metavar="ADDRESS", help="Name the Ray cluster: ray://HOST:10001, HOST:6379 or auto.")
+    str,
+    Option("--address", metavar="ADDRESS", help="Name the cluster: ray://HOST:10001, HOST:6379, auto or local."),
 ]
 Adapter = Annotated[Path, Argument(metavar="ADAPTER", help="Name the folder of a saved adapter.")]
 Adapters = Annotated[list[Path], Argument(metavar="ADAPTER ...", help="Name folders of adapters of one base.")]

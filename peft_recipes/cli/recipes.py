@@ -171,14 +171,19 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Train several arms, each run in a fresh process, and report them side by side with intervals."""
+    from peft_recipes.comparison.places import check_place
+
+    # Before anything is loaded, so that a typo is reported at once.
+    check_place(on, address or None)
+    until = _until(until_decided, budget, max_seeds)
     from peft_recipes.cli.output.progress import progress_bars
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.compare import compare as compare_arms
 
-    until = _until(until_decided, budget, max_seeds)
     changes = with_benchmarks(changes, benchmarks)
     loaded, names = load(recipe, embedded, changes), split_names(arms)
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
+    asked |= {"on": on, "address": address}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
     options |= {"on": on, "address": address or None}

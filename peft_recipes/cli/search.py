@@ -58,9 +58,11 @@ def scan(
     as_json: Json = False,
 ) -> None:
     """Find the learning rate (and rank) of each arm by short runs within a budget, by validation loss."""
+    from peft_recipes.comparison.places import check_place
     from peft_recipes.search.candidates import read_learning_rates, read_ranks, read_seconds
 
     # Parsed before anything is loaded, so that a typo is reported at once.
+    check_place(on, address or None)
     rates, chosen_ranks, seconds = read_learning_rates(learning_rates), read_ranks(ranks), read_seconds(budget)
     loaded = load(recipe, embedded, changes)
     from rich.console import Console

@@ -123,7 +123,7 @@ def _chosen(address: str | None) -> str:
 def _why_not_reachable(address: str) -> str | None:
     match = re.fullmatch(rf"(?:{CLIENT})?\[?([^\s/\[\]]+?)\]?:(\d+)/?", address)
     if match is None:
-        raise RecipeError(f"--address {address}: expected ray://HOST:10001, HOST:6379 or auto.")
+        raise RecipeError(f"--address {address}: expected ray://HOST:10001, HOST:6379, auto or local.")
     host, port = match[1], int(match[2])
     try:
         with socket.create_connection((host, port), timeout=_SECONDS):

@@ -20,9 +20,10 @@ from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
-from peft_recipes.comparison.executors import LOCAL, executor_of
+from peft_recipes.comparison.executors import executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
 from peft_recipes.comparison.orders import Job, Order, Progress
+from peft_recipes.comparison.places import LOCAL
 from peft_recipes.comparison.pool import check_in_fresh_process
 from peft_recipes.comparison.schedule import Schedule
 from peft_recipes.comparison.tracking import report_comparison
@@ -34,7 +35,7 @@ from peft_recipes.distributed.launch import Launch, check_installed, read_launch
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.inspection.summary import stored_summary
-from peft_recipes.measuring.disturbance import busy_since, read_counters
+from peft_recipes.measuring.disturbance import busy_since, read_counters, told_once
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
 from peft_recipes.runs.folder import BASE, Run, not_planned, read_run, run_folder
@@ -246,7 +247,7 @@ def collect(
     data["asked"] = asked
     if design is not None:
         data["design"] = design.data
-    data["notes"] += notes
+    data["notes"] = told_once([*data["notes"], *notes])
     if judged is not None:
         data["judge"] = judged
     if looked is not None:

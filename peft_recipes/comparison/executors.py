@@ -7,14 +7,13 @@ from types import TracebackType
 from typing import Protocol
 
 from peft_recipes.comparison.orders import Order
+from peft_recipes.comparison.places import LOCAL, check_place
 from peft_recipes.comparison.pool import LocalPool
 from peft_recipes.distributed.launch import Launch, job_environments
-from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
-
-LOCAL, RAY = "local", "ray"
 
 
 class Executor(Protocol):
@@ -46,18 +45,6 @@ class Executor(Protocol):
 
     def cancel(self, order: Order) -> None:
         """Drop a run that has not ended; it is not yielded. Its checkpoints are kept."""
-
-
-def check_place(on: str, address: str | None) -> None:
-    """Raise RecipeError for a place that does not exist, an address without Ray, and Ray where it is not installed."""
-    if on not in (LOCAL, RAY):
-        raise RecipeError(unknown("place to run", on, (LOCAL, RAY), "--on"))
-    if on == LOCAL and address is not None:
-        raise RecipeError(f"--address {address} names a Ray cluster: add --on ray.")
-    if on == RAY:
-        from peft_recipes.cluster.connection import check_installed
-
-        check_installed()
 
 
 def executor_of(

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ WAITED = 0.01  # share of the time of a run's threads that they waited for a cor
 OTHERS = 0.1  # CPU cores that others took from the run, where waiting can't be read
 STOLEN = 0.02  # CPU cores that the host of a virtual machine gave to others
 
+_BUSY = "The machine was busy at the start"
 _NAMES = ("seconds", "own", "machine", "stolen", "waited", "pressure", "switches")
 
 
@@ -201,6 +202,15 @@ def gpu_processes() -> int | None:
     return max(len(found) - 1, 0) if found else None  # within a container none may be listed
 
 
+def told_once(notes: Iterable[str]) -> list[str]:
+    """The notes without all but the first that `busy_since` gave: each process of a comparison looks by itself."""
+    kept: list[str] = []
+    for note in notes:
+        if not (note.startswith(_BUSY) and any(earlier.startswith(_BUSY) for earlier in kept)):
+            kept.append(note)
+    return kept
+
+
 def busy_since(before: Mapping[str, float], least_seconds: float = 0.1) -> str | None:
     """Say what else has used the processor since `before` was read; None where nothing has.
 
@@ -214,6 +224,6 @@ def busy_since(before: Mapping[str, float], least_seconds: float = 0.1) -> str |
     if others <= OTHERS:
         return None
     return (
-        f"The machine was busy at the start: other processes used {others:.1f} of its {os.cpu_count()} CPU cores. "
+        f"{_BUSY}: other processes used {others:.1f} of its {os.cpu_count()} CPU cores. "
         "Steps that have to wait for a core are marked as disturbed, and no ratio of their times is shown."
     )

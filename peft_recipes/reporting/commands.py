@@ -21,6 +21,8 @@ def compare_command(
     parts += ["--embedded"] if given.get("embedded", comparison.get("embedded")) else []
     for change in (*(given.get("changes") or []), *([setting] if setting else [])):
         parts += ["--set", change]
+    parts += ["--on", given["on"]] if given.get("on", "local") != "local" else []
+    parts += ["--address", given["address"]] if given.get("address") else []
     parts += ["--output", output] if output and output != "adapters" else []
     return " ".join(shlex.quote(clean(part)) for part in parts)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_recipes.comparison.executors import RAY, check_place
+from peft_recipes.comparison.places import RAY, check_place
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, clear, make_folder

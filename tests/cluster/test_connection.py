@@ -16,8 +16,8 @@ WRONG = {
     ("--on", "ray", "--jobs", "2"): "--jobs counts the runs on this machine",
     ("--on", "ray", "--launch", "ddp"): "One run over several nodes is Accelerate's",
     ("--on", "ray", "--measure"): "leave out --on ray, or --measure",
-    ("--on", "ray", "--address", "head"): "--address head: expected ray://HOST:10001, HOST:6379 or auto.",
-    ("--on", "ray", "--address", "ray://head:port"): "expected ray://HOST:10001, HOST:6379 or auto.",
+    ("--on", "ray", "--address", "head"): "--address head: expected ray://HOST:10001, HOST:6379, auto or local.",
+    ("--on", "ray", "--address", "ray://head:port"): "expected ray://HOST:10001, HOST:6379, auto or local.",
     ("--on", "ray", "--address", "127.0.0.1:1"): "nothing answers there (Connection refused). Is the head node running",
     ("--on", "ray", "--address", "ray://127.0.0.1:1"): "--address ray://127.0.0.1:1: nothing answers there",
 }
