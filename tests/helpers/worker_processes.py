@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import psutil
 
 SERVER = "peft_recipes.comparison.fork_server"
@@ -9,7 +11,10 @@ SERVER = "peft_recipes.comparison.fork_server"
 
 def workers() -> list[psutil.Process]:
     """The worker processes that this process has started, forked or not; not the server that forks them."""
-    children = psutil.Process().children()
-    servers = [child for child in children if SERVER in child.cmdline()]
-    forked = [worker for server in servers for worker in server.children()]
-    return forked + [child for child in children if "peft_recipes.comparison.worker" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            words = child.cmdline()
+            found += child.children() if SERVER in words else []
+            found += [child] if "peft_recipes.comparison.worker" in words else []
+    return found

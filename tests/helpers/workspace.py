@@ -63,7 +63,8 @@ _SMALL = {
     "benchmarks": [],  # their data is on the Hub
 }
 # What is trained before a page is run: the runs that pages read from adapters/.
-TRAINED = {"gpt2-sms-spam": ["full", "lora"], "smollm2-alpaca": ["lora", "lora-all"], "mnist-shift": ["lora"]}
+TRAINED = {"gpt2-sms-spam": ["full", "lora"], "smollm2-alpaca": ["lora", "lora-all"], "smollm2-arithmetic": ["lora"],
+           "mnist-shift": ["lora"]}  # fmt: skip
 SEEDS = [0, 1]
 
 
