@@ -45,6 +45,14 @@ def imported():
     from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
 
+@pytest.fixture(autouse=True, scope="session")
+def forked_runs(imported):
+    """Fork the runs of a comparison: no test reads their peak memory, and each starts 4 s earlier."""
+    from peft_recipes.comparison import pool
+
+    pool.FORK_RUNS = True
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen_heap(imported):
     """Keep what is there before a file's tests out of garbage collection.

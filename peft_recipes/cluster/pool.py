@@ -79,8 +79,10 @@ class Pool:
         submitted.attempts.start()
         self._start(submitted)
 
-    def finished(self) -> Iterator[tuple[Work, Outcome]]:
+    def finished(self) -> Iterator[tuple[Work, Outcome] | None]:
         """Yield each process as it ends, until none is left; more may be submitted meanwhile.
+
+        None is yielded while none has ended, about twice a second.
 
         Raises RecipeError where a node can't run them.
         """
@@ -88,6 +90,8 @@ class Pool:
             by_task = {one.task: one for one in self._running.values()}
             ended = self.nodes.wait(list(by_task), _POLL_SECONDS)
             self._take_events()
+            if not ended:
+                yield None
             for one in [by_task[task] for task in ended]:
                 if one.number not in self._running:  # cancelled while an earlier one was reported
                     continue

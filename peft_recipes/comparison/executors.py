@@ -37,10 +37,11 @@ class Executor(Protocol):
     def submit(self, order: Order) -> None:
         """Add a run; it starts as soon as there is room for it."""
 
-    def finished(self) -> Iterator[Order]:
+    def finished(self) -> Iterator[Order | None]:
         """Yield each run as it ends, well or not, with its run.json written, until none is left.
 
-        More may be submitted or cancelled between two of them. Raises RecipeError where no run can be trained.
+        None is yielded while nothing has ended, a few times a second. More may be submitted or cancelled between two
+        of them. Raises RecipeError where no run can be trained.
         """
 
     def cancel(self, order: Order) -> None:

@@ -54,8 +54,12 @@ class RayPool:
                 self._pool.cancel(work)
                 del self._orders[key]
 
-    def finished(self) -> Iterator[Order]:
-        for work, outcome in self._pool.finished():
+    def finished(self) -> Iterator[Order | None]:
+        for ended in self._pool.finished():
+            if ended is None:
+                yield None
+                continue
+            work, outcome = ended
             _, order = self._orders.pop(id(work))
             if outcome.code is None:
                 _conclude_lost(order, outcome)

@@ -15,14 +15,20 @@ class Schedule:
     """The runs that a comparison may need, trained when they are asked for, each once in a call.
 
     jobs: all of them; their places are the numbers that the user sees. order: makes the order of a job and its number.
-    fingerprint: of the data.
+    fingerprint: of the data. on_event: called with each run as it ends, before the next one starts in its place, and
+    with None a few times a second while none does.
     """
 
     def __init__(
-        self, executor: Executor, jobs: Sequence[Job], order: Callable[[Job, int], Order], fingerprint: str
+        self,
+        executor: Executor,
+        jobs: Sequence[Job],
+        order: Callable[[Job, int], Order],
+        fingerprint: str,
+        on_event: Callable[[Order | None], None] = lambda order: None,
     ) -> None:
         self.jobs, self._executor, self._order, self._fingerprint = list(jobs), executor, order, fingerprint
-        self._done: set[Job] = set()
+        self._on_event, self._done = on_event, set[Job]()
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """Those of the jobs that have to be trained."""
@@ -36,8 +42,8 @@ class Schedule:
                 order.report("kept")
             else:
                 self._executor.submit(order)
-        for _ in self._executor.finished():
-            pass
+        for ended in self._executor.finished():
+            self._on_event(ended)
         self._done.update(order.job for order in orders)
 
     def _order_of(self, job: Job) -> Order:

@@ -16,7 +16,6 @@ from typing import Any
 
 from peft_recipes.comparison.measure_worker import MARK
 from peft_recipes.comparison.processes import run_to_end
-from peft_recipes.comparison.worker import needs_bitsandbytes
 from peft_recipes.errors import RecipeError
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import RUN_FILE, Run, read_run
@@ -114,7 +113,7 @@ def _in_fresh_process(run: Run, data: Path | None) -> Turn:
     arm, seed = run.data["arm"], run.data["seed"]
     words = [str(run.folder), arm, str(seed), str(STEPS), *([str(data)] if data else [])]
     command = [sys.executable, "-m", "peft_recipes.comparison.measure_worker", *words]
-    code, lines = run_to_end(command, fork=not needs_bitsandbytes(run.folder / "recipe.yaml", arm))
+    code, lines = run_to_end(command)
     if code:
         reason = " ".join(" ".join(lines).split())[-300:] or f"exit code {code}"
         raise RecipeError(f"Arm '{arm}', seed {seed} could not be measured again: {reason}")

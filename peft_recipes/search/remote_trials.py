@@ -87,7 +87,7 @@ class RemoteTrials:
 
     def finished(self) -> Iterator[tuple[Candidate, float, dict[str, Any]]]:
         """Yield each trial with its entry of scan.json as it ends. Raises RecipeError for one that failed."""
-        for work, outcome in self._pool.finished():
+        for work, outcome in filter(None, self._pool.finished()):
             _, candidate, learning_rate = self._trials.pop(id(work))
             if outcome.code:
                 raise RecipeError(f"{work.name} failed: {_reason(work)}")

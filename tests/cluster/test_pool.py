@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_nodes import Nodes
+from worker_processes import all_ended
 
 from peft_recipes.cluster.packing import pack
 from peft_recipes.cluster.pool import Pool
@@ -29,7 +30,7 @@ def test_each_process_is_reported_once_as_it_ends_and_more_may_follow(work):
         pool.submit(work("a"))
         pool.submit(work("b"))
         seen = []
-        for one, outcome in pool.finished():
+        for one, outcome in all_ended(pool):
             seen.append((one.name, outcome.code))
             if one.name == "b":
                 pool.submit(work("c"))
@@ -41,7 +42,7 @@ def test_a_lost_process_is_started_again_and_counted_once(work):
     with Pool(nodes) as pool:
         pool.submit(work("a"), lambda *event: events.append(event))
         pool.submit(work("b"))
-        ended = sorted((one.name, outcome.code, outcome.attempts) for one, outcome in pool.finished())
+        ended = sorted((one.name, outcome.code, outcome.attempts) for one, outcome in all_ended(pool))
     assert ended == [("a", 0, 2), ("b", 0, 1)] and nodes.started == ["a", "b", "a"]
     assert ("lost", "its node died") in events
 
@@ -50,7 +51,7 @@ def test_a_process_that_is_lost_again_and_again_ends_with_the_reason(work):
     nodes = Nodes(a=[DIED, DIED, {"lost": "its node ran out of memory", "out_of_memory": True}])
     with Pool(nodes) as pool:
         pool.submit(work("a"))
-        ((_, outcome),) = pool.finished()
+        ((_, outcome),) = all_ended(pool)
     assert outcome.code is None and outcome.out_of_memory and outcome.attempts == 3
     assert outcome.lost == (
         "It was started 3 times, and lost each time: its node died; its node died; its node ran out of memory."
@@ -62,7 +63,7 @@ def test_what_a_lost_start_still_sends_is_ignored(work, tmp_path):
     with Pool(nodes) as pool:
         pool.submit(work("a"), lambda kind, content: lines.append(content) if kind == "line" else None)
         nodes.waiting.append((1, "line", b"of the first start"))
-        ended = pool.finished()
+        ended = all_ended(pool)
         start = nodes.start
 
         def restart(*arguments):
@@ -94,7 +95,7 @@ def test_without_a_shared_disk_a_lost_process_goes_on_from_the_checkpoint_that_w
     nodes = Nodes(a=[{"send": []}, DIED | {"events": sent}, {"code": 0, "pieces": list(pack(done))}])
     with Pool(nodes) as pool:
         pool.submit(one)
-        ((_, outcome),) = pool.finished()
+        ((_, outcome),) = all_ended(pool)
     first, second, third = nodes.sent
     assert nodes.cleaned
     assert first is None and second.own is None and outcome.attempts == 2  # to be asked for files is no start
@@ -110,7 +111,7 @@ def test_a_node_that_refuses_ends_all(work):
     with pytest.raises(RecipeError, match="another version"), Pool(nodes) as pool:
         pool.submit(work("a"))
         pool.submit(work("b"))
-        list(pool.finished())
+        list(all_ended(pool))
     assert nodes.cancelled[:2] == [("a", False), ("b", False)]
 
 
@@ -120,7 +121,7 @@ def test_an_interruption_lets_processes_write_a_checkpoint_and_a_second_one_does
         pool.submit(work("a"))
         pool.submit(work("b"))
         nodes.wait = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        list(pool.finished())
+        list(all_ended(pool))
     assert nodes.cancelled == [("a", False), ("b", False), ("a", True), ("b", True)]
 
 
@@ -131,7 +132,7 @@ def test_a_cancelled_process_is_not_reported(work):
         pool.submit(first)
         pool.submit(work("b"))
         pool.cancel(first)
-        assert [one.name for one, _ in pool.finished()] == ["b"]
+        assert [one.name for one, _ in all_ended(pool)] == ["b"]
     assert nodes.cancelled == [("a", False)]
 
 
@@ -144,5 +145,5 @@ def test_processes_that_find_no_room_are_noticed_once(work, monkeypatch):
     nodes.wait = lambda *arguments: wait(*arguments) if (ended := next(waits)) is None else ended
     with Pool(nodes) as pool:
         pool.submit(work("a"), lambda kind, _: seen.append(kind))
-        assert len(list(pool.finished())) == 1
+        assert len(list(all_ended(pool))) == 1
     assert seen == ["unplaced"]

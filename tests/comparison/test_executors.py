@@ -6,6 +6,7 @@ import json
 
 import pytest
 from fake_nodes import Nodes
+from worker_processes import all_ended
 
 from peft_recipes import Dataset
 from peft_recipes.cluster.pool import Pool
@@ -62,7 +63,7 @@ def test_a_run_that_is_lost_again_and_again_is_a_row_with_the_reason(ordered):
     order = ordered("lora")
     executor = on(Sized(**{"tiny lora seed 0": [{"lost": "its node died"}] * 3}))
     executor.submit(order)
-    assert list(executor.finished()) == [order]
+    assert list(all_ended(executor)) == [order]
     run = json.loads((order.folder / "run.json").read_text())
     assert run["status"] == "failed" and (run["arm"], run["seed"]) == ("lora", 0)
     assert run["error"] == "It was started 3 times, and lost each time: its node died."
@@ -75,7 +76,7 @@ def test_a_process_without_a_run_is_a_row_on_any_node(ordered):
     executor = on(Sized(**{"tiny full seed 0": [{"code": -9}]}))
     executor.submit(order)
     order.folder.joinpath("log.txt").write_text("")
-    assert list(executor.finished()) == [order]
+    assert list(all_ended(executor)) == [order]
     assert json.loads((order.folder / "run.json").read_text())["status"] == "out-of-memory"
 
 
@@ -84,7 +85,7 @@ def test_a_cancelled_run_is_not_trained_and_not_yielded(executor, ordered):
     order, executor = ordered("lora"), executor()
     executor.submit(order)
     executor.cancel(order)
-    assert list(executor.finished()) == []
+    assert list(all_ended(executor)) == []
 
 
 def test_what_a_node_may_lack_is_found_in_the_recipe(classify, tiny, reviews, tmp_path, monkeypatch):

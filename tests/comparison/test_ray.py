@@ -15,6 +15,7 @@ import psutil
 import pytest
 from small import compared_here
 from tracker_stores import from_mlflow
+from worker_processes import all_ended
 
 from peft_recipes import compare
 from peft_recipes.cluster.work import Needed, Work
@@ -99,7 +100,7 @@ def test_an_interruption_ends_the_processes_and_keeps_their_last_checkpoints(clu
     with pytest.raises(KeyboardInterrupt), RayNodes(cluster.address) as nodes, Pool(nodes) as pool:
         for name in "ab":  # one on each node
             pool.submit(work(name), lambda kind, _, name=name: interrupt_once_both_wait(name, kind))
-        list(pool.finished())
+        list(all_ended(pool))
     assert [(tmp_path / "out" / name / "trainer" / "checkpoint-2").is_dir() for name in "ab"] == [True, True]
     assert not list((tmp_path / "out").glob(".driver*"))
 

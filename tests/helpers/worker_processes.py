@@ -1,8 +1,10 @@
-"""The processes of a comparison that run now."""
+"""The processes of a comparison: those that run now, and what an executor reports of them."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import psutil
 
@@ -18,3 +20,8 @@ def workers() -> list[psutil.Process]:
             found += child.children() if SERVER in words else []
             found += [child] if "peft_recipes.comparison.worker" in words else []
     return found
+
+
+def all_ended(executor: Any) -> Iterator[Any]:
+    """What an executor or a pool yields as its processes end, without the None while none does."""
+    return (one for one in executor.finished() if one is not None)

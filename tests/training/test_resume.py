@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from worker_processes import all_ended
 
 from peft_recipes import Arm, RecipeError, compare, targets, train
 from peft_recipes.errors import Terminated
@@ -284,7 +285,7 @@ def test_a_silent_worker_is_reported(recipes, tmp_path, monkeypatch):
     order = orders.Order(tmp_path, recipe, ("lora", 0), tmp_path / "r.yaml", on_progress=progress.append)
     with LocalPool() as local:
         local.submit(order)
-        assert list(local.finished()) == [order]
+        assert list(all_ended(local)) == [order]
     assert progress[-1].state == "ok" and any(
         news.silent_seconds >= 0 and news.state == "running" for news in progress[1:]
     )
