@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.arms.methods import table
+from peft_recipes.distributed.quiet import skip_bitsandbytes
 
 PAGE = Path(__file__).with_name("methods.md")
 
@@ -41,4 +42,5 @@ def _row(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    skip_bitsandbytes()  # on a CPU it prints what it could not load
     PAGE.write_text(page(), encoding="utf-8")

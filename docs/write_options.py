@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
+from peft_recipes.distributed.quiet import skip_bitsandbytes
 from peft_recipes.recipe import trainer_options
 
 PAGE = Path(__file__).parent / "reference" / "training-options.md"
@@ -40,4 +41,5 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    skip_bitsandbytes()  # on a CPU it prints what it could not load
     PAGE.write_text(page(), encoding="utf-8")

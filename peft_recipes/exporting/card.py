@@ -80,7 +80,7 @@ def verification_lines(evidence: dict[str, Any]) -> list[str]:
         return [f"Not verified: {evidence['not_verified']}"]
     if found.get("reloaded"):
         return ["Loaded again by PEFT, it gives the same logits."]
-    lines = [f"By {found['engine']}, next to the model in PEFT (fp32): {'passed' if found['passed'] else 'DIFFERS'}."]
+    lines = [f"By {found['engine']}, next to the model in PEFT (fp32): {_outcome(found)}."]
     if logits := found.get("logits"):
         lines.append(f"Logits: largest difference {logits['share_of_outputs']:.2g} of their size.")
     tokens = found["tokens"]
@@ -95,6 +95,14 @@ def verification_lines(evidence: dict[str, Any]) -> list[str]:
                  f"{answers['new_tokens']} each, {answers['tokens']} compared).")  # fmt: skip
     lines += [_difference(each) for each in answers["differing"]]
     return lines
+
+
+def _outcome(found: dict[str, Any]) -> str:
+    """ "passed" or "DIFFERS"; and how many answers part, if they do so where rounding decides."""
+    if not found["passed"]:
+        return "DIFFERS"
+    parting, prompts = len(found["answers"]["differing"]), found["answers"]["prompts"]
+    return f"passed, but {parting} of {prompts} answers part at a near tie" if parting else "passed"
 
 
 def _difference(each: dict[str, Any]) -> str:

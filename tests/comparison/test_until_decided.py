@@ -169,7 +169,8 @@ def test_plan_says_how_many_seeds_and_examples_a_verdict_takes(decided, tmp_path
         assert 0 < reached["likely"] <= reached["safe"] and (reached["likely"] > 20 or (seeds["likely"] or 101) <= 10)
         assert examples == sorted(examples, reverse=True)  # more seeds need fewer examples
     text = " ".join(CliRunner().invoke(app, [*words, "--power", "20"]).stdout.split())
-    assert "A verdict within 20 points (accuracy), with 80 % power:" in text and "By pilot runs with 4 seeds" in text
+    assert "What a verdict within 20 points (accuracy) takes, with 80 % power:" in text
+    assert "what the pilot runs (4 seeds) show" in text and "lora: with 10 seeds and these examples" in text
 
 
 @pytest.mark.parametrize(

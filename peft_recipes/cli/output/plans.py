@@ -73,8 +73,7 @@ def show_plan(plan: dict[str, Any]) -> None:
             *([_sent(arm["memory"])] if spread else []),
             *([_trial(arm["trial"])] if tried else []),
         )
-    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    Console(highlight=False, width=max(width, console.width)).print(table)  # wraps: a cut number would say nothing
+    _print_whole(table, console)
     memory = next(iter(plan["arms"].values()))["memory"]
     has = f" This machine has {formats.human_bytes(memory['machine'])}." if memory["machine"] else ""
     what = "of the largest batch: weights, gradients, optimizer, activations, the allocator's freed blocks, libraries"
@@ -92,37 +91,54 @@ def show_plan(plan: dict[str, Any]) -> None:
 
 
 def _show_power(power: dict[str, Any], console: Console) -> None:
-    """Print what a verdict takes: seeds with the pilot's test examples, test examples with 3, 5 and 10 seeds, time."""
+    """Print what a verdict takes: seeds and time with the pilot's test examples, or more of those examples."""
     margin, first = f"{power['margin']:g}", next(iter(power["arms"].values()))
-    unit = ("point" if margin == "1" else "points") if power["unit"] == "points" else "% of full's mean"
+    units = "points" if power["unit"] == "points" else "% of full's mean"
+    unit = "point" if (margin, units) == ("1", "points") else units
     examples = formats.count(first["pilot"]["examples"])
     metric, chance = power["metric"].replace("_", " "), f"{100 * power['power']:.0f} %"
-    console.print(f"\nA verdict within {margin} {unit} ({metric}), with {chance} power:", style="bold")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("arm", "that it is"):
-        table.add_column(name)
-    with_seeds = (f"test examples, {count} seeds" for count in first["examples"])
-    for name in (f"seeds, {examples} test examples", *with_seeds, "time of these seeds", "margin of 10 seeds"):
-        table.add_column(name, justify="right")
+    verdicts = {"equivalent": "equivalent", "different": f"{margin} {unit} better or worse"}
+    console.print(f"\nWhat a verdict within {margin} {unit} ({metric}) takes, with {chance} power:", style="bold")
+    seeds, more = _power_table("Seeds", "Time"), _power_table(*(f"{count} seeds" for count in first["examples"]))
     for name, arm in power["arms"].items():
-        for claim, words in (("equivalent", "equivalent"), ("different", f"{margin} {unit} better or worse")):
-            seeds, seconds = arm["seeds"][claim], arm["seconds_per_seed"]
-            time = [None if seconds is None or count is None else seconds * count for count in seeds.values()]
-            cells = [_needed(list(arm["examples"][count][claim].values()), formats.count) for count in arm["examples"]]
-            cells = [_needed(list(seeds.values()), formats.count), *cells, _needed(time, formats.seconds)]
-            cells.append(_needed(list(arm["margin_of_10_seeds"][claim].values()), formats.significant))
-            table.add_row(escape(name), words, *cells)
-    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    Console(highlight=False, width=max(width, console.width)).print(table)
-    pilots = {len(arm["pilot"]["seeds"]) for arm in power["arms"].values()}
+        for claim, words in verdicts.items():
+            wanted, seconds = arm["seeds"][claim], arm["seconds_per_seed"]
+            time = [None if seconds is None or count is None else seconds * count for count in wanted.values()]
+            label = (escape(name), words)
+            seeds.add_row(*label, _needed(list(wanted.values()), formats.count), _needed(time, formats.seconds))
+            examples_of = [list(each[claim].values()) for each in arm["examples"].values()]
+            more.add_row(*label, *[_needed(bounds, formats.count) for bounds in examples_of])
+    console.print(f"\nWith the {examples} test examples that there are:")
+    _print_whole(seeds, console)
+    console.print("\nTest examples, with a number of seeds:")
+    _print_whole(more, console)
+    pilots = sorted({len(arm["pilot"]["seeds"]) for arm in power["arms"].values()})
     console.print(
-        f"Margin of 10 seeds: the smallest that they would have this power for, with {examples} test examples. "
-        f"By pilot runs with {formats.listed([str(count) for count in sorted(pilots)])} seeds: from what they show, to "
-        "what holds if the runs vary as much as the upper 80 % confidence limit. -: no number is enough, or more than "
-        "100 seeds."
+        f"\nA to B: what the pilot runs ({formats.listed([str(count) for count in pilots])} seeds) show, and what is "
+        "enough if runs vary as much as their upper 80 % confidence limit. -: more than 100 seeds, or no number is "
+        "enough."
     )
+    for name, arm in power["arms"].items():
+        smallest = _needed(list(arm["margin_of_10_seeds"]["equivalent"].values()), formats.significant)
+        shown = f"with 10 seeds and these examples it can be shown to be equivalent within {smallest} {units}."
+        console.print(f"{escape(name)}: {shown}")
     for note in power["notes"]:
         console.print(f"Note: {escape(note)}")
+
+
+def _power_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("Arm", "Verdict"):
+        table.add_column(name)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table that wraps in a narrow console: a cut number would say nothing."""
+    width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    Console(highlight=False, width=max(width, console.width)).print(table)
 
 
 def _needed(bounds: list[float | None], said: Callable[[float], str]) -> str:
