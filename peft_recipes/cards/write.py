@@ -81,9 +81,11 @@ def published_card(folder: Path, repo_id: str, license: str | None = None) -> st
 
 
 def comparison_of(run: Run) -> dict[str, Any] | None:
-    """Return the comparison in the folder above a run, if its figures contain this run."""
+    """Return the finished comparison in the folder above a run, if its figures contain this run."""
     with contextlib.suppress(RecipeError, IndexError, KeyError):
         data = read_comparison_file(run.folder.resolve().parents[1])
+        if data.get("provisional"):
+            return None  # no evidence yet
         arm = data["arms"].get(run.data["arm"]) or {}
         values = (arm.get("metric") or {}).get("values") or []
         same = data["recipe"] == run.data["recipe"] and run.data["seed"] in (arm.get("seeds") or [])

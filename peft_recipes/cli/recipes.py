@@ -168,6 +168,9 @@ def compare(
     max_seeds: Annotated[
         int, Option("--max-seeds", metavar="N", min=0, help="Plan for N seeds at most (default: 10).")
     ] = 0,
+    watch: Annotated[
+        bool, Option("--watch", help="Serve the report on this machine while runs are trained; it refreshes itself.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train several arms, each run in a fresh process, and report them side by side with intervals."""
@@ -186,7 +189,7 @@ def compare(
     asked |= {"on": on, "address": address}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
-    options |= {"on": on, "address": address or None}
+    options |= {"on": on, "address": address or None, "watch": watch}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
     show(as_json, comparison.data, lambda: show_comparison(comparison))
@@ -223,19 +226,24 @@ def _seeds(text: str) -> list[int]:
 def report(
     folder: Annotated[Path, Argument(metavar="DIR", help="Name the folder of a comparison.")], as_json: Json = False
 ) -> None:
-    """Show a comparison, and rewrite its report and its runs' cards."""
+    """Show a comparison, and rewrite its report and its runs' cards; of a provisional one there are no cards."""
     skip_bitsandbytes()
     from peft_recipes.cards.write import write_cards
     from peft_recipes.cli.output.results import show_comparison
     from peft_recipes.comparison.comparison import read_comparison
     from peft_recipes.reporting.write import write_reports
     from peft_recipes.runs.files import check_output
+    from peft_recipes.runs.lock import is_locked
 
     comparison = read_comparison(folder)
-    if not as_json:
+    in_progress = comparison.provisional and is_locked(folder)
+    if comparison.provisional and not in_progress:  # its process was killed
+        comparison.data["provisional"] |= {"expected_seconds": None, "expected_end": None, "interrupted": True}
+    if not as_json and not in_progress:
         check_output(comparison.folder, "The report is written to the comparison's folder: ")
         write_reports(comparison.data, comparison.folder)
-        write_cards(comparison.data, comparison.folder)
+        if not comparison.provisional:
+            write_cards(comparison.data, comparison.folder)
     show(as_json, comparison.data, lambda: show_comparison(comparison))
 
 

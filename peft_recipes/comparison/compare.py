@@ -12,7 +12,9 @@ Which process does what:
 
 from __future__ import annotations
 
+import copy
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,13 +24,16 @@ from peft_recipes.arms.selection import choose_arms
 from peft_recipes.comparison.comparison import Comparison
 from peft_recipes.comparison.executors import executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
+from peft_recipes.comparison.live import Live
 from peft_recipes.comparison.orders import Job, Order, Progress
 from peft_recipes.comparison.places import LOCAL
 from peft_recipes.comparison.pool import check_in_fresh_process
+from peft_recipes.comparison.provisional import Provisional
 from peft_recipes.comparison.schedule import Schedule
 from peft_recipes.comparison.tracking import report_comparison
 from peft_recipes.comparison.turns import measure_in_turns
 from peft_recipes.comparison.until_decided import Design, Until, add_seeds, check_plan, looked_at_before, make_design
+from peft_recipes.comparison.watch import watched
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, read_launch
@@ -61,9 +66,12 @@ def compare(
     address: str | None = None,
     until: Until | None = None,
     asked: dict[str, Any] | None = None,
+    watch: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """Train every arm with every seed, each run in a fresh process, and write comparison.json, .md and .html.
+
+    The three are written anew while the runs are trained, marked as provisional (provisional.py).
 
     The untrained base is evaluated as well. Finished runs of the same recipe, data and code are kept; unfinished ones
     continue from their last checkpoint. A failed run is a row of the table and does not stop the others.
@@ -81,6 +89,7 @@ def compare(
         until: add seeds until every arm has a verdict, by a plan that begins with `seeds` (until_decided.py).
         asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
             suggests.
+        watch: serve the page on this machine until the comparison ends; the address is printed to stderr.
         on_progress: called in this process whenever a run makes progress or ends.
 
     Raises:
@@ -88,7 +97,7 @@ def compare(
         JudgeError: the judge of the answers can't be asked; the runs and its replies until then are kept.
         KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once the runs in progress have written a checkpoint.
     """
-    counters = read_counters()
+    counters, began = read_counters(), time.monotonic()
     seeds = _check_seeds(seeds)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
@@ -120,27 +129,38 @@ def compare(
             yaml = folder / "recipe.yaml"
             recipe.to_yaml(yaml)
 
+            def wanted() -> list[Job]:
+                return [job for job in jobs_planned if job == base or design is None or design.may_need(*job)]
+
+            live = Live(recipe, output, wanted, jobs, on_progress)
+
             def order(job: Job, number: int) -> Order:
-                place = (number, len(jobs_planned), on_progress)
+                place = (number, len(jobs_planned), live.see)
                 memory = estimates.get(job[0], {}).get("total", 0)
                 options = {"data": data, "overwrite": overwrite, "launch": configuration, "memory_bytes": memory}
                 return Order(output, recipe, job, yaml, *place, **options)
 
-            runs = Schedule(executor, jobs_planned, order, resolved.fingerprint)
-            notes = [*chosen.notes, *_warnings(counters, runs.missing(jobs_planned) if on == LOCAL else [])]
-            if design is None:
-                runs.train(jobs_planned)
-                notes += looked_at_before(folder)
-            else:
-                read, look = partial(_run_or_failure, output, recipe), partial(_look, recipe, output, base)
-                add_seeds(design, until, runs.missing, lambda jobs: runs.train([base, *jobs]), read, look)
-                seeds = design.run_seeds
-            _check_adapters(output, recipe, [(arm, seed) for arm, seed in jobs_planned if seed in seeds])
-            if measure:
-                notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
-            on_reply = partial(_report_judging, on_progress, len(jobs_planned))
-            options = {"estimates": estimates, "asked": asked, "looked": looked, "on_reply": on_reply, "design": design}
-            comparison = collect(recipe, names, seeds, output, notes=[*notes, *executor.notes], **options)
+            context = {"estimates": estimates, "asked": asked, "looked": looked, "design": design}
+            place = (live, recipe, names, folder, wanted, partial(_add_context, **context))
+            provisional = Provisional(*place, design=design, at_once=jobs if on == LOCAL else 2, began=began)
+            with watched(provisional.page, watch) as finish:
+                with provisional:
+                    runs = Schedule(executor, jobs_planned, order, resolved.fingerprint, provisional.ended)
+                    notes = [*chosen.notes, *_warnings(counters, runs.missing(jobs_planned) if on == LOCAL else [])]
+                    if design is None:
+                        runs.train(jobs_planned)
+                        notes += looked_at_before(folder)
+                    else:
+                        read, look = partial(_run_or_failure, output, recipe), partial(_look, recipe, output, base)
+                        add_seeds(design, until, runs.missing, lambda jobs: runs.train([base, *jobs]), read, look)
+                        seeds = design.run_seeds
+                    _check_adapters(output, recipe, [(arm, seed) for arm, seed in jobs_planned if seed in seeds])
+                    if measure:
+                        notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
+                    on_reply = partial(_report_judging, on_progress, len(jobs_planned))
+                    notes += executor.notes
+                    comparison = collect(recipe, names, seeds, output, notes=notes, on_reply=on_reply, **context)
+                finish((folder / "comparison.html").read_bytes())
             if failed := report_comparison(comparison, recipe, names, seeds):
                 comparison.data["notes"] += [note for note in failed if note not in comparison.data["notes"]]
                 write_json(folder / "comparison.json", comparison.data)
@@ -244,20 +264,33 @@ def collect(
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
     judged = judge_runs(recipe, runs, base, folder, on_reply)
     data = comparison_data(recipe, runs, base, list(arms), list(seeds), design.plan if design else None)
-    data["asked"] = asked
-    if design is not None:
-        data["design"] = design.data
-    data["notes"] = told_once([*data["notes"], *notes])
+    _add_context(data, estimates=estimates, asked=asked, notes=notes, looked=looked, design=design)
     if judged is not None:
         data["judge"] = judged
-    if looked is not None:
-        data["data"] = looked
-    for arm, estimate in (estimates or {}).items():
-        data["arms"][arm]["estimated_memory"] = estimate
     write_json(folder / "comparison.json", data)
     write_reports(data, folder)
     write_cards(data, folder)
     return Comparison(data, folder)
+
+
+def _add_context(
+    data: dict[str, Any],
+    *,
+    estimates: dict[str, Any] | None,
+    asked: dict[str, Any] | None,
+    looked: dict[str, Any] | None,
+    design: Design | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Add to comparison.json what its runs don't know; the arguments are those of `collect`."""
+    data["asked"] = asked
+    if design is not None:
+        data["design"] = copy.deepcopy(design.data)
+    data["notes"] = told_once([*data["notes"], *notes])
+    if looked is not None:
+        data["data"] = looked
+    for arm, estimate in (estimates or {}).items():
+        data["arms"][arm]["estimated_memory"] = estimate
 
 
 def _runs(

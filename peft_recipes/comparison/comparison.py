@@ -6,22 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.errors import RecipeError, unknown
-from peft_recipes.runs.folder import BASE, read_comparison_file
+from peft_recipes.runs.folder import BASE, UNFINISHED, read_comparison_file
 
 if TYPE_CHECKING:
     import pandas
 
 
 class Comparison:
-    """A finished comparison: `data` is comparison.json, `folder` the folder that holds it."""
+    """A comparison: `data` is comparison.json, `folder` the folder that holds it."""
 
     def __init__(self, data: dict[str, Any], folder: Path):
         self.data, self.folder = data, folder
 
     @property
+    def provisional(self) -> bool:
+        """Whether its runs were still being trained, or it was interrupted, when comparison.json was written."""
+        return bool(self.data.get("provisional"))
+
+    @property
     def failed(self) -> list[str]:
         """The arms with at least one failed run."""
-        base = [BASE] if self.data["base"]["status"] != "ok" else []
+        base = [BASE] if self.data["base"]["status"] not in ("ok", *UNFINISHED) else []
         return base + [name for name, arm in self.data["arms"].items() if arm["failures"]]
 
     @property

@@ -21,18 +21,26 @@ SILENT_SECONDS = 120  # without a new log line, after which a run's process is r
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of one run of a comparison, as passed to `on_progress`."""
+    """The state of one run of a comparison, as passed to `on_progress`.
+
+    test: of a finished run, its value of the comparison's `metric` on the test split. validation: its last value of
+    `selection_metric` on the validation split, also of a run that is paused. None where there is none.
+    """
 
     job: Job
     number: int
     jobs: int
-    state: str  # "running", "ok", "failed", "out-of-memory", "kept"
+    state: str  # "running", "paused", "ok", "failed", "out-of-memory", "kept", "dropped", "stopped"
     step: int = 0
     steps: int = 0
     stage: str = ""
     silent_seconds: int = 0  # since its last log line, once that is long ago
     error: str = ""
     note: str = ""  # for the user, whatever the state
+    metric: str = ""
+    selection_metric: str = ""
+    test: float | None = None
+    validation: float | None = None
 
 
 @dataclass(frozen=True)

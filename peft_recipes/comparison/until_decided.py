@@ -62,7 +62,13 @@ class Design:
         return [seed for seed in self.plan.seeds if any(seed in seeds for seeds in self.given.values())]
 
     def due(self, arm: str, seed: int) -> bool:
-        return seed in self.given[arm]
+        """Whether an arm got a seed, and it was trained."""
+        return seed in self.given.get(arm, ())
+
+    def may_need(self, arm: str, seed: int) -> bool:
+        """Whether an arm got a seed or may still get it: it is neither decided nor given up."""
+        ended = [*self.data.get("decided", ()), *self.data.get("given_up", ())]
+        return self.due(arm, seed) or arm not in ended
 
 
 def check_plan(names: Sequence[str], seeds: Sequence[int], until: Until) -> SequentialPlan:

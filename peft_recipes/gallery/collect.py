@@ -95,7 +95,11 @@ def _comparison(folder: Path, found: Found) -> dict[str, Any] | None:
     except (RecipeError, RecursionError, OSError) as error:
         _leave_out(found, folder, COMPARISON_FILE, error)
         return None
-    found.comparisons.append((folder, data))
+    if data.get("provisional"):
+        reason = "provisional: its runs are not all finished, and the same `compare` finishes them"
+        found.left_out.append((found.name(folder / COMPARISON_FILE), reason))
+    else:
+        found.comparisons.append((folder, data))
     return data
 
 

@@ -148,7 +148,7 @@ def _line(shown: Comparison, row: rows.Row) -> Line:
         return Line(BASE_ROW, "", "failed", reason=row.reason)
     arm = facts.arms(shown)[row.name]
     method = facts.display_method(row.name, arm)
-    if row.kind == "failed":
+    if row.kind in ("failed", "pending"):
         return Line(row.label, method, "failed", reason=row.reason)
     verdict = row.cells["verdict"].text
     kind = "full" if facts.is_full(row.name, arm) else "arm"

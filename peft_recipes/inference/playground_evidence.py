@@ -37,12 +37,12 @@ def evidence_markdown(adapters: dict[str, OpenedAdapter]) -> str:
 
 
 def _comparison(adapter: OpenedAdapter) -> dict[str, Any]:
-    """Read the comparison.json two folders above a run; empty if there is none, or if it lacks the run's arm."""
+    """Read the comparison.json two folders above a run; empty without a finished one of the run's arm."""
     try:
         data = read_comparison_file(adapter.folder.resolve().parent.parent)
     except RecipeError:
         return {}
-    return data if adapter.saved.run.get("arm") in facts.arms(data) else {}
+    return data if adapter.saved.run.get("arm") in facts.arms(data) and not data.get("provisional") else {}
 
 
 def _test_metric(run: dict[str, Any], _: dict[str, Any]) -> str:

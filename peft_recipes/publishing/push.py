@@ -104,6 +104,12 @@ def publish_all(
     push = _Push.start(repo_id, public, dry_run, on_ready)
     if not isinstance(comparison, Comparison):
         comparison = read_comparison(comparison)
+    if comparison.provisional:
+        made = comparison.data["provisional"]
+        raise RecipeError(
+            f"{comparison.folder} is provisional: {made['finished']} of {made['of']} runs are finished, so there is no "
+            "evidence to send yet. The same `peft-recipes compare` finishes it."
+        )
     arms = comparison.data["arms"]
     sendable = [arm for arm, row in arms.items() if row["status"] == "ok" and row["method"] not in OWN_METHODS]
     runs = {arm: median_run(comparison, arm) for arm in sendable}

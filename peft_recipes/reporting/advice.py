@@ -24,7 +24,8 @@ MEMORY_FIELDS = ("memory_bytes", "device_memory_bytes", "total_memory_bytes")
 
 def next_steps(comparison: Comparison) -> list[str]:
     """Return at most six lines of advice, the most urgent first; commands are between backticks."""
-    lines = [line for rule in RULES for line in rule(comparison)]
+    rules = [failed_arms] if comparison.get("provisional") else RULES  # the others are about the finished table
+    lines = [line for rule in rules for line in rule(comparison)]
     return list(dict.fromkeys(lines))[:MOST_LINES]
 
 

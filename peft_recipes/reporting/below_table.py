@@ -50,13 +50,15 @@ def planned(comparison: Comparison) -> list[str]:
         "budget": f"the next would not have ended within the time; {is_open}",
         "failed": f"runs failed; {is_open}",
     }
+    still = bool(comparison.get("provisional"))
+    ended = f"It ended after {len(seeds)} seed{'s' * (len(seeds) != 1)}: {why.get(design['ended'], is_open)}."
     lines = [
-        f"Seeds were added until it was decided, by a plan made before the first run: at most {len(design['seeds'])} "
-        f"seeds, and a look after each from number {design['first']}. Each 95 % interval holds over all looks (alpha "
-        f"spending), so looking again makes no more false claims. It ended after "
-        f"{len(seeds)} seed{'s' * (len(seeds) != 1)}: {why.get(design['ended'], is_open)}."
+        f"Seeds {'are' if still else 'were'} added until it {'is' if still else 'was'} decided, by a plan made before "
+        f"the first run: at most {len(design['seeds'])} seeds, and a look after each from number {design['first']}. "
+        f"Each 95 % interval holds over all looks (alpha spending), so looking again makes no more false claims. "
+        f"{_looked(design, is_open if open_arms else 'every arm is decided') if still else ended}"
     ]
-    if len(seeds) < design["first"]:
+    if not still and len(seeds) < design["first"]:
         lines.append(f"There is no interval before the first look, at {design['first']} seeds.")
     if any(entry["seeds"] < len(seeds) for entry in decided.values()):
         lines.append("An arm that is decided gets no more seeds.")
@@ -66,6 +68,17 @@ def planned(comparison: Comparison) -> list[str]:
     if earlier := design.get("earlier_looks"):
         lines.append(f"An earlier plan of these arms was looked at {earlier} time{'s' * (earlier != 1)}, and replaced.")
     return [" ".join(lines)]
+
+
+def _looked(design: dict, found: str) -> str:
+    """Return what the looks of a plan that still runs have found: the verdicts of the table are theirs alone."""
+    made = [seed for seed in design["seeds"] if any(seed in seeds for seeds in design.get("seeds_of", {}).values())]
+    if len(made) < design["first"]:
+        return f"The first look is at {design['first']} seeds; before it there is no interval and no verdict."
+    return (
+        f"The last look was at {len(made)} seeds: {found}. Intervals and verdicts are those of that look; those of an "
+        "open arm hold for all arms together, and later seeds are in the means alone."
+    )
 
 
 def judged(comparison: Comparison) -> list[str]:

@@ -26,9 +26,12 @@ def validation_curves(comparison: Comparison) -> Plot | None:
 
 
 def curve(arm: dict, field: str) -> list[tuple[float, float]]:
-    """Return an arm's curve as (step, mean over the seeds that have the step), without values that are not finite."""
+    """Return an arm's curve as (step, mean over the seeds that have the step), without values that are not finite.
+
+    Of an arm without a finished run, that of the runs that are being trained.
+    """
     by_step: dict[float, list[float]] = {}
-    for one in arm.get("curves") or []:
+    for one in arm.get("curves") or [arm.get("progress") or {}]:
         for point in one.get(field) or []:
             if len(point) == 2 and all(facts.number(part) is not None for part in point):
                 by_step.setdefault(point[0], []).append(point[1])

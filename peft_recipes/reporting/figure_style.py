@@ -7,6 +7,7 @@ its own marker, line style and hatch. In the SVG of a page every colour is a CSS
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -141,6 +142,10 @@ class Plot:
 
     def svg(self) -> str:
         """Return the figure as an SVG element for a page, with unique ids and colours as CSS variables."""
+        return self._svg
+
+    @functools.cached_property
+    def _svg(self) -> str:  # the page of a comparison that is being trained is rendered again and again
         stream = io.StringIO()
         with look():
             self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

@@ -12,6 +12,7 @@ from peft_recipes.reporting import (
     details,
     differing,
     facts,
+    provisional,
     rank_sentences,
     rows,
     sentences,
@@ -41,6 +42,12 @@ def render_markdown(comparison: Comparison, images: Iterable[tuple[str, str, str
     """Return the report. `images`: (title, caption, alt text, path relative to the report) of the figures on disk."""
     name = sentences.headline_arm(comparison)
     parts = [f"# {escape(comparison.get('title') or comparison.get('recipe', 'Comparison'))}"]
+    if banner := provisional.banner(comparison):
+        parts.append(
+            "\n".join(
+                f"> {line}  " for line in [f"**{escape(banner)}**", *map(escape, provisional.details(comparison))]
+            )
+        )
     if name is not None:
         parts.append(f"**{escape(sentences.verdict_headline(comparison, name))}**")
         parts += [f"*{escape(caveat)}*" for caveat in sentences.caveats(comparison, name)]
@@ -78,14 +85,14 @@ def table_markdown(comparison: Comparison, most: int = 9) -> str:
 def _more_figures(comparison: Comparison) -> list[str]:
     """Return the columns that the first table does not have."""
     table = rows.table(comparison)
-    shown = [row for row in table.rows if row.kind != "failed"]
+    shown = [row for row in table.rows if row.kind not in ("failed", "pending")]
     return ["## More figures", _arm_table(table.more, shown)] if table.more else []
 
 
 def _arm_table(columns: list[rows.Column], arms: list[rows.Row]) -> str:
     lines = []
     for row in arms:
-        if row.kind == "failed":
+        if row.kind in ("failed", "pending"):
             cells = [f"*{escape(row.reason)}*", *[""] * (len(columns) - 1)]
         else:
             cells = [_cell(row.cells.get(column.key)) for column in columns]

@@ -23,12 +23,14 @@ BUILDERS = {
     "checkpoint": checkpoint_bars,
 }
 NAMES = (*BUILDERS, "samples")
+PROVISIONAL = ("difference", "loss", "validation")  # what changes while runs are trained
 
 
 def plots(comparison: Comparison) -> list[Plot]:
-    """Return every plot that the comparison has data for."""
+    """Return every plot that the comparison has data for; of a provisional one those of `PROVISIONAL`."""
+    names = PROVISIONAL if comparison.get("provisional") else BUILDERS
     with figure_style.look():
-        built = [build(comparison) for build in BUILDERS.values()]
+        built = [BUILDERS[name](comparison) for name in names]
     return [plot for plot in built if plot is not None]
 
 

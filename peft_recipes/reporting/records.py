@@ -40,7 +40,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
             **{key: facts.number(arm.get(key)) for key in _FIGURES},
             "latency_ms": facts.number(latency.get("adapter")),
             "latency_merged_ms": facts.number(latency.get("merged")),
-            "error": sentences.failure(arm) if facts.mean(arm) is None else None,
+            "error": sentences.no_figures(comparison, arm) if facts.mean(arm) is None else None,
         })  # fmt: skip
     columns = list(dict.fromkeys(key for row in reversed(rows) for key in row))
     return [{key: row.get(key) for key in columns} for row in rows]

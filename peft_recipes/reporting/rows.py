@@ -11,7 +11,7 @@ from typing import Any
 
 from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.recipe.options import LANGUAGE_TASKS
-from peft_recipes.reporting import answer_figures, below_table, facts, rank_sentences, sentences
+from peft_recipes.reporting import answer_figures, below_table, facts, provisional, rank_sentences, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.details import BASE_LABEL
 from peft_recipes.reporting.facts import Comparison
@@ -47,7 +47,7 @@ class Column:
 
 @dataclass
 class Row:
-    """A row. `kind`: base, arm or failed; a failed row has a `reason` instead of figures."""
+    """A row. `kind`: base, arm, failed, or pending (not finished); the last two have a `reason` instead of figures."""
 
     name: str
     label: str
@@ -86,9 +86,15 @@ def table(comparison: Comparison) -> Table:
 def _arm_row(comparison: Comparison, name: str, columns: list[Column]) -> Row:
     arm, label = facts.arms(comparison)[name], facts.label(comparison, name)
     if facts.mean(arm) is None:
-        return Row(name, label, "failed", reason=sentences.failure(arm))
+        kind = "failed" if arm.get("status") in ("failed", "out-of-memory") else _without_figures(comparison, arm)
+        return Row(name, label, kind, reason=sentences.no_figures(comparison, arm))
     label += f" {below_table.CHECK_FAILED}" if arm.get("failed_checks") else ""
     return Row(name, label, "arm", {column.key: column.cell(comparison, name) for column in columns})
+
+
+def _without_figures(comparison: Comparison, arm: dict) -> str:
+    """Return the kind of an arm's row that has neither figures nor an error."""
+    return "pending" if provisional.is_unfinished(arm) or provisional.entry(comparison) else "failed"
 
 
 def _base_row(comparison: Comparison) -> Row:
@@ -109,6 +115,8 @@ def _base_row(comparison: Comparison) -> Row:
         cells[f"split:{split}"] = Cell(
             fmt.quality(facts.base_value(comparison, split), facts.shown_as(comparison, split))
         )
+    if provisional.is_unfinished(base):
+        return Row("base", BASE_LABEL, "pending", reason="not evaluated yet")
     reason = facts.error_line(base.get("error")) if base.get("status", "ok") != "ok" else ""
     return Row("base", BASE_LABEL, "failed" if reason else "base", cells, reason)
 
@@ -152,10 +160,11 @@ def _columns(comparison: Comparison) -> list[Column]:
     unit = "tokens" if comparison.get("task") in (*LANGUAGE_TASKS, "reward") else "examples"
     memory, checkpoint = "peak_memory_bytes", "checkpoint_bytes"
     answers = answer_figures.figures(comparison).items()
+    verdict = "Verdict so far" if provisional.entry(comparison) else "Verdict"
     return [
         Column("metric", f"Test {name}", meaning, 0, _metric, fmt.capitalized(name)),
         Column("difference", "Against full", texts["difference"], 1, _difference),
-        Column("verdict", "Verdict", _verdict_meaning(comparison), 1, _verdict),
+        Column("verdict", verdict, _verdict_meaning(comparison), 1, _verdict),
         *(_split_column(comparison, split, index) for index, split in enumerate(facts.extra_splits(comparison))),
         Column("trainable_parameters", "Trained parameters", texts["trainable_parameters"], 2, _parameters, "Trained"),
         Column("training_seconds", "Training time", texts["training_seconds"], 2, _time, "Time"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_recipes.recipe.metrics import PREFERENCE
-from peft_recipes.reporting import answer_figures, facts
+from peft_recipes.reporting import answer_figures, facts, provisional
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.facts import Comparison
 
@@ -101,19 +101,30 @@ def verdict_headline(comparison: Comparison, name: str) -> str:
     """Return the verdict sentence without caveats."""
     arm = facts.arms(comparison)[name]
     if facts.mean(arm) is None:
-        return f"{_subject(comparison, name)} has no result: {failure(arm)}."
+        return f"{_subject(comparison, name)} has no result{_yet(arm)}: {no_figures(comparison, arm)}."
+    return provisional.so_far(comparison, name) + _headline(comparison, name)
+
+
+def _headline(comparison: Comparison, name: str) -> str:
+    """Return the verdict sentence of an arm with a result."""
     against = facts.reference(comparison, name)
     if name == against or against is None:
         missing = "" if against else "; there is no full fine-tune to compare it with"
         return f"{_reached(comparison, name)}{missing}."
-    if facts.mean(facts.arms(comparison)[against]) is None:
-        why = failure(facts.arms(comparison)[against])
-        return f"{_reached(comparison, name)}; {_other(comparison, against)} has no result to compare it with ({why})."
+    full = facts.arms(comparison)[against]
+    if facts.mean(full) is None:
+        missing = f"{_other(comparison, against)} has no result{_yet(full)} to compare it with"
+        return f"{_reached(comparison, name)}; {missing} ({no_figures(comparison, full)})."
     difference = describe_difference(comparison, name)
     if difference is None:
         kept = _kept(comparison, name, against, f"{_other(comparison, against)}'s")
-        return f"{_subject(comparison, name)} {kept} (no interval was computed){_costs(comparison, name, against)}."
+        missing = "there is no interval yet" if provisional.entry(comparison) else "no interval was computed"
+        return f"{_subject(comparison, name)} {kept} ({missing}){_costs(comparison, name, against)}."
     return _compared(comparison, name, against, difference)
+
+
+def _yet(arm: dict) -> str:
+    return " yet" if arm.get("status") == "pending" else ""
 
 
 def _compared(comparison: Comparison, name: str, against: str, difference: Difference) -> str:
@@ -196,6 +207,10 @@ def caveats(comparison: Comparison, name: str) -> list[str]:
         lines.append(f"A check failed after training: {', '.join(map(facts.plain, names))}.")
     if facts.mean(arm) is not None and (why := facts.not_comparable(comparison, name)):
         lines.append(f"{_uncompared(comparison, name)} not compared: {why}.")
+    if done and (others := arm.get("unfinished")):
+        states = fmt.listed(list(dict.fromkeys(str(one.get("state")) for one in others)))
+        states = f" ({states})" if not provisional.entry(comparison) else ""
+        lines.append(f"{done} of {done + failed + len(others)} seeds finished{states}.")
     if comparison.get("embedded"):
         lines.append(stand_in(comparison))
     return lines
@@ -214,6 +229,15 @@ def stand_in(comparison: Comparison) -> str:
     names = ", ".join(f"{part} {name}" for part, name in stand_ins.items())
     nouns = "embedded stand-ins" if len(stand_ins) > 1 else "an embedded stand-in"
     return f"Measured on {nouns} ({names}), not on the recipe's own {' and '.join(stand_ins)}."
+
+
+def no_figures(comparison: Comparison, arm: dict) -> str:
+    """Return why an arm has no figures: it is not finished, it failed, or its answers are judged at the end."""
+    if provisional.is_unfinished(arm):
+        return provisional.unfinished(comparison, arm)
+    if provisional.entry(comparison) and arm.get("seeds") and facts.metric(comparison) == PREFERENCE:
+        return "its answers are judged once all runs have ended"
+    return failure(arm)
 
 
 def failure(arm: dict) -> str:

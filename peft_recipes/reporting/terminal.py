@@ -19,6 +19,7 @@ from peft_recipes.reporting import (
     details,
     differing,
     facts,
+    provisional,
     rank_sentences,
     rows,
     sentences,
@@ -37,6 +38,9 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     title = f"  {comparison['title']}" if comparison.get("title") else ""
     line = heading(comparison.get("recipe", "comparison"), title, bool(comparison.get("embedded")))
     console.print(Padding(line, (1, 0, 0, 0)))
+    for number, text in enumerate([provisional.banner(comparison), *provisional.details(comparison)]):
+        if text:
+            console.print(Text(text, style="dim" if number else "bold blue"))
     _print_verdict(comparison, console)
     table = rows.table(comparison)
     columns = _fitting(table, console.width)
@@ -52,6 +56,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     for row in table.rows:
         if row.kind == "failed":
             console.print(Text(f"✗ {row.label}: {row.reason}", style="red"))
+        elif row.kind == "pending":
+            console.print(Text(f"· {row.label}: {row.reason}", style="dim"))
     for line in [*answer_figures.alarms(comparison), *below_table.failed_checks(comparison)]:
         console.print(Text(line, style="yellow"))
     if not any(key.startswith("split:") for key in keys):
@@ -78,6 +84,8 @@ def _print_verdict(comparison: Comparison, console: Console) -> None:
     difference = sentences.describe_difference(comparison, name)
     verdict = difference.verdict if difference else "not shown"
     title = f"{rows.SYMBOLS[verdict]} {verdict}" if difference else None
+    if title and provisional.is_open(comparison, name):
+        title += " so far"
     body = Text(sentences.verdict_headline(comparison, name))
     for caveat in sentences.caveats(comparison, name):
         body.append(f"\n{caveat}", style="dim")
@@ -137,6 +145,8 @@ def _label(row: rows.Row) -> str:
 def _cell(row: rows.Row, column: rows.Column) -> Text:
     """Return a cell's text, the second line dim. A failed row says so as its verdict; the reason is below the table."""
     cell = row.cells.get(column.key)
+    if row.kind == "pending" and column.key == "verdict":
+        return Text(row.reason.split(",")[0].split(":")[0][:14], style="dim")
     if row.kind == "failed" and column.key == "verdict":
         return Text("✗ " + row.reason.split(":")[0][:14], style="red")
     if cell is None or cell.text == fmt.NOTHING:

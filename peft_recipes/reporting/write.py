@@ -17,12 +17,14 @@ def write_reports(comparison: dict[str, Any], folder: Path) -> list[Path]:
     """Write comparison.md, comparison.html and plots/*.png into `folder`; return the paths, the two reports first.
 
     Writes are atomic, so a reader never sees half a report. Plots of an earlier report that this comparison has no
-    data for are removed. Raises OSError where `folder` can't be written.
+    data for are removed. A provisional comparison gets no PNG plots. Raises OSError where `folder` can't be written.
     """
     from peft_recipes.reporting.html import render_html
     from peft_recipes.reporting.markdown import render_markdown
     from peft_recipes.reporting.plots import NAMES, plots, sample_sheet
 
+    if comparison.get("provisional"):
+        return write_pages(comparison, Path(folder), provisional_plots(comparison))
     folder, figures, sheet = Path(folder), plots(comparison), sample_sheet(comparison)
     images = [*figures, sheet] if sheet else figures
     written = [write_atomically(folder / PLOTS / f"{plot.name}.png", plot.png()) for plot in images]
@@ -32,6 +34,26 @@ def write_reports(comparison: dict[str, Any], folder: Path) -> list[Path]:
     markdown = write_atomically(folder / "comparison.md", render_markdown(comparison, shown).encode())
     page = write_atomically(folder / "comparison.html", render_html(comparison, figures).encode())
     return [markdown, page, *written]
+
+
+def write_pages(comparison: dict[str, Any], folder: Path, figures: list[Any]) -> list[Path]:
+    """Write comparison.md, without images, and comparison.html with these plots; return the paths."""
+    from peft_recipes.reporting.html import render_html
+    from peft_recipes.reporting.markdown import render_markdown
+
+    page = write_atomically(folder / "comparison.html", render_html(comparison, figures).encode())
+    return [write_atomically(folder / "comparison.md", render_markdown(comparison).encode()), page]
+
+
+def provisional_plots(comparison: dict[str, Any]) -> list[Any]:
+    """Return the plots of a provisional comparison; before the first curve there are none, and nothing is imported."""
+    if not any(
+        arm.get("curves") or (arm.get("progress") or {}).get("validation") for arm in comparison["arms"].values()
+    ):
+        return []
+    from peft_recipes.reporting.plots import plots
+
+    return plots(comparison)
 
 
 def write_atomically(path: Path, data: bytes) -> Path:

@@ -17,6 +17,9 @@ from peft_recipes.recipe.serialization import read_yaml
 from peft_recipes.runs.files import check_output
 
 BASE = "base"  # the untrained base in the place of an arm
+# States of a run without figures that has not failed: still to come, or ended early on purpose.
+TO_COME, GIVEN_UP = ("pending", "running", "paused"), ("dropped", "stopped")
+UNFINISHED = (*TO_COME, *GIVEN_UP)
 RUN_FILE = "run.json"
 _TRACKING = ("report_to", "run_name", "project")  # training options that change no figure
 
@@ -50,6 +53,14 @@ class Run:
 def not_planned(arm: str, seed: int) -> dict[str, Any]:
     """The data of a run that its arm did not need: it was decided with fewer seeds than another one."""
     return {"status": "not planned", "error": None, "arm": arm, "seed": seed}
+
+
+def unfinished(arm: str, seed: int, state: str, **progress: Any) -> dict[str, Any]:
+    """The data of a run in one of the states `UNFINISHED`.
+
+    progress: step, of, validation (of progress.json: a dict for each evaluation), reason (of one that was given up).
+    """
+    return {"status": state, "error": None, "arm": arm, "seed": seed, **progress}
 
 
 def run_folder(output: Path, recipe: Recipe, arm: str, seed: int) -> Path:

@@ -13,6 +13,22 @@ from peft_recipes.errors import RecipeError
 LOCK_FILES = (".lock", ".lock-holder")
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder."""
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK_FILES[0]
+    if not path.exists():
+        return False
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):  # OSError: the folder can't be written, so it is not known; nothing is claimed
+        return True
+    lock.release()
+    return False
+
+
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
     """Hold the lock of a folder. The system releases the lock of a process that was killed.

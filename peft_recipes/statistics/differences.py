@@ -88,9 +88,12 @@ def difference(
 def shared_seeds(
     recipe: Recipe, runs: dict[tuple[str, int], Run], arm: str, against: str, seeds: Sequence[int]
 ) -> list[int]:
-    """Return the seeds that two arms finished with a value of the metric: a score may fail on an arm's answers."""
+    """Return the seeds that two arms finished with a value of the metric.
+
+    A score may fail on an arm's answers, and answers may not be judged yet.
+    """
 
     def measured(run: Run) -> bool:
-        return run.ok and (recipe.metric == PREFERENCE or recipe.metric in run.metrics["test"])
+        return run.ok and recipe.metric in run.metrics["test"]
 
     return [seed for seed in seeds if measured(runs[arm, seed]) and measured(runs[against, seed])]

@@ -10,7 +10,7 @@ from typing import Any
 from peft_recipes.recipe.arm import rank_of
 from peft_recipes.recipe.metrics import margin_for
 from peft_recipes.recipe.recipe import Recipe
-from peft_recipes.runs.folder import Run
+from peft_recipes.runs.folder import GIVEN_UP, TO_COME, UNFINISHED, Run
 from peft_recipes.statistics import conditions
 from peft_recipes.statistics.differences import FULL, difference, differences
 from peft_recipes.statistics.disagreements import answers_cut_at, disagreements
@@ -28,11 +28,14 @@ def comparison_data(
     arms: Sequence[str],
     seeds: Sequence[int],
     plan: SequentialPlan | None = None,
+    compared: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Return the contents of comparison.json for the runs of one recipe, keyed by (arm, seed).
 
-    plan: of seeds that were added until it was decided; then the intervals hold over all of its looks.
+    Runs may be unfinished. plan: of seeds that were added until it was decided; then the intervals hold over all of its
+    looks. compared: the seeds that intervals are made of (default: all); between two looks those of the last one.
     """
+    compared = seeds if compared is None else compared
     timed = {arm: _timed([runs[arm, seed] for seed in seeds if runs[arm, seed].ok]) for arm in arms}
     timings = conditions.timing(timed, FULL)
     table = {
@@ -58,10 +61,10 @@ def comparison_data(
         "seeds": list(seeds),
         "base": _base(base),
         "arms": table,
-        "differences": differences(recipe, runs, arms, seeds, margin, plan),
-        "ranks": _ranks(recipe, runs, table, arms, seeds, margin, plan),
+        "differences": differences(recipe, runs, arms, compared, margin, plan),
+        "ranks": _ranks(recipe, runs, table, arms, compared, margin, plan),
         "rank_groups": rank_groups({arm: recipe.arms[arm] for arm in arms}),
-        "forgetting": forgetting(recipe, runs, base, arms, seeds, plan),
+        "forgetting": forgetting(recipe, runs, base, arms, compared, plan),
         "disagreements": disagreements(recipe, runs, arms, seeds, FULL) if full else {},
         "answers_cut_at": answers_cut_at(finished),
         "samples": first["samples"],
@@ -121,12 +124,13 @@ def _arm(
     failures = [
         {"seed": seed, "status": run.data["status"], "error": run.data["error"]}
         for seed, run in runs.items()
-        if run.data["status"] not in ("ok", "not planned")
+        if run.data["status"] not in ("ok", "not planned", *UNFINISHED)
     ]
+    others = [run.data for run in runs.values() if run.data["status"] in UNFINISHED]
     targets = getattr(arm.peft, "target_modules", None)
     entry: dict[str, Any] = {
-        "status": "ok" if finished else failures[0]["status"],
-        "error": None if finished else failures[0]["error"],
+        "status": "ok" if finished else _status(others) if others else failures[0]["status"],
+        "error": None if finished or others else failures[0]["error"],
         "seeds": list(finished),
         "failures": failures,
         "failed_checks": _failed_checks(list(finished.values())),
@@ -136,10 +140,31 @@ def _arm(
         "target_modules": [targets] if isinstance(targets, str) else sorted(targets) if targets else None,
         "learning_rate": arm.learning_rate,
     }
+    if others:
+        entry["unfinished"] = [{"seed": data["seed"], "state": data["status"]} for data in others]
     if not finished:
-        return entry | dict.fromkeys(_MEASURED)
+        return entry | dict.fromkeys(_MEASURED) | ({"progress": progress_of(recipe, others)} if others else {})
     counted = [run for run in timed if timing is None or run.data["seed"] in timing["seeds"]]
     return entry | _measured(recipe, list(finished.values()), counted) | {"timing": timing}
+
+
+def _status(unfinished: Sequence[dict[str, Any]]) -> str:
+    """The status of an arm without a finished run: "pending", or how it was given up."""
+    states = [data["status"] for data in unfinished]
+    return "pending" if set(states) & set(TO_COME) else next(state for state in GIVEN_UP if state in states)
+
+
+def progress_of(recipe: Recipe, unfinished: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how far an arm without a finished run is: the run with the most steps, and the mean validation curve."""
+    furthest = max(unfinished, key=lambda data: (data.get("step") or 0, data["status"] == "running"))
+    by_step: dict[int, list[float]] = {}
+    for data in unfinished:
+        for point in data.get("validation") or []:
+            if recipe.selection_metric in point:
+                by_step.setdefault(point["step"], []).append(point[recipe.selection_metric])
+    progress = {"state": furthest["status"], "step": furthest.get("step") or 0, "of": furthest.get("of") or None}
+    progress["validation"] = [[step, statistics.fmean(values)] for step, values in sorted(by_step.items())]
+    return progress | ({"reason": furthest["reason"]} if furthest.get("reason") else {})
 
 
 def _measured(recipe: Recipe, runs: list[Run], timed: list[Run]) -> dict[str, Any]:
