@@ -19,6 +19,7 @@ from peft_recipes.reporting import details, facts, sentences
 from peft_recipes.reporting import formats as fmt
 from peft_recipes.reporting.markdown import escape, fence, pipe_table, table_markdown
 from peft_recipes.runs.folder import BASE, Run
+from peft_recipes.statistics.conditions import shares_memory
 from peft_recipes.statistics.results import comparison_data
 
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -139,7 +140,8 @@ def _trained(recipe: Recipe, data: dict[str, Any]) -> list[str]:
         "Batch": f"{options.get('per_device_train_batch_size', 8)} examples",
         "Seed": str(data["seed"]),
         "Training time": fmt.seconds(training["seconds"]),
-        "Peak memory": fmt.human_bytes(training["peak_memory_bytes"]),
+        "Peak memory": fmt.human_bytes(training["peak_memory_bytes"])
+        + (", of a process that trained other runs in turns" if shares_memory(data) else ""),
         "Checkpoint": fmt.human_bytes(data.get("checkpoint_bytes")),
     }
     return [f"{name}: {escape(value)}" for name, value in values.items() if value]

@@ -159,6 +159,9 @@ def compare(
     ] = False,
     on: On = "local",
     address: Address = "",
+    chunks: Annotated[
+        int, Option("--chunks", metavar="N", help="Let the arms take turns, each for 1/N of its steps at a time.")
+    ] = 1,
     until_decided: Annotated[
         bool, Option("--until-decided", help="Add seeds until every arm has a verdict, by a plan made beforehand.")
     ] = False,
@@ -178,6 +181,8 @@ def compare(
 
     # Before anything is loaded, so that a typo is reported at once.
     check_place(on, address or None)
+    if chunks < 1:
+        raise RecipeError(f"--chunks {chunks}: expected a number of chunks of 1 or more, as in --chunks 8.")
     until = _until(until_decided, budget, max_seeds)
     from peft_recipes.cli.output.progress import progress_bars
     from peft_recipes.cli.output.results import show_comparison
@@ -189,7 +194,7 @@ def compare(
     asked |= {"on": on, "address": address}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
-    options |= {"on": on, "address": address or None, "watch": watch}
+    options |= {"on": on, "address": address or None, "chunks": chunks, "watch": watch}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
     show(as_json, comparison.data, lambda: show_comparison(comparison))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
+from peft_recipes.comparison.chunks import check_chunks, pause_steps
 from peft_recipes.comparison.comparison import Comparison
 from peft_recipes.comparison.executors import executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
@@ -41,6 +42,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.inspection.summary import stored_summary
 from peft_recipes.measuring.disturbance import busy_since, read_counters, told_once
+from peft_recipes.planning.plan import steps
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
 from peft_recipes.runs.folder import BASE, Run, not_planned, read_run, run_folder
@@ -65,6 +67,7 @@ def compare(
     on: str = LOCAL,
     address: str | None = None,
     until: Until | None = None,
+    chunks: int = 1,
     asked: dict[str, Any] | None = None,
     watch: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -86,6 +89,7 @@ def compare(
         measure: take times, memory and latency again after the runs, alone, a few steps an arm, the arms taking turns.
         on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster, one run each.
         address: of the Ray cluster: "ray://host:10001", "host:6379" or "auto" (default: the one of this machine).
+        chunks: let the arms take turns: each is trained for one of so many equal shares of its steps, then the next.
         until: add seeds until every arm has a verdict, by a plan that begins with `seeds` (until_decided.py).
         asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
             suggests.
@@ -99,6 +103,7 @@ def compare(
     """
     counters, began = read_counters(), time.monotonic()
     seeds = _check_seeds(seeds)
+    check_chunks(chunks, recipe, on)
     chosen = choose_arms(recipe, arms)
     recipe, names = chosen.recipe, chosen.names
     check_judged(recipe, names)
@@ -145,7 +150,9 @@ def compare(
             provisional = Provisional(*place, design=design, at_once=jobs if on == LOCAL else 2, began=began)
             with watched(provisional.page, watch) as finish:
                 with provisional:
-                    runs = Schedule(executor, jobs_planned, order, resolved.fingerprint, provisional.ended)
+                    pauses = None if chunks == 1 else pause_steps(steps(recipe, prepared.rows), chunks)
+                    options = {"on_event": provisional.ended, "pauses": pauses}
+                    runs = Schedule(executor, jobs_planned, order, resolved.fingerprint, **options)
                     notes = [*chosen.notes, *_warnings(counters, runs.missing(jobs_planned) if on == LOCAL else [])]
                     if design is None:
                         runs.train(jobs_planned)
@@ -154,6 +161,7 @@ def compare(
                         read, look = partial(_run_or_failure, output, recipe), partial(_look, recipe, output, base)
                         add_seeds(design, until, runs.missing, lambda jobs: runs.train([base, *jobs]), read, look)
                         seeds = design.run_seeds
+                    executor.rest()
                     _check_adapters(output, recipe, [(arm, seed) for arm, seed in jobs_planned if seed in seeds])
                     if measure:
                         notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)

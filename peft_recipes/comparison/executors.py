@@ -44,6 +44,9 @@ class Executor(Protocol):
         of them. Raises RecipeError where no run can be trained.
         """
 
+    def rest(self) -> None:
+        """End what was kept between runs that took turns: none of them goes on."""
+
     def cancel(self, order: Order) -> None:
         """Drop a run that has not ended; it is not yielded. Its checkpoints are kept."""
 

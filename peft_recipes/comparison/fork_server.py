@@ -40,12 +40,18 @@ def import_libraries() -> None:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a request of forking.py: to `start` a worker, to `poll` one, or to `close` its stdin.
+    """Answer a request of forking.py: to `start` a worker, to `poll` one, to `write` to its stdin or to `close` it.
 
     In the worker itself, `start` raises SystemExit once the worker is done.
     """
     if "start" in request:
         return {"pid": _fork(request)}
+    if "write" in request:
+        try:
+            os.write(_stdins[request["write"]], request["text"].encode())
+            return {}
+        except (OSError, KeyError) as error:
+            return {"error": str(error)}
     if "close" in request:
         if (stdin := _stdins.pop(request["close"], None)) is not None:
             os.close(stdin)

@@ -121,6 +121,15 @@ class _ForkedProcess:
     def kill(self) -> None:
         self.send_signal(9)
 
+    def write(self, text: bytes) -> None:
+        """Write to the worker's stdin. Raises OSError where it has ended."""
+        with contextlib.suppress(ValueError):  # the server is gone, and the worker with it
+            if self._server.ask({"write": self.pid, "text": text.decode()}).get("error"):
+                raise BrokenPipeError(f"process {self.pid} has ended")
+
+    def flush(self) -> None:
+        """There is no buffer."""
+
     def close(self) -> None:
         """Close the worker's stdin, as `Popen.stdin.close` does."""
         with contextlib.suppress(OSError, ValueError):

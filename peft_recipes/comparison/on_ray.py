@@ -67,6 +67,9 @@ class RayPool:
                 conclude(order, outcome.code)
             yield order
 
+    def rest(self) -> None:
+        """Nothing is kept between runs."""
+
     def _work(self, order: Order) -> Work:
         arm, seed = order.job
         yaml, output, data = order.yaml.absolute(), order.output.absolute(), order.data and order.data.absolute()

@@ -50,7 +50,8 @@ class Order:
     yaml: the resolved recipe. number: of the `jobs` of the comparison. data: the folder of the comparison's prepared
     data. overwrite: ignore the checkpoints of an earlier run. signature: of the run to be trained, if known. finished:
     whether the folder holds this run, finished; called again once the folder is locked. memory_bytes: of its process,
-    by the plan; 0 where it is not known.
+    by the plan; 0 where it is not known. pause_at: the optimizer step at which the run pauses; None: it goes on to its
+    end. turns: whether the run takes turns with others, in which case its process may be one that trains them as well.
     """
 
     output: Path
@@ -66,6 +67,8 @@ class Order:
     signature: str = ""
     finished: Callable[[], bool] | None = None
     memory_bytes: int = 0
+    pause_at: int | None = None
+    turns: bool = False
 
     @property
     def folder(self) -> Path:

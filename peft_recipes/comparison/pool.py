@@ -7,49 +7,58 @@ their run folders; nothing is trained or loaded here. No worker outlives this pr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from peft_recipes.adapters.check_subprocess import TRUSTED, any_quantised
 from peft_recipes.comparison.orders import Follower, Order
 from peft_recipes.comparison.processes import run_to_end, start
 from peft_recipes.comparison.run_folders import clear_folder, conclude
-from peft_recipes.comparison.worker import needs_bitsandbytes
+from peft_recipes.comparison.warm import Turn, WarmProcess, takes_turns
+from peft_recipes.comparison.worker import PAUSE_AT, needs_bitsandbytes
 from peft_recipes.distributed.launch import Launch
 from peft_recipes.guards.runner import NOT_RUN
-from peft_recipes.hardware.device import Hardware
+from peft_recipes.hardware.device import Hardware, choose
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import RUN_FILE, Run
 from peft_recipes.runs.log import last_line
-from peft_recipes.runs.subprocesses import ending_together, interrupt
+from peft_recipes.runs.subprocesses import Process, ending_together, interrupt
 
 # A forked run starts 4 s earlier, but its peak memory is another one: it has mapped only those pages of the libraries
 # that it touched itself (SmolLM2-135M, LoRA: 546 MB instead of 618). The tests set it.
 FORK_RUNS = False
+
+_POLL_SECONDS, _TURN_POLL_SECONDS = 0.1, 0.01
 
 
 class LocalPool:
     """Trains runs on this machine; an `Executor` (executors.py).
 
     A fresh process makes a run's peak memory its own, and confines a crash to that run. As many run at a time as there
-    are slots; a slot is the environment variables that its processes get in addition.
+    are slots; a slot is the environment variables that its processes get in addition. Runs that take turns share a
+    process for each slot, which is kept while memory allows (warm.py).
     """
 
     def __init__(self, slots: Sequence[dict[str, str]] = ({},), launch: Launch | None = None):
         self._free, self._launch, self._jobs = list(slots), launch, len(slots)
         self._waiting: list[Order] = []
         self._working: list[_Worker] = []
+        self._warm: dict[int, WarmProcess] = {}  # by the id of their slot
         self._stack = ExitStack()
         self.notes: list[str] = []
 
     def __enter__(self) -> LocalPool:
+        self._answers = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="turns-")))
         self._processes = self._stack.enter_context(ending_together())
         return self
 
@@ -71,10 +80,10 @@ class LocalPool:
     def finished(self) -> Iterator[Order | None]:
         while self._waiting or self._working:
             while self._waiting and self._free:
-                worker = _Worker(self._waiting.pop(0), self._free.pop(0))
-                self._working.append(worker)
-                self._processes.append(worker.process)
-            time.sleep(0.1)
+                order, slot = self._waiting.pop(0), self._free.pop(0)
+                start_process = self._take_turn if takes_turns(order) else self._start
+                self._working.append(_Worker(order, slot, start_process))
+            self._wait()
             ended = [worker for worker in self._working if worker.has_ended()]
             if not ended:
                 yield None
@@ -84,35 +93,64 @@ class LocalPool:
                     conclude(worker.order, worker.process.returncode)
                     yield worker.order
 
+    def _wait(self) -> None:
+        """Wait a tenth of a second, or until a turn ends: one of few steps takes no longer."""
+        deadline = time.monotonic() + _POLL_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, _TURN_POLL_SECONDS))
+            if any(isinstance(worker.process, Turn) and worker.process.poll() is not None for worker in self._working):
+                return
+
     def _release(self, worker: _Worker) -> None:
         """Forget a worker whose process has ended."""
         self._working.remove(worker)
-        self._processes.remove(worker.process)
+        if worker.process in self._processes:
+            self._processes.remove(worker.process)
         self._free.append(worker.slot)
         worker.close()
+
+    def _start(self, order: Order, slot: dict[str, str]) -> Process:
+        """Start a process of the order's own."""
+        # In a session of its own, so that Ctrl-C reaches the comparison alone, which then interrupts the worker once.
+        # The stdin pipe closes when the comparison's process is killed: the worker (each rank) then ends itself.
+        fork = FORK_RUNS and order.launch is None and not needs_bitsandbytes(order.yaml, order.job[0])
+        process = start(_command(order), order.folder / "log.txt", slot, fork=fork)
+        self._processes.append(process)
+        return process
+
+    def _take_turn(self, order: Order, slot: dict[str, str]) -> Process:
+        """Let the slot's warm process train the order: the one that is there, or another where it can't."""
+        warm = self._warm.get(id(slot))
+        if warm is not None and warm.has_room_for(order, choose(order.recipe.training, order.recipe.threads).device):
+            with contextlib.suppress(OSError):  # it has ended just now
+                return warm.give(order)
+        if warm is not None:
+            self._end(id(slot))
+        warm = self._warm[id(slot)] = WarmProcess(self._answers, order.folder / "log.txt", slot, FORK_RUNS)
+        self._processes.append(warm.process)
+        return warm.give(order)
+
+    def rest(self) -> None:
+        for slot in list(self._warm):
+            self._end(slot)
+
+    def _end(self, slot: int) -> None:
+        """End the warm process of a slot, which has nothing to do."""
+        warm = self._warm.pop(slot)
+        warm.end()
+        self._processes.remove(warm.process)
 
 
 class _Worker:
     """The worker process of one run, as seen from the comparison's process."""
 
-    def __init__(self, order: Order, slot: dict[str, str]):
+    def __init__(self, order: Order, slot: dict[str, str], start_process: Callable[[Order, dict[str, str]], Process]):
         self.order, self.slot, self.folder = order, slot, order.folder
         clear_folder(order)
         order.report("running")
         self._follower = Follower(order)
         (self.folder / "log.txt").unlink(missing_ok=True)
-        # In a session of its own, so that Ctrl-C reaches the comparison alone, which then interrupts the worker once.
-        # The stdin pipe closes when the comparison's process is killed: the worker (each rank) then ends itself.
-        self.process = start(self._command(), self.folder / "log.txt", slot, fork=FORK_RUNS and self._can_fork())
-
-    def _command(self) -> list[str]:
-        order, module = self.order, "peft_recipes.comparison.worker"
-        arm, seed = order.job
-        arguments = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
-        return order.launch.command(module, *arguments) if order.launch else [sys.executable, "-m", module, *arguments]
-
-    def _can_fork(self) -> bool:
-        return self.order.launch is None and not needs_bitsandbytes(self.order.yaml, self.order.job[0])
+        self.process = start_process(order, slot)
 
     def has_ended(self) -> bool:
         """Whether the process has ended; reports the run's progress if not."""
@@ -123,6 +161,14 @@ class _Worker:
 
     def close(self) -> None:
         self.process.stdin.close()
+
+
+def _command(order: Order) -> list[str]:
+    """The command of a run's own process."""
+    module, (arm, seed) = "peft_recipes.comparison.worker", order.job
+    arguments = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
+    arguments += [f"{PAUSE_AT}{order.pause_at}"] if order.pause_at is not None else []
+    return order.launch.command(module, *arguments) if order.launch else [sys.executable, "-m", module, *arguments]
 
 
 def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:

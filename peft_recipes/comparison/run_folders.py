@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from peft_recipes.comparison.chunks import report_paused
 from peft_recipes.comparison.orders import Order
 from peft_recipes.errors import says_out_of_memory
 from peft_recipes.guards.runner import NOT_RUN
@@ -36,11 +37,13 @@ def clear_folder(order: Order) -> None:
 
 
 def conclude(order: Order, code: int) -> None:
-    """Report how a run ended. A worker that died without a run.json gets one with the reason.
+    """Report how a run ended, or that it is paused. A worker that died without a run.json gets one with the reason.
 
     One that died after its run was stored leaves the figures, and its missing checks get the reason.
     """
     run, log = read_run(order.folder), order.folder / "log.txt"
+    if run is None and code == 0 and report_paused(order):
+        return
     if run is None:
         run = write_failure(order, failure(code, log))
     elif run.ok and code and explain_missing_checks(run, failure(code, log)["error"]):

@@ -65,6 +65,22 @@ def _git_commit() -> str | None:
     return described.stdout.strip() if described.returncode == 0 else None
 
 
+def free_memory_bytes() -> int:
+    """Return the bytes of the machine's memory that a process can still take, within the limit of a container."""
+    import psutil
+
+    free = [psutil.virtual_memory().available]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # no container, or "max"
+    return max(min(free), 0)
+
+
 def device_memory_bytes(device: str) -> int:
     """Return the memory for training in bytes: the GPU's, or the machine's within the limit of a container."""
     if device == "cuda":

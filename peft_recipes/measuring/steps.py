@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -37,8 +37,16 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add the phases of an earlier stopwatch, and its total as the entry "total"."""
+        for name, earlier in seconds.items():
+            if name == "total":
+                self._start -= earlier
+            else:
+                self.seconds[name] = self.seconds.get(name, 0.0) + earlier
+
     def total(self) -> float:
-        """Seconds since this stopwatch was made."""
+        """Seconds since this stopwatch was made, and those of the earlier ones."""
         return time.perf_counter() - self._start
 
 

@@ -167,7 +167,8 @@ def comparable(arm: dict | None, field: str) -> bool:
     timing = (arm or {}).get("timing") or {}
     if field in TIME_FIELDS:
         return timing.get("comparable", True)
-    return timing.get("same_environment", True) if field in MEMORY_FIELDS else True
+    own = timing.get("same_environment", True) and timing.get("memory", True)
+    return own if field in MEMORY_FIELDS else True
 
 
 def was_busy(comparison: Comparison) -> bool:

@@ -163,7 +163,7 @@ def _reached(comparison: Comparison, name: str) -> str:
     parts = []
     if (share := facts.parameter_share(arm)) is not None:
         parts.append("all parameters trained" if share >= 0.9999 else f"{fmt.percent(share)} of the parameters trained")
-    if facts.number(arm.get("peak_memory_bytes")):
+    if facts.number(arm.get("peak_memory_bytes")) and (arm.get("timing") or {}).get("memory", True):
         parts.append(f"{fmt.human_bytes(arm['peak_memory_bytes'])} of memory at its peak")
     if facts.number(arm.get("training_seconds")) is not None:
         parts.append(f"{fmt.seconds(arm['training_seconds'])} of training")

@@ -110,6 +110,8 @@ def read_comparison_file(folder: str | Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != 1 or not isinstance(data["arms"], dict):
             raise ValueError(f"schema {data['schema']} is not known to this version")
+        if not isinstance(data.get("provisional", {}), dict):
+            raise ValueError("its 'provisional' is no object")
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path} can't be read: {error}.") from error
     return data

@@ -26,6 +26,7 @@ _CONDITIONS: dict[str, tuple[str, Any]] = {
     "machines": ("on {} machine(s)", 1),
     "distributed": ("under {}", None),
     "jobs": ("with {} run(s) at a time", 1),
+    "warm": ("in a process {}", False),  # of its own, or one that trained others in turns
 }
 
 
@@ -70,7 +71,7 @@ def timing(runs: Mapping[str, Sequence[Run]], reference: str) -> dict[str, dict[
     runs: the finished runs of each arm, as `timed` returns them. One environment is chosen for all arms: the
     commonest, among those of the reference if it has a run. An arm's times are medians over its runs in it, the quiet
     ones if there are any. Returns for each arm: seeds (that count), same_environment (memory can be compared),
-    comparable (times as well) and why (not).
+    comparable (times as well), why (not), and memory (False where a run's peak is not its own).
     """
     keys = {(arm, run.data["seed"]): _key(run.data) for arm, each in runs.items() for run in each}
     wanted = {key for (arm, _), key in keys.items() if arm == reference} or set(keys.values())
@@ -99,6 +100,7 @@ def _arm_timing(
         "same_environment": not elsewhere,
         "why": why,
         "seeds": [run.data["seed"] for run in quiet or same],
+        **({"memory": False} if any(shares_memory(run.data) for run in quiet or same) else {}),
     }
 
 
@@ -128,12 +130,23 @@ def notes(timings: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Sequence[
             f"Not in the medians of time, memory and latency, since they were measured under other conditions or on a "
             f"busy machine: {', '.join(left_out)}."
         )
+    if any(not found.get("memory", True) for found in timings.values()):
+        lines.append(
+            "Peak memory is shown without a ratio: the arms took turns in one process, whose peak on a CPU is not an "
+            "arm's own. `--measure` takes it in a process of each arm's own."
+        )
     if any("measured" in run.data for each in runs.values() for run in each):
         lines.append(
             "Times, memory and latency were taken again by `--measure`, a few steps an arm in turns; training time is "
             "the median step times the number of steps."
         )
     return lines
+
+
+def shares_memory(data: Mapping[str, Any]) -> bool:
+    """Whether a run's peak memory includes what its process kept of others; that of a GPU's allocator does not."""
+    environment = data.get("environment") or {}
+    return bool(environment.get("warm")) and environment.get("device") == "cpu"
 
 
 def _key(data: Mapping[str, Any]) -> str:
@@ -145,5 +158,7 @@ def _said(key: str, value: Any) -> str:
         return f"with {key} {value}"
     if key == "distributed" and value is None:
         return "by one process"
+    if key == "warm":
+        value = "that trained other runs in turns" if value else "of its own"
     plural = "" if value == 1 else "s" if key != "processes" else "es"
     return _CONDITIONS[key][0].format(value).replace("(s)", plural).replace("(es)", plural)

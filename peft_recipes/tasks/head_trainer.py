@@ -39,6 +39,7 @@ class HeadTrainer(ClassificationTrainer):
         pooling = self._pooling(backbone)
         if pooling is None:
             return super().train(*args, **kwargs)
+        self.may_checkpoint = False  # the features would be computed again
         with tempfile.TemporaryDirectory(prefix="features-") as folder:
             device = self.args.device.type
             start, memory = time.perf_counter(), PeakMemory(device)

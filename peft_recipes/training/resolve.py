@@ -29,6 +29,7 @@ from peft_recipes.recipe.mixture import dataset_changes
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import read_yaml
 from peft_recipes.scoring import benchmark_tasks
+from peft_recipes.training import kept
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -75,7 +76,7 @@ def resolve(
     task = task_of(recipe)
     if recipe.benchmarks and not data:  # a comparison has done so; the libraries cache what it has downloaded
         benchmark_tasks.load(recipe.benchmarks)
-    prepared = cache.read(data, recipe) if data else task.prepare()
+    prepared = kept.prepared(task, data, lambda: cache.read(data, recipe) if data else task.prepare())
     if found := task.found(prepared):
         recipe = task.recipe = recipe.with_changes(found)
     config = bases.load_config(recipe, **task.base_options(prepared))

@@ -22,9 +22,11 @@ from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs import facts
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import BASE, RUN_FILE, Run, check_free, finished, run_folder, signature
+from peft_recipes.runs.progress import PAUSED
 from peft_recipes.trackers.choice import check_trackers
-from peft_recipes.training import stages
+from peft_recipes.training import kept, stages, tracking
 from peft_recipes.training.interruption import Interruption, interruptible
+from peft_recipes.training.pause import Pause, paused_run
 from peft_recipes.training.resolve import report_notes, resolve, with_precision
 from peft_recipes.training.setup import RunArguments, Setup
 
@@ -40,15 +42,20 @@ def train(
     quiet: bool = True,
     data: str | Path | None = None,
     wait: bool = False,
+    pause_at: int | None = None,
 ) -> Run:
     """Train one arm of a recipe with one seed in this process, and return its run.
 
     arm: a name among the recipe's arms or the table of methods, or "base" for the untrained base (evaluated only).
     resume: return a finished run of the same recipe, data and code as it is; continue an unfinished one from its last
     complete checkpoint. overwrite: train again whatever is there. data: the folder with the data that a comparison
-    prepared for all its runs. wait: until no other process writes the folder. Raises RecipeError for a user's mistake
-    (then nothing is written), KeyboardInterrupt or Terminated after SIGINT or SIGTERM (a checkpoint is written before),
-    and whatever stopped the run otherwise (run.json records it).
+    prepared for all its runs. wait: until no other process writes the folder. pause_at: the optimizer step after which
+    the run pauses: it writes a checkpoint and its progress.json, with the validation split evaluated, and is returned
+    with the status "paused"; a later call with `resume` continues it. Its figures are those of a run that was never
+    paused. A run that can't be continued (AdaLoRA, a linear probe on cached features) does not pause.
+
+    Raises RecipeError for a user's mistake (then nothing is written), KeyboardInterrupt or Terminated after SIGINT or
+    SIGTERM (a checkpoint is written before), and whatever stopped the run otherwise (run.json records it).
 
     Under `accelerate launch` every rank calls it and gets the same run; rank 0 prints, writes and accesses the Hub.
     Where one rank fails, that one raises what stopped it and the others `processes.OtherRankFailed`.
@@ -59,8 +66,10 @@ def train(
             raise RecipeError(f"'{arm}' names many arms; a run is one. `peft-recipes compare --arms {arm}` trains all.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise RecipeError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {seed!r}.")
+    if pause_at is not None and pause_at < 1:
+        raise RecipeError(f"pause_at: expected an optimizer step of 1 or more, got {pause_at}.")
     folder = run_folder(Path(output), recipe, arm, seed)
-    arguments = RunArguments(arm, seed, folder, resume, wait, quiet, Path(data) if data else None, overwrite)
+    arguments = RunArguments(arm, seed, folder, resume, wait, quiet, Path(data) if data else None, overwrite, pause_at)
     sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a linear probe computes its features once
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:
@@ -96,7 +105,10 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
     signed = signature(resolved.recipe, arguments.arm, arguments.seed, resolved.fingerprint)
     if arguments.resume and (done := processes.from_rank_zero(lambda: finished(arguments.folder, signed))):
         return done
+    if arguments.resume and (paused := processes.from_rank_zero(lambda: _paused(arguments, signed))):
+        return paused
     state = {"run": arguments, "interruption": interruption, "guard": guard, "watch": watch}
+    state |= {"pause": Pause(arguments.pause_at), "warm": kept.is_warm()}
     setup = Setup(**vars(resolved), **state, signature=signed)
     setup.task.check_arguments(setup.arm, setup.hardware)
     with watch("plan"):
@@ -119,8 +131,16 @@ def _run(recipe: Recipe, arguments: RunArguments, interruption: Interruption) ->
             data = stages.train_and_store(setup, model, parameters, checkpoint)
         except Exception as error:  # not Ctrl-C: an interrupted run is unfinished, not failed
             raise _failed(setup, error) from (error.__cause__ or error)
+        if data["status"] == PAUSED:
+            tracking.pause_session(setup)
+            return Run(arguments.folder, data)
         data = processes.from_rank_zero(lambda: stages.finish(setup, data))
     return Run(arguments.folder, data)
+
+
+def _paused(arguments: RunArguments, signed: str) -> Run | None:
+    """The run of the folder if it has paused where this call would, or further on."""
+    return paused_run(arguments.folder, signed, arguments.pause_at) if arguments.pause_at else None
 
 
 def _failed(setup: Setup, error: Exception) -> Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft_recipes.guards.runner import Guards
@@ -10,12 +10,16 @@ from peft_recipes.measuring.steps import Stopwatch
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.trackers.session import Session
 from peft_recipes.training.interruption import Interruption
+from peft_recipes.training.pause import Pause
 from peft_recipes.training.resolve import Resolved
 
 
 @dataclass(frozen=True)
 class RunArguments:
-    """The arguments of one call of `train`. data: the folder with the data that a comparison prepared, if any."""
+    """The arguments of one call of `train`.
+
+    data: the folder with the data that a comparison prepared, if any. pause_at: the step after which the run pauses.
+    """
 
     arm: str
     seed: int
@@ -25,6 +29,7 @@ class RunArguments:
     quiet: bool
     data: Path | None
     overwrite: bool = False
+    pause_at: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -33,6 +38,8 @@ class Setup(Resolved):
 
     signature: of recipe, arm, seed, data and code; a checkpoint of another signature is not resumed. attention: the
     attention implementation of the loaded base. session: the open trackers, on rank 0 of a run that reports to some.
+    pause: where this call ends before the run does. warm: whether a process that may have trained other runs trained a
+    part of this one. earlier_notes: of the chunks before.
     """
 
     run: RunArguments
@@ -42,6 +49,9 @@ class Setup(Resolved):
     watch: Stopwatch
     attention: str | None = None
     session: Session | None = None
+    pause: Pause = field(default_factory=Pause)
+    warm: bool = False
+    earlier_notes: list[str] = field(default_factory=list)
 
     @property
     def arm(self) -> Arm | None:

@@ -27,11 +27,13 @@ from peft_recipes.runs.folder import RUN_FILE, Run, finished, read_run
 from peft_recipes.runs.lock import LOCK_FILES, locked
 from peft_recipes.runs.log import log, log_step, no_log, open_log
 from peft_recipes.runs.predictions import Evaluation, write_predictions
+from peft_recipes.runs.progress import PROGRESS_FILES, clear_progress
 from peft_recipes.scoring import benchmark_tasks
 from peft_recipes.scoring.benchmarks import BATCH_SIZE, Benchmark, run_benchmark
-from peft_recipes.training import tracking
+from peft_recipes.training import kept, tracking
 from peft_recipes.training.callbacks import CheckpointCallback
 from peft_recipes.training.fit import fit
+from peft_recipes.training.progress import continue_times, write_pause
 from peft_recipes.training.resolve import fit_memory
 from peft_recipes.training.save import save
 from peft_recipes.training.setup import Setup
@@ -51,7 +53,12 @@ def fit_to_memory(setup: Setup) -> Recipe:
 
 def load_base(setup: Setup) -> tuple[nn.Module, list[str]]:
     """Load the base with the task's head; return it with the names of its new weights. Rank 0 downloads first."""
-    return processes.local_rank_zero_first(lambda: setup.task.load_base(setup.prepared, setup.quantise))
+
+    def load() -> tuple[nn.Module, list[str]]:
+        return setup.task.load_base(setup.prepared, setup.quantise)
+
+    fingerprint, seed = setup.prepared.fingerprint, setup.run.seed
+    return processes.local_rank_zero_first(lambda: kept.base(setup.task, fingerprint, setup.quantise, seed, load))
 
 
 def use_base(setup: Setup, base: nn.Module) -> None:
@@ -94,8 +101,9 @@ def take_folder(setup: Setup, held: contextlib.ExitStack) -> Checkpoint | Run | 
             setup.prepared.notes.append(lost)
             print(f"Note: {lost}", file=sys.stderr, flush=True)
     places = tracking.earlier_places(setup)
-    kept = (checkpoints.FOLDER, "log.jsonl", *tracking.kept_files(folder)) if checkpoint else ()
+    kept = (checkpoints.FOLDER, "log.jsonl", *PROGRESS_FILES, *tracking.kept_files(folder)) if checkpoint else ()
     clear(folder, keep=(*LOCK_FILES, "log.txt", *kept))
+    continue_times(setup)
     setup.recipe.to_yaml(folder / "recipe.yaml")
     tracking.open_session(setup, places, checkpoint, held)
     return checkpoint
@@ -104,7 +112,7 @@ def take_folder(setup: Setup, held: contextlib.ExitStack) -> Checkpoint | Run | 
 def train_and_store(
     setup: Setup, model: nn.Module, parameters: Parameters, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
-    """Fit, evaluate, save and verify; return the content of run.json."""
+    """Fit, evaluate, save and verify; return the content of run.json, or that of progress.json where the run pauses."""
     step, path = checkpoint.step if checkpoint else 0, setup.run.folder / "log.jsonl"
     with open_log(path, step) if processes.is_rank_zero() else no_log() as lines:
         trainer, meter = _trainer(setup, model, lines)
@@ -112,6 +120,8 @@ def train_and_store(
         if setup.arm is not None:
             with setup.watch("train"):
                 figures = fit(setup, trainer, meter, checkpoint)
+            if figures is None:
+                return write_pause(setup, trainer, meter, lines)
         log(lines, stage="evaluate")
         evaluations = _evaluate(setup, trainer)
         trained = _gathered_model(setup, trainer)
@@ -142,7 +152,7 @@ def completed_step(setup: Setup) -> int | None:
 
 def run_facts(setup: Setup, parameters: Parameters | None = None) -> dict[str, Any]:
     """The part of run.json that is known whether or not the run succeeds."""
-    return tracking.facts(setup) | facts.facts(
+    found = tracking.facts(setup) | facts.facts(
         setup.recipe,
         setup.run.arm,
         setup.run.seed,
@@ -152,6 +162,10 @@ def run_facts(setup: Setup, parameters: Parameters | None = None) -> dict[str, A
         attention=setup.attention,
         parameters=parameters.to_dict() if parameters else None,
     )
+    found["notes"] += [note for note in setup.earlier_notes if note not in found["notes"]]
+    if setup.warm:
+        found["environment"]["warm"] = True
+    return found
 
 
 def _trainer(setup: Setup, model: nn.Module, lines: TextIO) -> tuple[Trainer, StepMeter]:
@@ -160,12 +174,13 @@ def _trainer(setup: Setup, model: nn.Module, lines: TextIO) -> tuple[Trainer, St
     recipe, hardware = setup.recipe, setup.hardware
     finite = "finite-loss" not in recipe.skip_checks
     meter = StepMeter(hardware.device, lambda *step: log_step(lines, *step), finite_loss=finite)
-    callbacks = [meter, CheckpointCallback(recipe.checkpoint_seconds, setup.interruption)]
+    callbacks = [meter, CheckpointCallback(recipe.checkpoint_seconds, setup.interruption, setup.pause)]
     quiet = setup.run.quiet or not processes.is_rank_zero()
     folder = setup.run.folder / checkpoints.FOLDER
     arguments = setup.task.arguments(setup.arm, setup.run.seed, hardware, folder, quiet)
     callbacks += tracking.callbacks(setup, arguments)
     trainer = setup.task.trainer(model, setup.prepared, arguments, callbacks)
+    setup.pause.possible = lambda: trainer.may_checkpoint
     trainer.on_data = meter.add_data_seconds
     trainer.on_answers = lambda done, of: log(lines, stage="answer", step=done, of=of)
     trainer.recipe_batch_size = recipe.training.get("per_device_train_batch_size", 8)
@@ -239,6 +254,7 @@ def _store(
             setup.run.folder / RUN_FILE, data | _accounts(setup) | {"checks": {**setup.guard.results, **not_run}}
         )
         shutil.rmtree(setup.run.folder / checkpoints.FOLDER, ignore_errors=True)  # nothing is left to resume
+        clear_progress(setup.run.folder)
     log(lines, stage="verify")
     with setup.watch("answers"), setup.guard.recorded("answers"):
         data["answers"] = setup.task.answer(trained, setup.prepared)

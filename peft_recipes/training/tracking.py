@@ -14,7 +14,7 @@ from peft_recipes.trackers import choice
 from peft_recipes.trackers.figures import configuration, final_metrics, last_step
 from peft_recipes.trackers.session import PLACES_FILE, Session, closing, read_places
 from peft_recipes.trackers.tensorboard import EVENTS
-from peft_recipes.trackers.tracker import FINISHED
+from peft_recipes.trackers.tracker import FINISHED, KILLED
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -106,6 +106,12 @@ def finish_session(setup: Setup, data: dict[str, Any]) -> bool:
     data["notes"] = [*data["notes"], *session.notes]
     (setup.run.folder / PLACES_FILE).unlink(missing_ok=True)  # run.json has them
     return True
+
+
+def pause_session(setup: Setup) -> None:
+    """Close the tracker runs of a paused run, which its next chunk opens again."""
+    if setup.session is not None:
+        setup.session.close(KILLED)
 
 
 def facts(setup: Setup) -> dict[str, Any]:

@@ -105,6 +105,9 @@ class ThisProcess(contextlib.AbstractContextManager):
     def spread_of(self, arm: Any, hardware: Any) -> None:
         return None
 
+    def rest(self) -> None:
+        pass
+
     def submit(self, order: Any) -> None:
         self._orders.append(order)
 
@@ -112,7 +115,10 @@ class ThisProcess(contextlib.AbstractContextManager):
         while self._orders:
             order = self._orders.pop(0)
             order.report("running")
-            options = {"seed": order.job[1], "output": order.output, "data": order.data, "overwrite": True}
+            options = {"seed": order.job[1], "output": order.output, "data": order.data, "overwrite": not order.turns}
+            if order.turns:
+                (order.folder / "run.json").unlink(missing_ok=True)
+                options |= {"resume": True, "pause_at": order.pause_at}
             run = train(Recipe.from_yaml(order.yaml), order.job[0], **options)
             order.report(run.data["status"])
             yield order
