@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 from peft_recipes.arms.methods import METHODS
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.errors import RecipeError, unknown
+from peft_recipes.recipe.arm import ARM_KEYS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.recipe.serialization import from_yaml, has_comment
 
@@ -48,6 +50,47 @@ def apply_changes(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     if problems:
         raise RecipeError(*problems)
     return Recipe.from_dict(plain)
+
+
+def with_variant(recipe: Recipe, of: str, name: str, changes: Iterable[str]) -> Recipe:
+    """Return the recipe with one arm more: a copy of its arm `of` with "KEY=VALUE" changes.
+
+    Keys are relative to the arm (`peft.r=32`), or begin with it (`arms.lora.peft.r=32`). Raises RecipeError with every
+    change that can't be applied, and with every problem of the new arm.
+    """
+    plain, problems = recipe.to_dict(), []
+    plain["arms"][name] = copy.deepcopy(plain["arms"][of])
+    for change in changes:
+        key, equals, value = change.partition("=")
+        key = key.strip().removeprefix(f"arms.{of}.")
+        try:
+            if not equals or not key:
+                raise RecipeError("expected KEY=VALUE, as in --set peft.r=32 or --set learning_rate=1e-3.")
+            if reason := _not_of_an_arm(recipe, key, of):
+                raise RecipeError(reason)
+            _set(plain, ["arms", name, *key.split(".")], _parse(value))
+        except RecipeError as error:
+            problems += [f"--set {change}: {problem}" for problem in error.problems]
+    try:
+        made = Recipe.from_dict(plain)
+    except RecipeError as error:
+        problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
+    return made
+
+
+def _not_of_an_arm(recipe: Recipe, key: str, arm: str) -> str:
+    """Why a key is no option of an arm, or ""."""
+    first, *rest = key.split(".")
+    if first == "arms":
+        return f"it names another arm; here '{arm}' is changed: --set {'.'.join(rest[1:]) or 'learning_rate'}=..."
+    if first not in ARM_KEYS and first in recipe.to_dict():
+        return (
+            f"'{first}' is the same for all arms of a comparison; an added arm differs in its own options alone: "
+            f"{', '.join(ARM_KEYS)}."
+        )
+    return ""
 
 
 def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -7,7 +7,10 @@ import importlib
 from peft_recipes.cli.common import app
 
 # In the order of `peft-recipes --help`.
-for _group in ("data", "recipes", "search", "adapters", "exporting", "inference", "serving", "publishing", "skill"):
+_GROUPS = (
+    "data", "recipes", "changing", "search", "adapters", "exporting", "inference", "serving", "publishing", "skill",
+)  # fmt: skip
+for _group in _GROUPS:
     importlib.import_module(f"peft_recipes.cli.{_group}")
 
 __all__ = ["app"]

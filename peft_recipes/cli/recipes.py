@@ -162,6 +162,9 @@ def compare(
     chunks: Annotated[
         int, Option("--chunks", metavar="N", help="Let the arms take turns, each for 1/N of its steps at a time.")
     ] = 1,
+    drop: Annotated[
+        bool, Option("--drop", help="Stop arms that are surely behind on validation (with --chunks, default 8).")
+    ] = False,
     until_decided: Annotated[
         bool, Option("--until-decided", help="Add seeds until every arm has a verdict, by a plan made beforehand.")
     ] = False,
@@ -194,7 +197,7 @@ def compare(
     asked |= {"on": on, "address": address}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
-    options |= {"on": on, "address": address or None, "chunks": chunks, "watch": watch}
+    options |= {"on": on, "address": address or None, "chunks": chunks, "drop": drop, "watch": watch}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)
     show(as_json, comparison.data, lambda: show_comparison(comparison))

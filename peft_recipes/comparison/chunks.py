@@ -21,7 +21,7 @@ def check_chunks(chunks: int, recipe: Recipe, on: str = LOCAL) -> None:
     """Raise RecipeError for a number of chunks that is none, and where runs can't take turns."""
     if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
         raise RecipeError(f"--chunks {chunks}: expected a number of chunks of 1 or more, as in --chunks 8.")
-    if on != LOCAL:
+    if on != LOCAL and chunks > 1:
         raise RecipeError(
             f"--chunks lets the arms take turns on this machine, and --on {on} trains them on several nodes at once: "
             "leave out one of them."

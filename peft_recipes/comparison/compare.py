@@ -15,14 +15,17 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft_recipes.arms.selection import choose_arms
+from peft_recipes.comparison.by_hand import ByHand, Team, check_added
+from peft_recipes.comparison.changes import Changes, read_changes
 from peft_recipes.comparison.chunks import check_chunks, pause_steps
 from peft_recipes.comparison.comparison import Comparison
+from peft_recipes.comparison.dropping import Dropping, with_drop
 from peft_recipes.comparison.executors import executor_of
 from peft_recipes.comparison.judging import check_judged, judge_runs
 from peft_recipes.comparison.live import Live
@@ -30,6 +33,7 @@ from peft_recipes.comparison.orders import Job, Order, Progress
 from peft_recipes.comparison.places import LOCAL
 from peft_recipes.comparison.pool import check_in_fresh_process
 from peft_recipes.comparison.provisional import Provisional
+from peft_recipes.comparison.requests import taking_requests
 from peft_recipes.comparison.schedule import Schedule
 from peft_recipes.comparison.tracking import report_comparison
 from peft_recipes.comparison.turns import measure_in_turns
@@ -38,6 +42,7 @@ from peft_recipes.comparison.watch import watched
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
 from peft_recipes.distributed.launch import Launch, check_installed, read_launch
+from peft_recipes.embedded.cache import say
 from peft_recipes.errors import RecipeError
 from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.inspection.summary import stored_summary
@@ -45,7 +50,7 @@ from peft_recipes.measuring.disturbance import busy_since, read_counters, told_o
 from peft_recipes.planning.plan import steps
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, make_folder, write_json
-from peft_recipes.runs.folder import BASE, Run, not_planned, read_run, run_folder
+from peft_recipes.runs.folder import BASE, Run, not_planned, read_run, run_folder, unfinished
 from peft_recipes.runs.lock import locked
 from peft_recipes.trackers.choice import check_trackers
 from peft_recipes.training.interruption import terminable
@@ -68,6 +73,7 @@ def compare(
     address: str | None = None,
     until: Until | None = None,
     chunks: int = 1,
+    drop: bool = False,
     asked: dict[str, Any] | None = None,
     watch: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -90,6 +96,7 @@ def compare(
         on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster, one run each.
         address: of the Ray cluster: "ray://host:10001", "host:6379" or "auto" (default: the one of this machine).
         chunks: let the arms take turns: each is trained for one of so many equal shares of its steps, then the next.
+        drop: stop the arms that are surely behind on validation (statistics/dropping.py); takes 8 chunks by default.
         until: add seeds until every arm has a verdict, by a plan that begins with `seeds` (until_decided.py).
         asked: the command line's arguments (recipe, embedded, changes, arms, output), for commands that the report
             suggests.
@@ -102,9 +109,12 @@ def compare(
         KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once the runs in progress have written a checkpoint.
     """
     counters, began = read_counters(), time.monotonic()
-    seeds = _check_seeds(seeds)
+    seeds, output = _check_seeds(seeds), Path(output)
+    chunks = with_drop(chunks) if drop else chunks
     check_chunks(chunks, recipe, on)
-    chosen = choose_arms(recipe, arms)
+    folder = output / recipe.name
+    changes = Changes(folder) if overwrite else read_changes(folder)
+    chosen = choose_arms(changes.with_added(recipe), changes.names(arms))
     recipe, names = chosen.recipe, chosen.names
     check_judged(recipe, names)
     plan = None if until is None else check_plan(names, seeds, until)
@@ -112,10 +122,8 @@ def compare(
     if measure and (launch is not None or on != LOCAL):
         option = "--launch" if launch is not None else f"--on {on}"
         raise RecipeError(f"--measure takes times in one process of this machine: leave out {option}, or --measure.")
-    output = Path(output)
     check_output(output)
     check_trackers(recipe.training, runs=1 + len(names) * len(seeds))
-    folder = output / recipe.name
     with executor_of(on, address, jobs=jobs, launch=configuration) as executor:
         resolved = resolve(recipe, names, earlier=None if overwrite else folder)
         recipe, prepared = resolved.recipe, resolved.prepared
@@ -128,46 +136,58 @@ def compare(
         base, planned = (BASE, seeds[0]), seeds if plan is None else plan.seeds
         jobs_planned: list[Job] = [base, *((arm, seed) for seed in planned for arm in names)]
         with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
+            changes.begin(overwrite)
+            _report_changes(changes, names)
             design = None
             if plan is not None:
                 design = make_design(folder, recipe, names, plan, resolved.fingerprint, overwrite=overwrite)
-            yaml = folder / "recipe.yaml"
+            yaml, team = folder / "recipe.yaml", Team(recipe, names, planned, estimates)
             recipe.to_yaml(yaml)
 
             def wanted() -> list[Job]:
-                return [job for job in jobs_planned if job == base or design is None or design.may_need(*job)]
+                return [job for job in runs.jobs if job == base or design is None or design.may_need(*job)]
 
             live = Live(recipe, output, wanted, jobs, on_progress)
 
             def order(job: Job, number: int) -> Order:
-                place = (number, len(jobs_planned), live.see)
-                memory = estimates.get(job[0], {}).get("total", 0)
+                place = (number, len(runs.jobs), live.see)
+                memory = team.estimates.get(job[0], {}).get("total", 0)
                 options = {"data": data, "overwrite": overwrite, "launch": configuration, "memory_bytes": memory}
-                return Order(output, recipe, job, yaml, *place, **options)
+                return Order(output, team.recipe, job, yaml, *place, **options)
 
-            context = {"estimates": estimates, "asked": asked, "looked": looked, "design": design}
+            pauses = None if chunks == 1 else pause_steps(steps(recipe, prepared.rows), chunks)
+            runs = Schedule(executor, jobs_planned, order, resolved.fingerprint, pauses=pauses)
+            runs.stopped |= changes.states
+            context = {"estimates": team.estimates, "asked": asked, "looked": looked, "design": design}
             place = (live, recipe, names, folder, wanted, partial(_add_context, **context))
             provisional = Provisional(*place, design=design, at_once=jobs if on == LOCAL else 2, began=began)
             with watched(provisional.page, watch) as finish:
                 with provisional:
-                    pauses = None if chunks == 1 else pause_steps(steps(recipe, prepared.rows), chunks)
-                    options = {"on_event": provisional.ended, "pauses": pauses}
-                    runs = Schedule(executor, jobs_planned, order, resolved.fingerprint, **options)
                     notes = [*chosen.notes, *_warnings(counters, runs.missing(jobs_planned) if on == LOCAL else [])]
-                    if design is None:
-                        runs.train(jobs_planned)
-                        notes += looked_at_before(folder)
-                    else:
-                        read, look = partial(_run_or_failure, output, recipe), partial(_look, recipe, output, base)
-                        add_seeds(design, until, runs.missing, lambda jobs: runs.train([base, *jobs]), read, look)
-                        seeds = design.run_seeds
+                    with taking_requests(folder) as inbox:
+                        checked = partial(check_added, executor, configuration, folder, data)
+                        grow = partial(provisional.grow, team)
+                        by_hand = ByHand(team, runs, changes, inbox, yaml, checked, design, grow)
+                        runs.on_event = partial(_on_event, by_hand, provisional)
+                        if drop:
+                            runs.on_round = Dropping(team, runs, changes, pauses).after_round
+                        if design is None:
+                            runs.train(jobs_planned)
+                            notes += looked_at_before(folder)
+                        else:
+                            read, look = partial(_run_or_failure, output, recipe), partial(_look, recipe, output, base)
+                            train = lambda jobs: runs.train([base, *jobs])  # noqa: E731
+                            add_seeds(design, until, runs.missing, train, read, look, runs.stopped)
+                            seeds = design.run_seeds
                     executor.rest()
-                    _check_adapters(output, recipe, [(arm, seed) for arm, seed in jobs_planned if seed in seeds])
+                    recipe, names = team.recipe, team.names
+                    halted = changes.halted([job for job in runs.jobs if job[1] in seeds and job not in runs.done])
+                    notes += [*team.notes, *changes.notes(names, {arm for arm, _ in halted})]
+                    _check_adapters(output, recipe, [(arm, seed) for arm, seed in runs.jobs if seed in seeds])
                     if measure:
                         notes += measure_in_turns(_first_finished(output, recipe, names, seeds), data)
-                    on_reply = partial(_report_judging, on_progress, len(jobs_planned))
-                    notes += executor.notes
-                    comparison = collect(recipe, names, seeds, output, notes=notes, on_reply=on_reply, **context)
+                    context |= {"on_reply": partial(_report_judging, on_progress, len(runs.jobs)), "halted": halted}
+                    comparison = collect(recipe, names, seeds, output, notes=[*notes, *executor.notes], **context)
                 finish((folder / "comparison.html").read_bytes())
             if failed := report_comparison(comparison, recipe, names, seeds):
                 comparison.data["notes"] += [note for note in failed if note not in comparison.data["notes"]]
@@ -180,9 +200,20 @@ def _look(recipe: Recipe, output: Path, base: Job, design: Design) -> dict[str, 
     from peft_recipes.statistics.differences import differences
 
     arms, seeds = design.data["arms"], design.run_seeds
-    runs = _runs(output, recipe, arms, seeds, design)
+    runs = _runs(output, recipe, arms, seeds, design, {})
     judge_runs(recipe, runs, _run_or_failure(output, recipe, base), output / recipe.name)
     return differences(recipe, runs, arms, seeds, plan=design.plan)
+
+
+def _on_event(by_hand: ByHand, provisional: Provisional, ended: Order | None) -> None:
+    by_hand.take_requests()
+    provisional.ended(ended)
+
+
+def _report_changes(changes: Changes, names: Sequence[str]) -> None:
+    """Say which arms an earlier call stopped and added, before anything is trained."""
+    if notes := changes.notes(names, names):
+        say(f"Note: What was changed while an earlier call ran stays (--overwrite forgets it). {' '.join(notes)}")
 
 
 def _report_judging(on_progress: Callable[[Progress], None] | None, jobs: int, done: int, total: int) -> None:
@@ -255,20 +286,22 @@ def collect(
     looked: dict[str, Any] | None = None,
     on_reply: Callable[[int, int], None] | None = None,
     design: Design | None = None,
+    halted: Mapping[Job, dict[str, Any]] | None = None,
 ) -> Comparison:
     """Collect the runs below `output` into a Comparison; write its files and the runs' model cards.
 
     estimates: estimated memory of each arm. asked: how the comparison was called. notes: added to the runs' own.
     looked: what the data is, for the report.
     on_reply: called with the number of a judge's replies so far, and of its questions. design: of seeds that were added
-    until it was decided; its intervals hold over all looks. Raises JudgeError.
+    until it was decided; its intervals hold over all looks. halted: the state of each run that was not trained to its
+    end, since its arm was stopped. Raises JudgeError.
     """
     from peft_recipes.cards.write import write_cards
     from peft_recipes.reporting.write import write_reports
     from peft_recipes.statistics.results import comparison_data
 
     folder = output / recipe.name
-    runs = _runs(output, recipe, arms, seeds, design)
+    runs = _runs(output, recipe, arms, seeds, design, halted or {})
     base = _run_or_failure(output, recipe, (BASE, seeds[0]))
     judged = judge_runs(recipe, runs, base, folder, on_reply)
     data = comparison_data(recipe, runs, base, list(arms), list(seeds), design.plan if design else None)
@@ -302,15 +335,23 @@ def _add_context(
 
 
 def _runs(
-    output: Path, recipe: Recipe, arms: Sequence[str], seeds: Sequence[int], design: Design | None
+    output: Path,
+    recipe: Recipe,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    design: Design | None,
+    halted: Mapping[Job, dict[str, Any]],
 ) -> dict[Job, Run]:
-    """The run of each arm and seed; of an arm that got no more seeds by the design, one that was not planned."""
-    return {
-        job: Run(run_folder(output, recipe, *job), not_planned(*job))
-        if design is not None and not design.due(*job)
-        else _run_or_failure(output, recipe, job)
-        for job in ((arm, seed) for arm in arms for seed in seeds)
-    }
+    """The run of each arm and seed; of an arm that got no more seeds, one that was not planned, or was halted."""
+
+    def run(job: Job) -> Run:
+        if job in halted:
+            return Run(run_folder(output, recipe, *job), unfinished(*job, **halted[job]))
+        if design is not None and not design.due(*job):
+            return Run(run_folder(output, recipe, *job), not_planned(*job))
+        return _run_or_failure(output, recipe, job)
+
+    return {job: run(job) for job in ((arm, seed) for arm in arms for seed in seeds)}
 
 
 def _run_or_failure(output: Path, recipe: Recipe, job: Job) -> Run:

@@ -63,6 +63,10 @@ class Live:
         self._on_progress, self._clock = on_progress, clock
         self._known: dict[Job, _Known] = {}
 
+    def grow(self, recipe: Recipe) -> None:
+        """Take in the recipe with an arm that was added."""
+        self._recipe = recipe
+
     def see(self, progress: Progress) -> None:
         """Take down what a report says of its run, and pass it on with the run's values of the metric."""
         arm = progress.job[0]

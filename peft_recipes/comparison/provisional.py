@@ -65,6 +65,11 @@ class Provisional:
             with self._suppressed():
                 self._write_last()
 
+    def grow(self, team: Any) -> None:
+        """Take in an arm that was added. team: the recipe and the names of its arms (by_hand.py)."""
+        self._recipe, self._arms = team.recipe, list(team.names)
+        self._live.grow(team.recipe)
+
     def ended(self, order: Order | None) -> None:
         """Write the table if a run has ended or paused since the last one and there is time (`on_event`)."""
         self._due = self._due or order is not None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,12 +172,15 @@ def add_seeds(
     train: Callable[[list[Job]], None],
     read: Callable[[Job], Run],
     look: Look,
+    stopped: Collection[str] = (),
 ) -> None:
     """Train seed after seed until every arm is decided, the plan ends, or the time.
 
     missing: of some runs, those that have to be trained. train: trains the missing ones. read: a run that was trained.
-    look: returns the differences of the arms from full, by the seeds they have so far. `design` is stored before the
-    first run, after each round, and with the reason for the end: "decided", "max-seeds", "budget" or "failed".
+    look: returns the differences of the arms from full, by the seeds they have so far. stopped: the arms of which the
+    user wants no more, which grow while it trains; they are given up with the seeds that they have. `design` is stored
+    before the first run, after each round, and with the reason for the end: "decided", "max-seeds", "budget", "stopped"
+    or "failed".
     """
     plan, names = design.plan, design.data["arms"]
     design.given = {arm: [] for arm in names}
@@ -200,16 +203,19 @@ def add_seeds(
             break
         began = time.monotonic()
         train(jobs)
+        halted = {job for job in jobs if job[0] in stopped and not read(job).ok}
         for arm, seed in jobs:
-            design.given[arm].append(seed)
+            if (arm, seed) not in halted:
+                design.given[arm].append(seed)
         clock.record(jobs, wanted, read, time.monotonic() - began)
         failed = [arm for arm in active if sum(not read((arm, s)).ok for s in design.given[arm]) >= _FAILURES]
+        failed += [arm for arm in active if arm not in failed and any(arm == job[0] for job in halted)]
         active = [arm for arm in active if arm not in failed]
         if number >= plan.first:
             active = _look(design, number, active, look)
         design.store(given_up=[*design.data["given_up"], *failed])
         if FULL not in active or active == [FULL]:
-            ended = "decided" if len(design.data["decided"]) == len(names) - 1 else "failed"
+            ended = "decided" if len(design.data["decided"]) == len(names) - 1 else "stopped" if stopped else "failed"
             break
     design.store(ended=ended)
 

@@ -22,6 +22,7 @@ _INIT_NEEDS = {
     "loftq": "a base whose weights it replaces by quantised ones, which an adapter's checkpoint does not hold",
 }
 ARM_OPTIONS = ("quantise", "lora_plus_ratio", "optim")
+ARM_KEYS = ("method", "peft", "learning_rate", *ARM_OPTIONS)  # of an arm as plain data
 
 
 @dataclass
@@ -62,8 +63,7 @@ class Arm:
         """Build an arm from plain data. Raises RecipeError for an unknown key or an invalid PEFT config."""
         if not isinstance(given, dict):
             raise RecipeError(f"{where}: expected a mapping with 'method' or 'peft', got {type(given).__name__}.")
-        keys = ("method", "peft", "learning_rate", *ARM_OPTIONS)
-        if problems := [unknown("key", k, keys, where) for k in given if k not in keys]:
+        if problems := [unknown("key", k, ARM_KEYS, where) for k in given if k not in ARM_KEYS]:
             raise RecipeError(*problems)
         peft, method = given.get("peft"), given.get("method")
         if peft is not None and method is not None:

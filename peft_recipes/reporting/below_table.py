@@ -48,6 +48,7 @@ def planned(comparison: Comparison) -> list[str]:
         "decided": "every arm is decided",
         "max-seeds": f"the most planned; {is_open}",
         "budget": f"the next would not have ended within the time; {is_open}",
+        "stopped": f"arms were stopped; {is_open}",
         "failed": f"runs failed; {is_open}",
     }
     still = bool(comparison.get("provisional"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from peft_recipes.errors import RecipeError
 
 LOCK_FILES = (".lock", ".lock-holder")
+_PROBE_SECONDS = 0.3  # `is_locked` of another process holds a free lock for a moment
 
 
 def is_locked(folder: Path) -> bool:
@@ -40,7 +41,7 @@ def locked(folder: Path, wait: bool | float = False) -> Iterator[None]:
     path, holder = (folder / name for name in LOCK_FILES)
     lock = FileLock(str(path))
     try:
-        lock.acquire(timeout=-1 if wait is True else wait or 0)
+        lock.acquire(timeout=-1 if wait is True else wait or _PROBE_SECONDS)
     except Timeout as error:
         who = ""
         with contextlib.suppress(OSError):

@@ -111,6 +111,9 @@ class ThisProcess(contextlib.AbstractContextManager):
     def submit(self, order: Any) -> None:
         self._orders.append(order)
 
+    def cancel(self, order: Any) -> None:
+        self._orders = [each for each in self._orders if each is not order]
+
     def finished(self) -> Any:
         while self._orders:
             order = self._orders.pop(0)
