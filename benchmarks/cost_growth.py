@@ -59,7 +59,7 @@ def _steps(batch: int, length: int) -> dict[str, Any]:
     from peft_recipes.measuring.memory import PeakMemory
     from peft_recipes.planning.memory import FREED
     from peft_recipes.planning.step_memory import loaded_libraries_bytes, step_memory
-    from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
+    from peft_recipes.tasks.causal_losses import labelled_losses, tensors
 
     config = LlamaConfig(
         vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,

@@ -171,6 +171,7 @@ def step_figures(meter: Any, norms: list[float], tokens: list[int], seconds_befo
         "median_step_seconds": statistics.median(meter.steps[timed]),
         "disturbance": meter.disturbance.figures(meter.device),
         "step_seconds": meter.steps,
+        "data_seconds": meter.data_seconds,
         "tokens": tokens,
         "peak_memory_bytes": meter.memory.peak,
         "losses": [loss for _, loss in meter.losses],

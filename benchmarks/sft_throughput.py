@@ -88,7 +88,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     from peft_recipes.hardware.device import choose
     from peft_recipes.hardware.environment import environment
-    from peft_recipes.kernels import activations, allocator, onednn_linear
+    from peft_recipes.kernels import activations, allocator, lora_linear, onednn_linear
     from peft_recipes.measuring.steps import StepMeter
     from peft_recipes.tasks.registry import task_of
 
@@ -117,6 +117,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             recipe, _ = fit_targets(recipe, model.config)
             transformers.set_seed(0)
             model, _ = apply_arm(model, _arm(given, recipe), recipe.task, [])
+            if getattr(given, "one_operation", False):
+                lora_linear.speed_up(model, everywhere=True)
             trainer = task.trainer(model, prepared, arguments, [meter, norms_callback(norms)])
         else:
             trainer = _trl(given, model, recipe, prepared, hardware, folder, [meter, norms_callback(norms)])

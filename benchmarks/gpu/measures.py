@@ -101,7 +101,7 @@ def suite(result: Any, file: str) -> None:
     result.cell("pytest -m gpu", run, file=file)
 
 
-def _given(result: Any, rows: str, batch: int, shape: str, arm: str, tool: str, task: str = "sft") -> Any:
+def given_for(result: Any, rows: str, batch: int, shape: str, arm: str, tool: str, task: str = "sft") -> Any:
     file = workspace.recipe_file(result.work, shape, rows, batch * STEPS, result.device, result.tiny, task)
     return argparse.Namespace(
         recipe=str(file), arm=arm, one=tool, batch=batch, steps=STEPS, data="made", model=shape, compile=False,
@@ -109,7 +109,7 @@ def _given(result: Any, rows: str, batch: int, shape: str, arm: str, tool: str, 
     )  # fmt: skip
 
 
-def _about(rows: str, batch: int, **more: Any) -> dict[str, Any]:
+def about(rows: str, batch: int, **more: Any) -> dict[str, Any]:
     return {"rows": rows, "batch": batch, **more}
 
 
@@ -121,9 +121,9 @@ def sft(result: Any, shape: str, arm: str, tool: str, cells: list[tuple[str, int
     for rows, batch in cells:
         if tool == "trl-packed" and rows != "alpaca":
             continue  # its rows are of the packed length already
-        given = _given(result, rows, batch, shape, arm, tool)
-        result.cell(f"{rows}-batch{batch}", lambda: _without_environment(sft_throughput.measure(given)),  # noqa: B023
-                    **_about(rows, batch))  # fmt: skip
+        given = given_for(result, rows, batch, shape, arm, tool)
+        result.cell(f"{rows}-batch{batch}", lambda: without_environment(sft_throughput.measure(given)),  # noqa: B023
+                    **about(rows, batch))  # fmt: skip
 
 
 def dpo(result: Any, shape: str, tool: str, cells: list[tuple[str, int]]) -> None:
@@ -132,12 +132,12 @@ def dpo(result: Any, shape: str, tool: str, cells: list[tuple[str, int]]) -> Non
 
     result.data |= {"task": "dpo", "shape": shape, "arm": "lora", "tool": tool}
     for rows, batch in cells:
-        given = _given(result, rows, batch, shape, "lora", tool, "dpo")
-        result.cell(f"{rows}-batch{batch}", lambda: _without_environment(dpo_throughput.measure(given)),  # noqa: B023
-                    **_about(rows, batch))  # fmt: skip
+        given = given_for(result, rows, batch, shape, "lora", tool, "dpo")
+        result.cell(f"{rows}-batch{batch}", lambda: without_environment(dpo_throughput.measure(given)),  # noqa: B023
+                    **about(rows, batch))  # fmt: skip
 
 
-def _without_environment(made: dict[str, Any]) -> dict[str, Any]:
+def without_environment(made: dict[str, Any]) -> dict[str, Any]:
     made.pop("environment", None)
     return made
 
@@ -151,9 +151,9 @@ def other_tool(result: Any, shape: str, arm: str, tool: str, cells: list[tuple[s
     from gpu import other_tools
 
     for rows, batch in cells:
-        given = _given(result, rows, batch, shape, arm, tool)
+        given = given_for(result, rows, batch, shape, arm, tool)
         result.cell(f"{rows}-batch{batch}", lambda: getattr(other_tools, tool.replace("-", "_"))(given),  # noqa: B023
-                    **_about(rows, batch))  # fmt: skip
+                    **about(rows, batch))  # fmt: skip
 
 
 def plan(result: Any, shape: str, arms: tuple[str, ...], batch: int) -> None:
@@ -167,7 +167,7 @@ def plan(result: Any, shape: str, arms: tuple[str, ...], batch: int) -> None:
     from peft_recipes.tasks.registry import task_of
 
     result.data |= {"task": "sft", "shape": shape}
-    given = _given(result, "alpaca", batch, shape, "lora", "peft-recipes")
+    given = given_for(result, "alpaca", batch, shape, "lora", "peft-recipes")
     own = [name for name in arms if name in ("full", "lora", "qlora")]
     recipe = choose_arms(load_recipe(given.recipe), [*own, *(name for name in arms if name not in own)]).recipe
     recipe.to_yaml(Path(given.recipe).with_name(f"{shape}-plan.yaml"))

@@ -54,7 +54,8 @@ def device_tables(document: dict[str, Any]) -> str:
             f"A bf16 matrix product runs at {rate / 1e12:.0f} TFLOP/s here{of_peak}. The share of it counts 4 FLOP a "
             "weight and token for an adapter and 6 for full, and the LM head at labelled positions alone."
         )
-    lines += ["", *_training(steps, rate, peak), *_plan(steps), *_generation(steps), *_others(steps), ""]
+    lines += ["", *_training(steps, rate, peak), *_step_parts(steps), *_plan(steps), *_generation(steps),
+              *_others(steps), ""]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -77,7 +78,7 @@ def _training(steps: dict[str, Any], rate: float | None, peak: float | None) -> 
     lines = ["| setting | by | tokens/s | times trl's defaults | peak memory | share of the GEMM rate "
              "| losses differ by |", "|:---|:---|---:|---:|---:|---:|---:|"]  # fmt: skip
     for (task, shape, arm, rows, batch), by_tool in cells.items():
-        title = f"{task.upper()}, {_TITLES[shape]}, {arm}, {'Alpaca' if rows == 'alpaca' else rows} x {batch}"
+        title = f"{task.upper()}, {_TITLES[shape]}, {arm}, {_setting({'rows': rows, 'batch': batch})}"
         default = by_tool.get("trl-default", {})
         lines += [f"| {title} | {_TOOLS[tool]} | {' | '.join(_figures(tool, cell, default, rate, peak))} |"
                   for tool, cell in by_tool.items()]  # fmt: skip
@@ -106,6 +107,29 @@ def _figures(
 
 def _disturbed(cell: dict[str, Any]) -> bool:
     return (cell.get("disturbance") or {}).get("verdict") == "disturbed"
+
+
+def _step_parts(steps: dict[str, Any]) -> list[str]:
+    """Lines on waiting, batches and LoRA's layers."""
+    lines = []
+    for name, step in steps.items():
+        kind, cells = name.partition("-")[0], [cell for cell in step["cells"] if cell["status"] == "ok"]
+        if kind == "waiting" and cells:
+            counts = ", ".join(f"{cell['task']} {cell['waits_a_step']:g}" for cell in cells)
+            lines.append(f"- How often the host waits for the device in an optimizer step: {counts}.")
+        if kind == "sharing" and cells:
+            seconds = ", ".join(f"{cell['jobs']} at a time {cell['seconds']:.0f}" for cell in cells)
+            lines.append(f"- Seconds of a comparison of four runs, {_TITLES[step['shape']]}: {seconds}.")
+        for key, title in (("how", "batches collated"), ("way", "LoRA's layers by")):
+            if cells and key in cells[0]:
+                speeds = ", ".join(f"{_setting(cell)} {cell[key]} {cell['tokens_per_second']:,.0f}"
+                                   f"{', disturbed' if _disturbed(cell) else ''}" for cell in cells)  # fmt: skip
+                lines.append(f"- Tokens/s of SFT, {_TITLES[step['shape']]}, lora, {title}: {speeds}.")
+    return lines
+
+
+def _setting(cell: dict[str, Any]) -> str:
+    return f"{'Alpaca' if cell['rows'] == 'alpaca' else cell['rows']} x {cell['batch']}"
 
 
 def _plan(steps: dict[str, Any]) -> list[str]:

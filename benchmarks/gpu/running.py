@@ -51,22 +51,26 @@ class Running:
                     f"{step.name}: left out, {step.minutes:.1f} min are estimated and {max(left, 0) / 60:.1f} left"
                 )
                 continue
-            self._step(step, min(max(_SLACK * 60 * step.minutes, _LEAST_SECONDS), left))
+            file = self.out / "steps" / f"{step.name}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if done is not None and done["status"] == "interrupted" and not again(step.name):
+                write_json(file, done)  # its cells are kept
+            elif not _unfinished(file) or again(step.name):
+                file.unlink(missing_ok=True)
+            self._step(step, file, max(_SLACK * 60 * step.minutes, _LEAST_SECONDS), left)
 
-    def _step(self, step: Step, limit: float) -> None:
-        file = self.out / "steps" / f"{step.name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
+    def _step(self, step: Step, file: Path, limit: float, left: float) -> None:
         log, start = file.with_suffix(".log"), time.perf_counter()
         log.unlink(missing_ok=True)
         words = [step.name, "--out", str(file), "--work", str(self.work), "--device", self.device]
         process = self._start([*words, *(["--tiny"] if self.tiny else [])], log, step.quantised)
         ended = "ended"
         try:
-            until = time.monotonic() + limit
+            until = time.monotonic() + min(limit, left)
             while process.poll() is None:
                 if time.monotonic() > until:
-                    ended = f"the time limit of {limit:.0f} s"
+                    # Without time left it is no fault of the step: the next call goes on with it.
+                    ended = "interrupted" if left < limit else f"the time limit of {limit:.0f} s"
                     break
                 time.sleep(_POLL)
         except BaseException:
@@ -122,6 +126,11 @@ def read_results(out: Path) -> dict[str, Any]:
     return found
 
 
+def _unfinished(file: Path) -> bool:
+    """Whether a step's file is of a call that was killed."""
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] in ("running", "interrupted")
+
+
 def cells_line(made: dict[str, Any]) -> str:
     """Each cell in a few words."""
     words = []
@@ -131,6 +140,8 @@ def cells_line(made: dict[str, Any]) -> str:
             value = f"{cell['tokens_per_second']:,.0f} tokens/s"
             if "peak_memory_bytes" in cell:
                 value += f", {cell['peak_memory_bytes'] / 1e9:.2f} GB"
+        elif "waits_a_step" in cell:
+            value = f"{cell['waits_a_step']:g} waits a step"
         elif "ratio" in cell:
             value = f"plan {cell['ratio']:.2f} of measured"
         elif "flops_per_second" in cell:

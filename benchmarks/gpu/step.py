@@ -6,7 +6,12 @@ Each cell of the step is written to the file as it ends. A cell that runs out of
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
+import importlib
+import json
+import signal
 import sys
 import time
 import traceback
@@ -25,6 +30,8 @@ class Result:
     def __init__(self, step: Any, file: Path, work: Path, device: str, tiny: bool):
         self.step, self.file, self.work, self.device, self.tiny = step, file, work, device, tiny
         self.data: dict[str, Any] = {"step": step.name, "about": step.about, "status": "running", "cells": []}
+        earlier = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else []
+        self.earlier = {cell["cell"]: cell for cell in earlier if cell["status"] == "ok"}
 
     def write(self) -> None:
         from peft_recipes.runs.files import write_json
@@ -32,9 +39,13 @@ class Result:
         write_json(self.file, self.data)
 
     def cell(self, name: str, measure: Callable[[], dict[str, Any]], **about: Any) -> dict[str, Any]:
-        """Measure one cell and write it: its figures, or why it has none."""
+        """Measure one cell and write it: its figures, or why it has none. One of an interrupted call is kept."""
         import torch
 
+        if (kept := self.earlier.get(name)) is not None:
+            self.data["cells"].append(kept)
+            self.write()
+            return kept
         start, made = time.perf_counter(), {"cell": name, **about}
         if self.device == "cuda":
             made["allocated_before"] = torch.cuda.memory_allocated()  # what an earlier cell has left behind
@@ -74,7 +85,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
-    from gpu import measures
+    _end_with_parent()
     from gpu.steps import steps_of
     from peft_recipes.distributed.quiet import quiet_libraries
 
@@ -82,13 +93,20 @@ def main() -> None:
     step = next(step for step in steps_of(given.tiny) if step.name == given.name)
     result, start = Result(step, given.out, given.work, given.device, given.tiny), time.perf_counter()
     try:
-        getattr(measures, step.kind)(result, **step.options)
+        module, _, kind = step.kind.rpartition(".")
+        getattr(importlib.import_module(f"gpu.{module or 'measures'}"), kind)(result, **step.options)
         result.data["status"] = "ok"
     except Exception as error:
         traceback.print_exc()
         result.data |= result.failure(error)
     result.data["seconds"] = round(time.perf_counter() - start, 2)
     result.write()
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process with the one that started it: a killed on_gpu.py leaves no step on the GPU."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 STEPS = 8  # of each cell, the first 3 of which are warm-up
 PACKED = 2_048  # the length of a packed row
 TOOLS = ("peft-recipes", "trl-default", "trl-best", "trl-packed")
+WATCHED = ("sft", "sft padded", "dpo", "kto", "reward", "text-classification")  # whose waits are counted
+LORA_WAYS = ("peft", "one operation", "torch.compile")
 # Installed or not, they are named in the result.
 OTHER_TOOLS = {"unsloth": "unsloth", "llama-factory": "llamafactory"}
 ARMS_PLANNED = (
@@ -28,8 +30,8 @@ _PARAMETERS = {"smollm2-135m": 135e6, "qwen3-0.6b": 596e6, "llama3-8b": 8.0e9, "
 
 @dataclass(frozen=True)
 class Step:
-    """name: also its file's. kind: a function of gpu.measures. minutes: estimated, on a GPU. quantised: it needs
-    bitsandbytes, which a forked process lacks.
+    """name: also its file's. kind: a function of gpu.measures, or "MODULE.FUNCTION" of gpu. minutes: estimated, on a
+    GPU. quantised: it needs bitsandbytes, which a forked process lacks.
     """
 
     name: str
@@ -54,6 +56,7 @@ def steps_of(tiny: bool = False) -> list[Step]:
     made += [_sft(middle, "lora", tool, both) for tool in TOOLS]
     made += [_other(tool, shape, both[:1]) for tool in OTHER_TOOLS for shape in (small, middle)]
     made += [_dpo(small, tool, [("alpaca", 8), ("alpaca", 32)]) for tool in TOOLS[:3]]
+    made += [_waiting(small, 0.8), _loading(small, 32), _lora(small, both[::2], LORA_WAYS), _sharing(small)]
     made += [_plan(small, 8), _generation(small, [1, 32], 64), _memory(middle), _launch(small)]
     made += [_sft(shape, arm, tool, both) for shape in (small, middle) for arm in ("full", "qlora")
              for tool in TOOLS[:3]]  # fmt: skip
@@ -83,6 +86,9 @@ def _tiny() -> list[Step]:
         *[_other(tool, "tiny", cells[:1]) for tool in OTHER_TOOLS],
         _sft("tiny", "full", "peft-recipes", cells[:1]),
         *[_dpo("tiny", tool, cells[:1]) for tool in TOOLS[:3]],
+        _waiting("tiny", 0.1, ("sft", "sft padded", "dpo")),
+        _loading("tiny", 4),
+        _lora("tiny", cells[:1], ("peft", "one operation")),
         _plan("tiny", 4, ("full", "qlora")),
         _generation("tiny", [1, 4], 4),
         _memory("tiny"),
@@ -114,6 +120,28 @@ def _dpo(shape: str, tool: str, cells: list[tuple[str, int]]) -> Step:
     options = {"shape": shape, "tool": tool, "cells": cells}
     about = f"DPO, lora: {', '.join(f'{rows} x {batch}' for rows, batch in cells)}"
     return Step(f"dpo-{shape}-{tool}", "dpo", about, _minutes(shape, "lora", tool, cells, 3), options)
+
+
+def _waiting(shape: str, minutes: float, tasks: tuple[str, ...] = WATCHED) -> Step:
+    about = "how often the host waits for the GPU in a step of each task, and where"
+    return Step(f"waiting-{shape}", "step_parts.waiting", about, minutes, {"shape": shape, "tasks": tasks})
+
+
+def _loading(shape: str, batch: int) -> Step:
+    options = {"shape": shape, "rows": "alpaca", "batch": batch}
+    about = "SFT, lora: batches collated in workers and in the training process"
+    return Step(f"loading-{shape}", "step_parts.loading", about, 1.2, options)
+
+
+def _lora(shape: str, cells: list[tuple[str, int]], ways: tuple[str, ...]) -> Step:
+    about = f"SFT, lora, its layers by {', '.join(ways)}"
+    minutes = 0.5 * len(ways) * len(cells)
+    return Step(f"lora-{shape}", "step_parts.lora", about, minutes, {"shape": shape, "cells": cells, "ways": ways})
+
+
+def _sharing(shape: str) -> Step:
+    about = "a comparison's runs on this GPU one after another and two at a time"
+    return Step(f"sharing-{shape}", "step_parts.sharing", about, 2.5, {"shape": shape, "jobs": (1, 2)})
 
 
 def _plan(shape: str, batch: int, arms: tuple[str, ...] = ARMS_PLANNED) -> Step:

@@ -32,6 +32,7 @@ SEGMENTS = "segments"  # the Segments of packed sequences, for packed_attention.
 COMPLETIONS = "completion_mask"  # [2 pairs, length]: the tokens of the answers, chosen ones first, as in trl
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")  # [pairs]: log-probabilities under the reference model
 KEPT = "logits_to_keep"  # the columns whose next token is labelled: the LM head is computed for these alone
+PREDICTING = "predicting_columns"  # the same, where the model takes no such argument
 
 # Attention over a sequence costs as much as all else at about this many positions per unit of hidden size: measured on
 # SmolLM2-135M (a third of the matrix products' time at 640 positions, hidden size 576); by operations it would be six.
@@ -190,7 +191,7 @@ class PaddedCollator:
             EXAMPLES: _padded([[i] * length for i, length in enumerate(lengths)], -1),
             COUNTS: Counts(sum(lengths), mask.numel(), mask.numel() - sum(lengths), len(examples)),
         }
-        return {**batch, KEPT: predicting_columns(labels)} if self.keeps_logits else batch
+        return {**batch, KEPT if self.keeps_logits else PREDICTING: predicting_columns(labels)}
 
 
 def predicting_columns(labels: torch.Tensor) -> torch.Tensor:

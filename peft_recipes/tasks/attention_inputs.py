@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import extract_model_from_parallel, has_compiled_regions, is_compiled_module
 
-from peft_recipes.data.packing import COUNTS, EXAMPLES, KEPT, SEGMENTS
+from peft_recipes.data.packing import COUNTS, EXAMPLES, KEPT, PREDICTING, SEGMENTS
 from peft_recipes.kernels import packed_attention as attention
 
 if TYPE_CHECKING:
@@ -30,5 +30,5 @@ def attention_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]
 
 def plain_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs that trl's own code takes."""
-    plain = {k: v for k, v in inputs.items() if k not in (COUNTS, EXAMPLES, KEPT, SEGMENTS)}
+    plain = {k: v for k, v in inputs.items() if k not in (COUNTS, EXAMPLES, KEPT, PREDICTING, SEGMENTS)}
     return plain | attention_inputs(model, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 from peft_recipes.data import formats, mixing, sources, streaming
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.skipped import SkippedRows
-from peft_recipes.distributed import processes
-from peft_recipes.distributed.batches import split_batch
 from peft_recipes.errors import RecipeError, within
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.kernels import activations
 from peft_recipes.models import bases, quantisation
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import EMBEDDED, Dataset
-from peft_recipes.recipe.imports import import_module
-from peft_recipes.recipe.metrics import METRICS
 from peft_recipes.recipe.options import TASKS
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.tasks import reading, streamed
+from peft_recipes.tasks.run_options import loader_options, run_arguments
 from peft_recipes.trackers.choice import check_trackers
 
 if TYPE_CHECKING:
@@ -33,13 +29,11 @@ if TYPE_CHECKING:
     import torch.nn as nn
     from transformers import PretrainedConfig, Trainer, TrainingArguments
 
-_WORKERS = 2  # of a GPU's data loader: a packed batch takes a few milliseconds
-
 
 class Task(ABC):
     """Everything that differs between tasks; the stages of a run (training/) call these methods alone."""
 
-    collates_in_workers = False  # whether a GPU's batches are made in processes of their own
+    collates_in_workers = True  # on a GPU, whose batches are made in processes of their own
     sequences_per_example = 1  # sequences that the model computes for one example
     reads_test = True  # a scan sets False: then the test split is dropped before anything reads it
 
@@ -143,61 +137,9 @@ class Task(ABC):
         quiet: bool,
         defaults: dict[str, Any] | None = None,
     ) -> TrainingArguments:
-        """The training options of one run: the defaults that measuring needs, the recipe's own, then arm and seed.
-
-        defaults: the task's own.
-        """
-        options = {
-            "eval_strategy": "epoch",
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not smoothed over
-            "gradient_checkpointing": False,
-            **self._loader_options(hardware),
-            "disable_tqdm": quiet,
-            **hardware.training_arguments(),
-            **(defaults or {}),
-            **self.recipe.training,
-            "output_dir": str(folder),
-            "report_to": "none",  # training/tracking.py adds the trackers of a run
-            "seed": seed,
-            "data_seed": seed,
-        }
-        if options.get("load_best_model_at_end"):
-            best = (options.get("metric_for_best_model") or "loss").removeprefix("eval_")
-            # Trainer would take the highest perplexity as the best.
-            options = {"greater_is_better": METRICS[best].higher_is_better} | options
-            if "save_strategy" not in self.recipe.training:  # a best model needs a checkpoint at each evaluation
-                options |= {"save_strategy": options["eval_strategy"], "save_steps": options.get("eval_steps") or 500}
-        if processes.count() > 1:
-            batch_size, accumulation = split_batch(self.recipe.training, processes.count())
-            options |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        if arm is not None:
-            options["learning_rate"] = arm.learning_rate
-            options |= {"optim": arm.optim} if arm.optim else {}
-        if any(options.get(name) for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
-            # Read by Accelerate: compile one layer for all layers and lengths. Recompiling the complete model for each
-            # length would take longer than most runs.
-            for name in ("USE_REGIONAL_COMPILATION", "USE_DYNAMIC"):
-                os.environ.setdefault(f"ACCELERATE_DYNAMO_{name}", "true")
-        module, _, name = TASKS[self.recipe.task].arguments.partition(".")
-        arguments = getattr(import_module(module), name)(**options)
-        if self.recipe.dataset.streaming:
-            arguments.accelerator_config.dispatch_batches = False
-        arguments.lora_plus_ratio = arm.lora_plus_ratio if arm is not None else None  # read by MethodMixin
-        return arguments
-
-    def _loader_options(self, hardware: Hardware) -> dict[str, Any]:
-        """On a GPU batches are collated ahead of their steps in processes of their own, and pinned."""
-        on_gpu = hardware.device == "cuda"
-        options: dict[str, Any] = {"dataloader_pin_memory": on_gpu}
-        # A stream would be read by each worker from its beginning.
-        ahead = on_gpu and self.collates_in_workers and not self.recipe.dataset.streaming
-        workers = min(_WORKERS, max((os.cpu_count() or 1) - 1, 0))
-        if ahead and workers and "dataloader_num_workers" not in self.recipe.training:
-            options |= {"dataloader_num_workers": workers, "dataloader_persistent_workers": True}
-            options |= {"dataloader_prefetch_factor": 2}
-        return options
+        """The training options of one run (run_options.py). defaults: the task's own."""
+        loading = loader_options(self.recipe, hardware.device, self.collates_in_workers)
+        return run_arguments(self.recipe, arm, seed, hardware, folder, quiet, {**loading, **(defaults or {})})
 
     def check_arguments(self, arm: Arm | None, hardware: Hardware) -> None:
         """Raise RecipeError for training options that their own class refuses, and where bitsandbytes is missing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +29,15 @@ from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.dataset import LAST, WEIGHTED
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.scoring import answers
-from peft_recipes.scoring.generation import room
-from peft_recipes.tasks import metrics, reading, streamed
+from peft_recipes.tasks import greedy, metrics, reading, streamed
 from peft_recipes.tasks.base import Task
+from peft_recipes.tasks.causal_losses import labelled_losses, logits_bytes, tensors
 from peft_recipes.tasks.causal_trainer import (
     LOGITS_BYTES,
     CausalTrainer,
     PrefixSharingMixin,
     base_model_of,
     is_prompt_learning,
-    labelled_losses,
-    logits_bytes,
-    tensors,
 )
 
 if TYPE_CHECKING:
@@ -50,8 +46,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _SAMPLED_BATCHES = 32  # the largest of so many random batches is the one of a memory estimate
-_TIMED_TOKENS = 32  # generated to measure the speed
-_ANSWER_TOKENS = 64  # generated at most to answer a prompt
 
 
 def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -62,7 +56,6 @@ def causal_metrics(prediction: EvalPrediction) -> dict[str, float]:
 class Causal(Task):
     """A causal language model, trained with trl's SFTTrainer on examples that are tokenised and labelled here."""
 
-    collates_in_workers = True
     trainer_class: type[PrefixSharingMixin] = CausalTrainer
     metrics = staticmethod(causal_metrics)
     duplicate_columns: tuple[str, ...] = ()  # by which examples of two splits are the same; (): all columns
@@ -286,29 +279,10 @@ class Causal(Task):
         return tokenizer(prompt, return_tensors="pt")["input_ids"]
 
     def answer(self, model: nn.Module, prepared: Prepared) -> list[dict[str, str]] | None:
-        given = []
-        for row in self.recipe.prompts:
-            ids = self.prompt_tokens(row["prompt"], prepared.processor).to(model.device)
-            room = positions_left(model, ids)
-            if room < 1:
-                why = f"the prompt has {ids.shape[1]:,} tokens, and the model has no position left for an answer"
-                given.append({**row, "answer": "", "skipped": why})
-                continue
-            generated = _greedy(model, ids, prepared.processor, max_new_tokens=min(_ANSWER_TOKENS, room))
-            text = prepared.processor.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
-            given.append({**row, "answer": text})
-        return given or None
+        return greedy.answers(model, prepared.processor, self.recipe.prompts, self.prompt_tokens)
 
     def generation_speed(self, model: nn.Module, prepared: Prepared) -> float:
-        prompt = self.recipe.prompts[0]["prompt"] if self.recipe.prompts else "The"
-        ids = self.prompt_tokens(prompt, prepared.processor).to(model.device)
-        if (missing := _TIMED_TOKENS - positions_left(model, ids)) > 0:
-            ids = ids[:, min(missing, ids.shape[1] - 1) :]  # the end of a prompt near the context's length
-        count = min(_TIMED_TOKENS, positions_left(model, ids))
-        _greedy(model, ids, prepared.processor, max_new_tokens=min(4, count))  # warm-up
-        start = time.perf_counter()
-        tokens = _greedy(model, ids, prepared.processor, max_new_tokens=count, min_new_tokens=count)
-        return (tokens.shape[1] - ids.shape[1]) / (time.perf_counter() - start)
+        return greedy.tokens_per_second(model, prepared.processor, self.recipe.prompts, self.prompt_tokens)
 
 
 def labelled_bytes(prepared: Prepared, split: str) -> int:
@@ -316,25 +290,3 @@ def labelled_bytes(prepared: Prepared, split: str) -> int:
     labels = ([token for token in row if token != IGNORED] for row in prepared.splits[split]["labels"])
     texts = prepared.processor.batch_decode(list(labels), skip_special_tokens=True)
     return sum(len(text.encode()) for text in texts)
-
-
-def positions_left(model: nn.Module, ids: torch.Tensor) -> int:
-    """How many tokens the model can generate after a prompt; _ANSWER_TOKENS where its positions have no limit."""
-    left = room(model, ids.shape[1])
-    return _ANSWER_TOKENS if left is None else left
-
-
-def _greedy(model: nn.Module, ids: torch.Tensor, tokenizer: Any, **options: Any) -> torch.Tensor:
-    model.eval()
-    with torch.no_grad():
-        return model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            **options,
-        )

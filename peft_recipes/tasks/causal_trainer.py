@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
 from trl import SFTTrainer
 
 from peft_recipes.data.packing import (
-    COMPLETIONS,
     COUNTS,
-    EXAMPLES,
     IGNORED,
     KEPT,
-    REFERENCES,
-    SEGMENTS,
     PaddedCollator,
     SharedPrefixCollator,
-    predicting_columns,
     why_padded,
 )
 from peft_recipes.distributed import processes
-from peft_recipes.kernels import activations
 from peft_recipes.kernels.packed_attention import windows_of
-from peft_recipes.kernels.token_losses import token_losses
 from peft_recipes.tasks.attention_choice import Trial, as_before, choose_attention
-from peft_recipes.tasks.attention_inputs import attention_inputs, plain_inputs
+from peft_recipes.tasks.attention_inputs import plain_inputs
+from peft_recipes.tasks.causal_losses import (
+    example_sums,
+    fused_example_sums,
+    labelled_losses,
+    largest_gap,
+    logits_bytes,
+    only_losses,
+)
 from peft_recipes.tasks.trainer import TrainerMixin
+from peft_recipes.tasks.trl_metrics import TrlMetricsMixin, unread_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 # Logits beyond this many bytes are left to trl's fused LM head, which computes them in chunks, and twice: that saves
 # memory which a few hundred labelled positions don't need, and costs a third of a small model's step.
 LOGITS_BYTES = 512 * 2**20
-_NOT_FOR_FORWARD = {"labels", EXAMPLES, COUNTS, SEGMENTS, COMPLETIONS, *REFERENCES}
 
 
 class Batches(NamedTuple):
@@ -134,7 +134,7 @@ class PrefixSharingMixin(TrainerMixin):
             examples = examples[: len(examples) // 2]
         shared = partial(cls.shared_collator.for_model, base, pad_token_id, max_row_tokens)
         config = base.config.get_text_config()
-        trial = Trial(model, config, shared, examples, padded(examples), largest_gap, _only_losses, half, compiled)
+        trial = Trial(model, config, shared, examples, padded(examples), largest_gap, only_losses, half, compiled)
         # Rank 0 alone is sure to hold the weights by now, and all ranks must choose the same.
         chosen = processes.from_rank_zero(partial(choose_attention, trial, kernel))
         if chosen.kernel is None:
@@ -157,14 +157,16 @@ def adapter_dtypes_kept(model: nn.Module) -> Iterator[None]:
             parameter.data = trainable[name].to(parameter.device)
 
 
-class CausalTrainer(PrefixSharingMixin, SFTTrainer):
+class CausalTrainer(TrlMetricsMixin, PrefixSharingMixin, SFTTrainer):
     """trl's SFTTrainer on our collators' batches; evaluation gives the loss of every example."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the labelled tokens of the optimizer step, over all its batches and ranks, as in trl."""
         other_terms = self.label_smoother is not None or self.aux_loss_enabled or self.compute_loss_func is not None
         if other_terms or self.args.loss_type != "nll":
-            return super().compute_loss(model, plain_inputs(model, inputs), return_outputs, num_items_in_batch)
+            with unread_metrics(model) as called:
+                loss = super().compute_loss(called, plain_inputs(model, inputs), False, num_items_in_batch)
+            return (loss, None) if return_outputs else loss
         if self._logits_fit(inputs):
             total, count = labelled_losses(model, inputs)[0].sum(), (inputs["labels"][:, 1:] != IGNORED).sum()
         else:
@@ -182,81 +184,8 @@ class CausalTrainer(PrefixSharingMixin, SFTTrainer):
                 sums = example_sums(model, inputs, counts.examples)
             else:
                 output = model(**plain_inputs(model, inputs), use_cache=False, fused_lm_head=True)
-                sums = _fused_example_sums(output, inputs, counts.examples)
+                sums = fused_example_sums(output, inputs, counts.examples)
         return None, sums, torch.zeros(len(sums), 1, device=sums.device)
-
-
-def labelled_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute cross-entropy where a label is predicted: losses [rows, kept] (0 without a label), logits and targets.
-
-    A backward pass through the losses overwrites the logits (token_losses.py).
-    """
-    kept = kept_columns(inputs)
-    forward = {k: v for k, v in inputs.items() if k not in _NOT_FOR_FORWARD}
-    with activations.recomputed():
-        logits = model(**forward, **attention_inputs(model, inputs), use_cache=False).logits
-    if KEPT not in inputs:
-        logits = logits[:, -inputs["labels"].shape[1] :].index_select(1, kept)  # without virtual tokens
-    logits = logits.float()
-    targets = inputs["labels"].index_select(1, kept + 1)
-    losses = token_losses(logits.flatten(0, 1), targets.flatten(), IGNORED)
-    return losses.view_as(targets), logits, targets
-
-
-def _only_losses(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-    return labelled_losses(model, inputs)[0]
-
-
-def kept_columns(inputs: dict[str, Any]) -> torch.Tensor:
-    """[kept] the columns that predict a label; also for a model that computes its logits for all columns."""
-    return inputs[KEPT] if KEPT in inputs else predicting_columns(inputs["labels"])
-
-
-def example_sums(model: nn.Module, inputs: dict[str, Any], examples: int) -> torch.Tensor:
-    """[examples, 3]: each example's summed loss, labelled tokens and correctly predicted tokens."""
-    losses, logits, targets = labelled_losses(model, inputs)
-    example_ids = inputs[EXAMPLES].index_select(1, kept_columns(inputs) + 1)
-    return _sum_by_example(example_ids, targets != IGNORED, losses, logits.argmax(-1) == targets, examples)
-
-
-def _fused_example_sums(output: Any, inputs: dict[str, Any], examples: int) -> torch.Tensor:
-    """example_sums of trl's fused LM head, whose columns are those of the labels shifted by one."""
-    example_ids = inputs[EXAMPLES][:, 1:]
-    width = example_ids.shape[1]  # without virtual tokens
-    per_token = (output.label_mask.bool(), -output.log_probs.float(), output.is_top1.bool())
-    mask, losses, correct = (values[:, -width:] for values in per_token)
-    return _sum_by_example(example_ids, mask, losses, correct, examples)
-
-
-def _sum_by_example(
-    example_ids: torch.Tensor, mask: torch.Tensor, losses: torch.Tensor, correct: torch.Tensor, examples: int
-) -> torch.Tensor:
-    dtype = torch.float32 if losses.device.type == "mps" else torch.float64
-    values = torch.stack([losses.to(dtype), mask.to(dtype), correct.to(dtype)], dim=-1) * mask.unsqueeze(-1)
-    sums = torch.zeros(examples, 3, dtype=dtype, device=losses.device)
-    return sums.index_add_(0, example_ids.clamp(min=0).flatten(), values.flatten(0, 1))
-
-
-@torch.no_grad()
-def largest_gap(model: nn.Module, first: dict[str, Any], second: dict[str, Any]) -> float:
-    """The largest relative difference of an example's loss between two batches of the same examples, no dropout.
-
-    Infinite for a model that can't take the batch's attention mask.
-    """
-    examples = int(second[EXAMPLES].max()) + 1
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        one, two = (
-            example_sums(model, send_to_device(tensors(batch), device), examples)[:, 0] for batch in (first, second)
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return float("inf")
-    finally:
-        model.train(was_training)
-    return float(((one - two).abs() / two.abs().clamp(min=1e-6)).max())
 
 
 @torch.no_grad()
@@ -280,16 +209,6 @@ def _fused_head_is_exact(model: nn.Module, example: dict[str, Any]) -> bool:
 def half_precision(args: Any) -> torch.dtype | None:
     """The dtype of a run in half precision, by its TrainingArguments."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
-def logits_bytes(config: Any, batch: dict[str, Any]) -> int:
-    """Bytes of a batch's logits in fp32 at the positions that predict a label."""
-    return len(batch["labels"]) * len(batch[KEPT]) * config.get_text_config().vocab_size * 4
-
-
-def tensors(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch without its counts: its tensors and its segments."""
-    return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) or k == SEGMENTS}
 
 
 def base_model_of(model: nn.Module) -> nn.Module:

@@ -24,5 +24,7 @@ class ExampleMeanMixin:
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        examples = torch.tensor(sum(batch[COUNTS].examples for batch in batch_samples), device=device)
+        examples = torch.full(
+            (), sum(batch[COUNTS].examples for batch in batch_samples), device=device
+        )  # no copy, no waiting
         return self.accelerator.gather(examples).sum() if self.args.average_tokens_across_devices else examples

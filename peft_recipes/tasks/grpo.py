@@ -33,7 +33,7 @@ from peft_recipes.scoring import answers
 from peft_recipes.scoring.text_metrics import scorer
 from peft_recipes.tasks import reading
 from peft_recipes.tasks.base import Task
-from peft_recipes.tasks.causal_trainer import tensors
+from peft_recipes.tasks.causal_losses import tensors
 from peft_recipes.tasks.grpo_trainer import PROMPT, REFERENCE, ROW, AnswerTrainer, reward_function
 from peft_recipes.tasks.kto import check_reachable
 from peft_recipes.tasks.sft import SupervisedFineTuning

@@ -75,6 +75,8 @@ class HeadTrainer(ClassificationTrainer):
     ) -> ClassificationTrainer:
         args = copy.copy(self.args)
         args.remove_unused_columns = False
+        args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None  # features are only stacked
+        args.dataloader_persistent_workers = False
         args.label_names = ["labels"]
         # Both names of gradient checkpointing: it concerns the backbone, which is not trained.
         args.gradient_checkpointing = args.activation_checkpointing = False

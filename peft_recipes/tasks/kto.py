@@ -32,7 +32,7 @@ from peft_recipes.recipe.arm import Arm
 from peft_recipes.runs.predictions import Evaluation
 from peft_recipes.tasks import metrics
 from peft_recipes.tasks.base import Task
-from peft_recipes.tasks.causal_trainer import tensors
+from peft_recipes.tasks.causal_losses import tensors
 from peft_recipes.tasks.dpo import TIE, Preferences
 from peft_recipes.tasks.kto_trainer import (
     COMPLETION,

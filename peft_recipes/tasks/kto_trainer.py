@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from peft_recipes.tasks.causal_trainer import adapter_dtypes_kept
 from peft_recipes.tasks.example_mean import ExampleMeanMixin
 from peft_recipes.tasks.preference_trainer import no_reference_adapter
 from peft_recipes.tasks.trainer import TrainerMixin
+from peft_recipes.tasks.trl_metrics import TrlMetricsMixin, unread_metrics
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 # Columns of an example, as in trl. KL: the answer of another example, from which trl estimates the KL term.
 PROMPT, COMPLETION, KL_COMPLETION, LABEL = "prompt_ids", "completion_ids", "KL_completion_ids", "label"
 REFERENCE, KL_REFERENCE = "ref_logps", "ref_KL_logps"
+BY_LABEL = ("desirable", "undesirable")  # of a batch: [n] the indices of its examples with that label
 # Columns of what evaluation predicts for each example.
 PREDICTED = ("log_probability", "kl_log_probability", "reference", "kl_reference", "label")
 
 
 @dataclass
 class LabelledCollator:
-    """Collate examples as trl does, to a padded batch, with its Counts.
+    """Collate examples as trl does, to a padded batch, with its Counts and the indices of the examples by label.
 
     What is computed for the KL term counts as computed positions, not as tokens that are trained on.
     """
@@ -41,10 +44,12 @@ class LabelledCollator:
         masks = [batch["attention_mask"], batch["KL_attention_mask"]]
         computed, filled = sum(mask.numel() for mask in masks), sum(int(mask.sum()) for mask in masks)
         counts = Counts(int(masks[0].sum()), computed, computed - filled, len(examples))
-        return {**batch, COUNTS: counts}
+        by_label = (torch.tensor([i for i, e in enumerate(examples) if bool(e[LABEL]) is wanted], dtype=torch.long)
+                    for wanted in (True, False))  # fmt: skip
+        return {**batch, COUNTS: counts, **dict(zip(BY_LABEL, by_label, strict=True))}
 
 
-class LabelledTrainer(ExampleMeanMixin, TrainerMixin, KTOTrainer):
+class LabelledTrainer(TrlMetricsMixin, ExampleMeanMixin, TrainerMixin, KTOTrainer):
     """trl's KTOTrainer; evaluation gives the log-probabilities of every answer."""
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
@@ -59,8 +64,11 @@ class LabelledTrainer(ExampleMeanMixin, TrainerMixin, KTOTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the examples of the optimizer step: trl's mean over a batch, weighted by its examples."""
-        with activations.recomputed():
-            loss = super().compute_loss(model, inputs, False)
+        by_label = [inputs.pop(key) for key in BY_LABEL]
+        # Of examples of one label alone trl asks which metrics there are, so it has to read their number.
+        unread = all(map(len, by_label))
+        with activations.recomputed(), unread_metrics(model, by_label) if unread else nullcontext(model) as called:
+            loss = super().compute_loss(called, inputs, False)
         self._metrics["train" if self.model.training else "eval"].pop("num_tokens", None)  # run.json has our own counts
         examples = self.examples_in_batch
         loss = self.step_mean(loss * examples, examples, num_items_in_batch, model)

@@ -102,7 +102,9 @@ def _orthogonality_penalty(model: nn.Module) -> torch.Tensor | float:
     for name, weight in tuner.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             product = weight @ weight.T if "lora_A" in name else weight.T @ weight
-            distances.append(torch.linalg.norm(product - torch.eye(len(product)).to(product)))
+            distances.append(
+                torch.linalg.norm(product - torch.eye(len(product), dtype=product.dtype, device=product.device))
+            )
     factor = tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight
     return factor * torch.stack(distances).mean() if distances else 0.0
 

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import DPOTrainer
 
-from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, REFERENCES
+from peft_recipes.data.packing import COMPLETIONS, COUNTS, EXAMPLES, IGNORED, KEPT, PREDICTING, REFERENCES
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
 from peft_recipes.tasks.attention_inputs import attention_inputs
-from peft_recipes.tasks.causal_trainer import (
-    PrefixSharingMixin,
-    kept_columns,
-    labelled_losses,
-)
+from peft_recipes.tasks.causal_losses import kept_columns, labelled_losses
+from peft_recipes.tasks.causal_trainer import PrefixSharingMixin
 from peft_recipes.tasks.example_mean import ExampleMeanMixin
+from peft_recipes.tasks.trl_metrics import TrlMetricsMixin, unread_metrics
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -29,7 +27,7 @@ _LOGGED_OF_LOGITS = ("entropy", "logits/chosen", "logits/rejected", "mean_token_
 PREDICTED = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens", "loss")
 
 
-class PreferenceTrainer(ExampleMeanMixin, PrefixSharingMixin, DPOTrainer):
+class PreferenceTrainer(TrlMetricsMixin, ExampleMeanMixin, PrefixSharingMixin, DPOTrainer):
     """trl's DPOTrainer on our collators' batches, with the reference log-probabilities as columns of the dataset.
 
     Only the policy's log-probabilities come from elsewhere; trl turns them into the loss. Entropy and mean logits,
@@ -54,9 +52,9 @@ class PreferenceTrainer(ExampleMeanMixin, PrefixSharingMixin, DPOTrainer):
         if self._logits_fit(inputs) or "position_ids" in inputs:
             loss = self._loss_of(self._per_token(model, inputs), inputs)
         else:
-            plain = {k: v for k, v in inputs.items() if k not in ("labels", COUNTS, EXAMPLES, KEPT)}
-            with metrics_of_this_rank(self.accelerator):
-                loss = super()._compute_loss(model, plain, False)
+            plain = {k: v for k, v in inputs.items() if k not in ("labels", COUNTS, EXAMPLES, KEPT, PREDICTING)}
+            with metrics_of_this_rank(self.accelerator), unread_metrics(model) as called:
+                loss = super()._compute_loss(called, plain, False)
         pairs = inputs[COUNTS].examples if COUNTS in inputs else self.examples_in_batch
         loss = self.step_mean(loss * pairs, pairs, num_items_in_batch, model)
         return (loss, None) if return_outputs else loss
@@ -86,8 +84,8 @@ class PreferenceTrainer(ExampleMeanMixin, PrefixSharingMixin, DPOTrainer):
                 setattr(output, key, torch.zeros_like(per_token.log_probs, dtype=dtype))
         plain = {"input_ids": mask, "attention_mask": mask, COMPLETIONS: mask}
         plain |= {key: inputs[key] for key in REFERENCES}
-        with metrics_of_this_rank(self.accelerator):
-            loss = super()._compute_loss(lambda **_: output, plain, False)
+        with metrics_of_this_rank(self.accelerator), unread_metrics(lambda **_: output) as called:
+            loss = super()._compute_loss(called, plain, False)
         unknown = () if getattr(per_token, "entropy", None) is not None else _LOGGED_OF_LOGITS
         for key in (*unknown, "num_tokens"):  # our own token counts survive a resumed run
             self._metrics[mode].pop(key, None)

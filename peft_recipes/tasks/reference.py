@@ -20,7 +20,8 @@ from peft_recipes.distributed import processes
 from peft_recipes.hardware.device import Hardware, synchronise
 from peft_recipes.measuring.memory import PeakMemory
 from peft_recipes.runs.files import write_json
-from peft_recipes.tasks.causal_trainer import LOGITS_BYTES, logits_bytes, tensors
+from peft_recipes.tasks.causal_losses import logits_bytes, tensors
+from peft_recipes.tasks.causal_trainer import LOGITS_BYTES
 from peft_recipes.tasks.preference_trainer import answer_log_probs, token_log_probs
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from peft_recipes.tasks.causal_trainer import adapter_dtypes_kept
 from peft_recipes.tasks.example_mean import ExampleMeanMixin
 from peft_recipes.tasks.preference_trainer import metrics_of_this_rank
 from peft_recipes.tasks.trainer import TrainerMixin
+from peft_recipes.tasks.trl_metrics import TrlMetricsMixin, unread_metrics
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -36,7 +37,7 @@ class PairCollator:
         return {**batch, COUNTS: Counts(tokens, computed, computed - tokens, len(examples))}
 
 
-class ScoreTrainer(ExampleMeanMixin, TrainerMixin, RewardTrainer):
+class ScoreTrainer(TrlMetricsMixin, ExampleMeanMixin, TrainerMixin, RewardTrainer):
     """trl's RewardTrainer; evaluation gives both scores of every pair."""
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
@@ -45,8 +46,8 @@ class ScoreTrainer(ExampleMeanMixin, TrainerMixin, RewardTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None):
         """The mean over the pairs of the optimizer step: trl's mean over a batch, weighted by the pairs in it."""
-        with metrics_of_this_rank(self.accelerator), activations.recomputed():
-            loss = super().compute_loss(model, dict(inputs), False)
+        with metrics_of_this_rank(self.accelerator), activations.recomputed(), unread_metrics(model) as called:
+            loss = super().compute_loss(called, dict(inputs), False)
         self._metrics["train" if self.model.training else "eval"].pop("num_tokens", None)  # run.json has our own counts
         pairs = self.examples_in_batch
         loss = self.step_mean(loss * pairs, pairs, num_items_in_batch, model)

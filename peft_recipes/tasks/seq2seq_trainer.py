@@ -24,12 +24,16 @@ _DECODER_INPUTS = "decoder_input_ids"
 class Seq2SeqCollator:
     """transformers' DataCollatorForSeq2Seq, and the batch's Counts: tokens and padding of both sides.
 
-    The collator adds decoder_input_ids, the labels shifted by one, where the model has a method for it.
+    The collator adds decoder_input_ids, the labels shifted by one, where the model has a method for it, which reads
+    its configuration alone: the model given to it is one without weights, so that a worker can have it.
     """
 
     def __init__(self, tokenizer: Any, model: nn.Module):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._collate = DataCollatorForSeq2Seq(tokenizer, model=base, label_pad_token_id=IGNORED)
+        empty = type(base).__new__(type(base))
+        torch.nn.Module.__init__(empty)
+        empty.config = base.config
+        self._collate = DataCollatorForSeq2Seq(tokenizer, model=empty, label_pad_token_id=IGNORED)
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = dict(self._collate([{key: example[key] for key in MODEL_COLUMNS} for example in examples]))

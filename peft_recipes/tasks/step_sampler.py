@@ -89,6 +89,7 @@ def shard_loader(loader: DataLoaderShard, args: TrainingArguments, dropped: int 
         batch_sampler=sampler,
         collate_fn=_MaskingCollator(loader.collate_fn),
         device=loader.device,
+        _non_blocking=loader._non_blocking,
         **{name: getattr(loader, name) for name in _LOADER_OPTIONS},
     )
 

@@ -76,6 +76,18 @@ def test_the_plan_is_close_to_the_measured_peak(whole):
         assert 0.8 < cell["ratio"] < 1.2, cell
 
 
+def test_the_host_of_a_packed_step_waits_for_nothing(whole):
+    waits = {name: cell["waits_a_step"] for name, cell in cells(whole[1]["waiting-tiny"]).items()}
+    assert waits["sft"] == waits["dpo"] == 0 < waits["sft padded"] <= 2
+
+
+def test_batches_and_lora_layers_are_measured_each_way_with_equal_losses(whole):
+    for name, ways in (("loading-tiny", ["in-process", "in-workers"]), ("lora-tiny", ["peft", "one operation"])):
+        made = whole[1][name]["cells"]
+        assert [cell.get("how", cell.get("way")) for cell in made] == ways
+        assert made[0]["losses"] == pytest.approx(made[1]["losses"], abs=1e-5)
+
+
 def test_an_arm_without_memory_is_a_row_beside_one_that_ran(whole):
     made = whole[1]["out-of-memory"]["cells"][0]
     assert made["arms"] == {"huge": "out-of-memory", "lora": "ok"}
@@ -138,6 +150,68 @@ def test_a_crash_and_a_step_without_end_are_results_and_the_next_step_runs(on_gp
     assert "code -6" in results["crash"]["error"] and "the time limit of 0 s" in results["endless"]["error"]
 
 
+def test_a_step_without_minutes_left_and_one_that_was_killed_go_on_with_their_next_cell(on_gpu, tmp_path, monkeypatch):
+    from gpu import running
+    from gpu.step import Result
+    from gpu.steps import Step
+
+    step, measured = Step("two", "x", "", 0.001), []
+
+    def start(self, words, log, quantised):
+        """A step of two cells, whose first call ends in the second."""
+        import subprocess
+
+        result = Result(step, Path(words[2]), tmp_path, "cpu", True)
+        result.cell("first", lambda: measured.append(1) or {"tokens": 1})
+        if len(measured) == 1:
+            return subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+        result.cell("second", lambda: {"tokens": 2})
+        result.data["status"] = "ok"
+        result.write()
+        return subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+
+    def call(seconds):
+        made = running.Running(tmp_path, tmp_path, "cpu", True, seconds / 60, lambda line: None)
+        made.run([step], lambda name: False)
+        return made.results["two"]
+
+    monkeypatch.setattr(running.Running, "_start", start)
+    made = call(0.5)
+    assert made["status"] == "interrupted" and [cell["cell"] for cell in made["cells"]] == ["first"]
+    (tmp_path / "steps" / "two.json").unlink()  # the one file alone is enough
+    measured.append("again")
+    made = call(60)
+    assert made["status"] == "ok" and [cell["cell"] for cell in made["cells"]] == ["first", "second"]
+    assert measured == [1, "again"]
+
+    file = tmp_path / "killed" / "steps" / "two.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({**made, "status": "running", "cells": made["cells"][:1]}))
+    assert not running.read_results(tmp_path / "killed")
+    assert list(Result(step, file, tmp_path, "cpu", True).earlier) == ["first"]
+
+
+def test_runs_on_one_device_are_compared_by_how_many_share_it(on_gpu, tmp_path, monkeypatch):
+    from gpu import page, step_parts
+    from gpu.step import Result
+    from gpu.steps import Step
+
+    import peft_recipes
+
+    def compare(recipe, arms, seeds, output, jobs):
+        assert list(arms) == ["full", "lora"] and jobs in (1, 2) and recipe.training["max_steps"] == 20
+        arm = {"status": "ok", "metrics": {"test": {"loss": 1.0}}}
+        return type("Made", (), {"data": {"arms": dict.fromkeys(arms, arm)}})
+
+    monkeypatch.setattr(peft_recipes, "compare", compare)
+    result = Result(Step("sharing-tiny", "x", "", 1), tmp_path / "one.json", tmp_path, "cpu", True)
+    step_parts.sharing(result, "tiny", (1, 2))
+    assert [cell["status"] for cell in result.data["cells"]] == ["ok", "ok"], result.data
+    assert result.data["cells"][1]["test_losses"] == {"full": 1.0, "lora": 1.0}
+    (line,) = page._step_parts({"sharing-tiny": result.data})
+    assert "1 at a time 0, 2 at a time 0" in line
+
+
 def test_the_list_has_every_measurement_that_the_page_promises(on_gpu, capsys):
     on_gpu.main(["--list"])
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -190,6 +264,7 @@ def test_the_page_has_a_row_for_each_cell_and_tool(on_gpu, whole, tmp_path):
     rows = [line for line in text.splitlines() if line.startswith(("| SFT", "| DPO"))]
     assert len(rows) == 7 + 3 + 1 and all(row.count("|") == 8 for row in rows)
     assert "| SFT, tiny Llama, lora, Alpaca x 4 | trl, best flags |" in text and " skipped" in text
+    assert "sft 0, " in text and "batches collated: Alpaca x 4 in-process" in text
     assert "huge out-of-memory, lora ok" in text and "one process on gloo" in text and "2 arms" in text
 
 

@@ -23,7 +23,7 @@ from peft_recipes.data.packing import (
     why_padded,
 )
 from peft_recipes.tasks import causal_trainer
-from peft_recipes.tasks.causal_trainer import example_sums, labelled_losses, largest_gap
+from peft_recipes.tasks.causal_losses import example_sums, labelled_losses, largest_gap
 from peft_recipes.tasks.registry import task_of
 
 

@@ -9,7 +9,7 @@ import transformers
 from causal_models import VOCABULARY, model_of
 
 from peft_recipes.data.packing import IGNORED
-from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
+from peft_recipes.tasks.causal_losses import labelled_losses, tensors
 
 WINDOW = 6  # of the sliding layers, shorter than the examples
 

@@ -28,7 +28,7 @@ from peft_recipes.kernels import flex_segments, packed_attention, varlen_attenti
 from peft_recipes.kernels.packed_attention import FLEX, KERNELS, MASK, PARTS, VARLEN, Preparation, kernels_for
 from peft_recipes.kernels.segments import Part, Segments, for_varlen
 from peft_recipes.recipe.validation import PACKED_ATTENTION
-from peft_recipes.tasks.causal_trainer import labelled_losses
+from peft_recipes.tasks.causal_losses import labelled_losses
 
 
 def assert_same(model, packed, padded):

@@ -10,7 +10,7 @@ from peft_recipes import train
 from peft_recipes.data.packing import PaddedCollator, SharedPrefixCollator
 from peft_recipes.data.preference_packing import PaddedPairsCollator, SharedPromptCollator
 from peft_recipes.kernels.packed_attention import FLEX, MASK, VARLEN
-from peft_recipes.tasks.causal_trainer import labelled_losses, tensors
+from peft_recipes.tasks.causal_losses import labelled_losses, tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

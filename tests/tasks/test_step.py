@@ -1,4 +1,4 @@
-"""A step's host: it does not wait for the device before the loss is logged; its batches; the loss scale of fp16."""
+"""A step's host: its optimizer, its loss's precision, its batches ahead of it, the loss scale of fp16."""
 
 from __future__ import annotations
 
@@ -6,67 +6,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from packed_batches import PAIRS, SHARED, small, tensors
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import Waits
 
 from peft_recipes import Arm, train
 from peft_recipes.data.packing import KEPT, SharedPrefixCollator
 from peft_recipes.data.preference_packing import SharedPromptCollator
 from peft_recipes.hardware.device import Hardware
-from peft_recipes.tasks.causal_trainer import labelled_losses
+from peft_recipes.tasks.causal_losses import labelled_losses
 from peft_recipes.tasks.preference_trainer import token_log_probs
 from peft_recipes.tasks.registry import task_of
+from peft_recipes.tasks.run_options import loader_options, run_arguments
 from peft_recipes.tasks.trainer import TrainerMixin
-
-# Operations whose result's value or size the host has to know: on a GPU each waits for all queued work.
-_WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "_unique2")
-
-
-class Waits(TorchDispatchMode):
-    """Record the operations that would make the host wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        indexed = name in ("index", "index_put", "index_put_") and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        if name in _WAITING or indexed:
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """The waiting operations of each training step, from the batch's arrival to its gradients."""
-    steps, training_step = [], TrainerMixin.training_step
-
-    def watched(self, *args, **kwargs):
-        with Waits() as mode:
-            loss = training_step(self, *args, **kwargs)
-        steps.append(mode.found)
-        return loss
-
-    monkeypatch.setattr(TrainerMixin, "training_step", watched)
-    return steps
-
-
-def test_a_step_does_not_wait_for_the_device(instruct, tmp_path, waits):
-    train(instruct(), "lora", output=tmp_path)
-    assert len(waits) == 4 and not any(waits)
-
-
-def test_a_padded_step_waits_for_what_transformers_reads_of_its_mask(instruct, classify, tmp_path, waits):
-    """Whether a mask hides anything, at the step's beginning, while the device has nothing to do."""
-    train(instruct(batches="padded"), "lora", output=tmp_path)
-    train(classify(), "lora", output=tmp_path)
-    assert waits and max(len(found) for found in waits) <= 2
 
 
 def test_the_log_probabilities_of_pairs_do_not_wait_for_the_device():
-    """trl's loss reads its metrics (rewards, margins) afterwards."""
     for kernel in ("parts", "mask"):
         model = small("llama")
         batch = SharedPromptCollator.for_model(model, 0, 4096, kernel)(PAIRS)
@@ -92,13 +45,23 @@ def test_the_optimizer_is_fused(instruct, tmp_path):
     assert arguments.optim == "adamw_torch_fused"
 
 
-def test_a_gpus_batches_are_collated_ahead_in_workers(instruct, classify, tmp_path):
-    options = task_of(instruct())._loader_options(Hardware("cuda", "", "bf16", 1))
-    assert options["dataloader_pin_memory"] and options["dataloader_persistent_workers"]
-    assert options["dataloader_num_workers"] >= 1
-    own = task_of(instruct(training={"dataloader_num_workers": 0}))._loader_options(Hardware("cuda", "", "bf16", 1))
-    assert own == {"dataloader_pin_memory": True}
-    assert task_of(instruct())._loader_options(Hardware("cpu", "", "fp32", 1)) == {"dataloader_pin_memory": False}
+def test_a_gpus_batches_are_collated_ahead_in_workers_pinned_and_copied_meanwhile(instruct):
+    def options(**changes):
+        return loader_options(instruct(**changes), "cuda", True)
+
+    assert options()["dataloader_pin_memory"] and options()["dataloader_persistent_workers"]
+    assert options()["dataloader_num_workers"] >= 1 and options()["accelerator_config"] == {"non_blocking": True}
+    own = options(training={"dataloader_num_workers": 0})
+    assert own == {"dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True}}
+    assert "accelerator_config" not in options(training={"dataloader_pin_memory": False})
+    assert loader_options(instruct(), "cpu", True) == {"dataloader_pin_memory": False}
+
+
+def test_a_recipes_own_loading_wins(instruct, tmp_path):
+    recipe = instruct(training={"use_cpu": True, "bf16": False, "dataloader_num_workers": 1})
+    loading = loader_options(recipe, "cuda", True)
+    made = run_arguments(recipe, None, 0, Hardware("cpu", "", "fp32", 1), tmp_path, True, loading)
+    assert made.dataloader_num_workers == 1 and made.accelerator_config.non_blocking
 
 
 def test_batches_of_a_worker_give_the_same_losses(instruct, tmp_path):
