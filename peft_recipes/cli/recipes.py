@@ -32,6 +32,7 @@ from peft_recipes.cli.common import (
     split_names,
     with_benchmarks,
 )
+from peft_recipes.distributed.jobs import read_jobs
 from peft_recipes.distributed.quiet import skip_bitsandbytes
 from peft_recipes.errors import RecipeError
 
@@ -152,8 +153,9 @@ def compare(
         int, Option("--processes", metavar="N", min=0, help="Launch N processes per run (default: the config's).")
     ] = 0,
     jobs: Annotated[
-        int, Option("--jobs", metavar="N", min=1, help="Train N runs at a time, on a GPU each or sharing the CPU.")
-    ] = 1,
+        str,
+        Option("--jobs", metavar="N", help="Train N runs at a time, or auto: a GPU each, or sharing one or the CPU."),
+    ] = "1",
     measure: Annotated[
         bool, Option("--measure", help="Take times and memory again after the runs, alone, the arms in turns.")
     ] = False,
@@ -186,6 +188,7 @@ def compare(
     check_place(on, address or None)
     if chunks < 1:
         raise RecipeError(f"--chunks {chunks}: expected a number of chunks of 1 or more, as in --chunks 8.")
+    at_a_time = read_jobs(jobs)
     until = _until(until_decided, budget, max_seeds)
     from peft_recipes.cli.output.progress import progress_bars
     from peft_recipes.cli.output.results import show_comparison
@@ -195,7 +198,7 @@ def compare(
     loaded, names = load(recipe, embedded, changes), split_names(arms)
     asked = {"recipe": recipe, "embedded": embedded, "changes": changes, "arms": names, "output": str(output)}
     asked |= {"on": on, "address": address}
-    options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": jobs, "asked": asked}
+    options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": at_a_time, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
     options |= {"on": on, "address": address or None, "chunks": chunks, "drop": drop, "watch": watch}
     with progress_bars() as on_progress:

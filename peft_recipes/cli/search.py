@@ -55,29 +55,37 @@ def scan(
     wait: Wait = False,
     on: On = "local",
     address: Address = "",
+    jobs: Annotated[
+        str, Option("--jobs", metavar="N", help="Train N arms at a time, or auto (default: auto on a GPU, else 1).")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Find the learning rate (and rank) of each arm by short runs within a budget, by validation loss."""
     from peft_recipes.comparison.places import check_place
+    from peft_recipes.distributed.jobs import read_jobs
     from peft_recipes.search.candidates import read_learning_rates, read_ranks, read_seconds
 
     # Parsed before anything is loaded, so that a typo is reported at once.
     check_place(on, address or None)
+    at_a_time = read_jobs(jobs) if jobs else None
     rates, chosen_ranks, seconds = read_learning_rates(learning_rates), read_ranks(ranks), read_seconds(budget)
     loaded = load(recipe, embedded, changes)
     from rich.console import Console
 
-    from peft_recipes.reporting.scan_report import render_scan
+    from peft_recipes.reporting.scan_report import render_scan, too_small
     from peft_recipes.search.scan import scan as scan_arms
 
     options = {"seed": seed, "output": output, "overwrite": overwrite, "wait": wait, "on_trial": _say_run}
     options |= {"budget": seconds, "gone": _seconds_since_start(), "on": on, "address": address or None}
+    options["jobs"] = at_a_time
     result = scan_arms(loaded, rates, split_names(arms), chosen_ranks, **options)
     show(as_json, result.data, lambda: render_scan(result.data, Console()))
-    if not as_json:
+    if not as_json and result.best:
         print(f"\nWinners: {result.recipe} (peft-recipes compare {result.recipe})")
     if not result.best:
-        say("No arm has a best learning rate. Give it a larger --budget, or lower --learning-rates.")
+        if as_json or not too_small(result.data):
+            say(too_small(result.data) or "No arm has a best learning rate. Give it a larger --budget, or lower "
+                "--learning-rates.")  # fmt: skip
         raise typer.Exit(1)
 
 
@@ -92,6 +100,7 @@ def _say_run(arm: str, run: dict[str, Any], number: int, total: int) -> None:
     last = run["validation"][-1] if run["validation"] else None
     loss = f"validation loss {last['loss']:.4g} after {last['step']} steps" if last and last["loss"] else "no loss"
     ended = {"whole": "", "stopped": ", stopped early"}.get(run["ended"], f", {run['ended']}")
+    ended += f": {run['error']}" if run["ended"] == "failed" else ""
     say(f"{number}/{total} {arm} {run['learning_rate']:g}: {loss}{ended}")
 
 

@@ -32,7 +32,8 @@ def connected(address: str | None) -> Iterator[Any]:
     """Connect to the cluster at an address; yield the module `ray`, and disconnect at the end.
 
     address: "ray://host:10001" (from outside of the cluster), "host:6379" or "auto" (from one of its nodes); None:
-    $RAY_ADDRESS, the cluster that this machine belongs to, or else a Ray of this machine alone, ended with the block.
+    $RAY_ADDRESS, this user's cluster that this machine belongs to, or else a Ray of this machine alone, ended with the
+    block. Where a cluster was found, and not named, the message says how to have another one.
     A program that has called `ray.init` itself keeps its connection. Raises RecipeError where nothing answers.
     """
     check_installed()
@@ -43,13 +44,15 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    address = _chosen(address)
+    given, address = address, _chosen(address)
+    found = not given and address not in ("local", os.environ.get("RAY_ADDRESS"))
+    how = ", which runs on this machine (--address local starts one for this command alone)" if found else ""
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with _kept_signal_handler():
                 _init(ray, address)
-            say(f"Ray: {'started on this machine' if address == 'local' else f'joined the cluster at {address}'}.")
+            say(f"Ray: {'started on this machine' if address == 'local' else f'joined the cluster at {address}'}{how}.")
         except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, AssertionError) as error:
             with contextlib.suppress(Exception):
                 ray.shutdown()
@@ -105,7 +108,9 @@ def _chosen(address: str | None) -> str:
         with contextlib.suppress(Exception):
             running = read_ray_address()
         if running and _why_not_reachable(running) is None:
-            return running
+            if address is not None or not _of_another_user():
+                return running
+            say(f"Ray: the cluster at {running} on this machine is another user's (--address auto joins it).")
         if address is None:
             return "local"
         raise RecipeError(
@@ -118,6 +123,15 @@ def _chosen(address: str | None) -> str:
             "and can its port be reached from here?"
         )
     return address
+
+
+def _of_another_user() -> bool:
+    """Whether the cluster that Ray finds on this machine was started by another user than root, by its file's owner."""
+    with contextlib.suppress(Exception):  # of an older or a newer Ray
+        from ray._private.utils import get_ray_address_file
+
+        return os.stat(get_ray_address_file(None)).st_uid not in (0, os.getuid())
+    return False
 
 
 def _why_not_reachable(address: str) -> str | None:

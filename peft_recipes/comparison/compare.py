@@ -41,6 +41,7 @@ from peft_recipes.comparison.until_decided import Design, Until, add_seeds, chec
 from peft_recipes.comparison.watch import watched
 from peft_recipes.data.cache import stored
 from peft_recipes.distributed.batches import check_shardable, split_batch
+from peft_recipes.distributed.jobs import AUTO, Jobs
 from peft_recipes.distributed.launch import Launch, check_installed, read_launch
 from peft_recipes.embedded.cache import say
 from peft_recipes.errors import RecipeError
@@ -67,7 +68,7 @@ def compare(
     wait: bool = False,
     launch: str | Path | None = None,
     processes: int | None = None,
-    jobs: int = 1,
+    jobs: Jobs = 1,
     measure: bool = False,
     on: str = LOCAL,
     address: str | None = None,
@@ -91,7 +92,9 @@ def compare(
         wait: wait until no other process writes to the folder.
         launch: train each run under this Accelerate configuration: a shipped name ("ddp") or a file.
         processes: processes of each launched run (default: the configuration's).
-        jobs: number of runs at a time, each on a GPU of its own or sharing the CPU, which the notes then mention.
+        jobs: the most runs at a time, each on a GPU of its own, or sharing one or the CPU, which the notes then
+            mention. A run starts only where its memory fits next to the others', by its plan. "auto": as many as fit,
+            at most one for each CPU core.
         measure: take times, memory and latency again after the runs, alone, a few steps an arm, the arms taking turns.
         on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster, one run each.
         address: of the Ray cluster: "ray://host:10001", "host:6379" or "auto" (default: the one of this machine).
@@ -133,6 +136,8 @@ def compare(
         looked = stored_summary(resolved.task, prepared)
         estimates = memory_estimates(resolved, names, lambda arm: executor.spread_of(arm, resolved.hardware))
         make_folder(folder)
+        # The untrained base is evaluated: about an arm's step without gradients and optimizer.
+        base_memory = max(each["total"] - each["gradients"] - each["optimizer"] for each in estimates.values())
         base, planned = (BASE, seeds[0]), seeds if plan is None else plan.seeds
         jobs_planned: list[Job] = [base, *((arm, seed) for seed in planned for arm in names)]
         with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
@@ -147,11 +152,13 @@ def compare(
             def wanted() -> list[Job]:
                 return [job for job in runs.jobs if job == base or design is None or design.may_need(*job)]
 
-            live = Live(recipe, output, wanted, jobs, on_progress)
+            several = 2  # or more: how many is not known
+            at_once = several if on != LOCAL or jobs == AUTO else int(jobs)
+            live = Live(recipe, output, wanted, at_once, on_progress)
 
             def order(job: Job, number: int) -> Order:
                 place = (number, len(runs.jobs), live.see)
-                memory = team.estimates.get(job[0], {}).get("total", 0)
+                memory = base_memory if job == base else team.estimates.get(job[0], {}).get("total", 0)
                 options = {"data": data, "overwrite": overwrite, "launch": configuration, "memory_bytes": memory}
                 return Order(output, team.recipe, job, yaml, *place, **options)
 
@@ -160,7 +167,7 @@ def compare(
             runs.stopped |= changes.states
             context = {"estimates": team.estimates, "asked": asked, "looked": looked, "design": design}
             place = (live, recipe, names, folder, wanted, partial(_add_context, **context))
-            provisional = Provisional(*place, design=design, at_once=jobs if on == LOCAL else 2, began=began)
+            provisional = Provisional(*place, design=design, at_once=at_once, began=began)
             with watched(provisional.page, watch) as finish:
                 with provisional:
                     notes = [*chosen.notes, *_warnings(counters, runs.missing(jobs_planned) if on == LOCAL else [])]
@@ -243,7 +250,7 @@ def _check_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def _read_launch(
-    recipe: Recipe, names: Sequence[str], launch: str | Path | None, processes: int | None, jobs: int
+    recipe: Recipe, names: Sequence[str], launch: str | Path | None, processes: int | None, jobs: Jobs
 ) -> Launch | None:
     if launch is None:
         if processes is not None:

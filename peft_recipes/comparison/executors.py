@@ -9,7 +9,8 @@ from typing import Protocol
 from peft_recipes.comparison.orders import Order
 from peft_recipes.comparison.places import LOCAL, check_place
 from peft_recipes.comparison.pool import LocalPool
-from peft_recipes.distributed.launch import Launch, job_environments
+from peft_recipes.distributed.jobs import Jobs, check_jobs
+from peft_recipes.distributed.launch import Launch
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.planning.scaling import Spread
@@ -52,15 +53,16 @@ class Executor(Protocol):
 
 
 def executor_of(
-    on: str = LOCAL, address: str | None = None, *, jobs: int = 1, launch: Launch | None = None
+    on: str = LOCAL, address: str | None = None, *, jobs: Jobs = 1, launch: Launch | None = None
 ) -> Executor:
     """Return the executor with a name: "local", `jobs` runs at a time, or "ray". Raises RecipeError for a bad argument.
 
-    address: of the Ray cluster. launch: of each run, on this machine alone.
+    jobs: "auto" for as many as fit (planning/together.py). address: of the Ray cluster. launch: of each run, on this
+    machine alone.
     """
     check_place(on, address)
     if on == LOCAL:
-        return LocalPool(job_environments(jobs), launch)
+        return LocalPool(check_jobs(jobs), launch)
     if launch is not None:
         raise RecipeError(
             "--on ray trains each run on one node: leave out --launch. One run over several nodes is Accelerate's: "

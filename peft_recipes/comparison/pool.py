@@ -8,11 +8,12 @@ their run folders; nothing is trained or loaded here. No worker outlives this pr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from peft_recipes.comparison.processes import run_to_end, start
 from peft_recipes.comparison.run_folders import clear_folder, conclude
 from peft_recipes.comparison.warm import Turn, WarmProcess, takes_turns
 from peft_recipes.comparison.worker import PAUSE_AT, needs_bitsandbytes
+from peft_recipes.distributed.jobs import Jobs, job_environments
 from peft_recipes.distributed.launch import Launch
 from peft_recipes.guards.runner import NOT_RUN
-from peft_recipes.hardware.device import Hardware, choose
+from peft_recipes.hardware.device import Hardware, device_of
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.planning.scaling import Spread
+from peft_recipes.planning.together import Room, jobs_for
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.folder import RUN_FILE, Run
@@ -44,13 +47,15 @@ _POLL_SECONDS, _TURN_POLL_SECONDS = 0.1, 0.01
 class LocalPool:
     """Trains runs on this machine; an `Executor` (executors.py).
 
-    A fresh process makes a run's peak memory its own, and confines a crash to that run. As many run at a time as there
-    are slots; a slot is the environment variables that its processes get in addition. Runs that take turns share a
-    process for each slot, which is kept while memory allows (warm.py).
+    A fresh process makes a run's peak memory its own, and confines a crash to that run. At most `jobs` run at a time,
+    and a run starts only where it fits next to those running on the same device, by its plan. Each has a slot: the
+    environment variables that its process gets in addition. Runs that take turns share a process for each slot, which
+    is kept while memory allows (warm.py).
     """
 
-    def __init__(self, slots: Sequence[dict[str, str]] = ({},), launch: Launch | None = None):
-        self._free, self._launch, self._jobs = list(slots), launch, len(slots)
+    def __init__(self, jobs: Jobs = 1, launch: Launch | None = None):
+        self._free, self._launch, self._jobs = [dict[str, str]()] if jobs == 1 else [], launch, jobs
+        self._room: Room | None = None  # where several runs share it
         self._waiting: list[Order] = []
         self._working: list[_Worker] = []
         self._warm: dict[int, WarmProcess] = {}  # by the id of their slot
@@ -66,7 +71,7 @@ class LocalPool:
         return self._stack.__exit__(*error)
 
     def spread_of(self, arm: Arm | None, hardware: Hardware) -> Spread | None:
-        return spread_of(arm, hardware, self._launch, self._jobs)
+        return spread_of(arm, hardware, self._launch)
 
     def submit(self, order: Order) -> None:
         self._waiting.append(order)
@@ -78,11 +83,12 @@ class LocalPool:
             self._release(worker)
 
     def finished(self) -> Iterator[Order | None]:
+        if self._jobs != 1 and self._room is None and self._waiting:
+            self._make_slots()
         while self._waiting or self._working:
-            while self._waiting and self._free:
-                order, slot = self._waiting.pop(0), self._free.pop(0)
-                start_process = self._take_turn if takes_turns(order) else self._start
-                self._working.append(_Worker(order, slot, start_process))
+            while (place := self._next_start()) is not None:
+                start_process = self._take_turn if takes_turns(place[0]) else self._start
+                self._working.append(_Worker(*place, start_process))
             self._wait()
             ended = [worker for worker in self._working if worker.has_ended()]
             if not ended:
@@ -100,6 +106,23 @@ class LocalPool:
             time.sleep(min(left, _TURN_POLL_SECONDS))
             if any(isinstance(worker.process, Turn) and worker.process.poll() is not None for worker in self._working):
                 return
+
+    def _make_slots(self) -> None:
+        """Settle how many runs are trained at a time, and on which devices."""
+        device = device_of(self._waiting[0].recipe.training)
+        self._room = Room(device)
+        jobs = jobs_for(self._jobs, [order.memory_bytes for order in self._waiting], device)
+        self._free = job_environments(jobs, device)
+
+    def _next_start(self) -> tuple[Order, dict[str, str]] | None:
+        """Take the first waiting run that fits next to those running on a free slot's device, and that slot."""
+        for order, slot in itertools.product(self._waiting, self._free):
+            running = [each.order.memory_bytes for each in self._working if _same_device(each.slot, slot)]
+            if self._room is None or self._room.fits(order.memory_bytes, running):
+                self._waiting = [each for each in self._waiting if each is not order]
+                self._free = [each for each in self._free if each is not slot]  # equal ones have a process each
+                return order, slot
+        return None
 
     def _release(self, worker: _Worker) -> None:
         """Forget a worker whose process has ended."""
@@ -121,7 +144,7 @@ class LocalPool:
     def _take_turn(self, order: Order, slot: dict[str, str]) -> Process:
         """Let the slot's warm process train the order: the one that is there, or another where it can't."""
         warm = self._warm.get(id(slot))
-        if warm is not None and warm.has_room_for(order, choose(order.recipe.training, order.recipe.threads).device):
+        if warm is not None and warm.has_room_for(order, device_of(order.recipe.training)):
             with contextlib.suppress(OSError):  # it has ended just now
                 return warm.give(order)
         if warm is not None:
@@ -139,6 +162,10 @@ class LocalPool:
         warm = self._warm.pop(slot)
         warm.end()
         self._processes.remove(warm.process)
+
+
+def _same_device(slot: dict[str, str], other: dict[str, str]) -> bool:
+    return slot.get("CUDA_VISIBLE_DEVICES") == other.get("CUDA_VISIBLE_DEVICES")
 
 
 class _Worker:

@@ -1,15 +1,13 @@
-"""How runs are started: under `accelerate launch` with a configuration, or several at a time on a device each."""
+"""Runs under `accelerate launch`: its configurations, read and checked."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.distributed.processes import JOBS
 from peft_recipes.errors import RecipeError, unknown
 from peft_recipes.recipe.arm import Arm
 
@@ -107,29 +105,3 @@ def _distributed_type(config: Any, path: Path) -> str:
         f"{path.name}: distributed_type {name}{version} is not supported. MULTI_GPU (DDP), FSDP with fsdp_version: 2 "
         f"and DEEPSPEED with zero_stage: 2 are; shipped: {', '.join(launch_files())}."
     )
-
-
-def job_environments(jobs: int) -> list[dict[str, str]]:
-    """The environment variables of each of `jobs` runs at a time: a GPU of its own, or its share of the CPU threads.
-
-    Raises RecipeError where there are fewer GPUs.
-    """
-    import torch
-
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise RecipeError(f"--jobs {jobs}: expected a whole number of 1 or more.")
-    if jobs == 1:
-        return [{}]
-    common = {JOBS: str(jobs)}
-    if not torch.cuda.is_available():
-        threads = max((os.cpu_count() or 1) // jobs, 1)
-        return [{**common, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}] * jobs
-    count = torch.cuda.device_count()
-    if jobs > count:
-        raise RecipeError(
-            f"--jobs {jobs}: this machine has {count} GPU{'s' * (count > 1)}, and each run needs one of its own. At "
-            f"most: --jobs {count}."
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(number) for number in range(count)]
-    return [{**common, "CUDA_VISIBLE_DEVICES": name} for name in names[:jobs]]

@@ -21,6 +21,7 @@ from peft_recipes.models import hub
 T = TypeVar("T")
 
 JOBS = "PEFT_RECIPES_JOBS"  # environment variable: how many runs share this machine at a time
+DEVICE_JOBS = "PEFT_RECIPES_DEVICE_JOBS"  # how many of them share a CUDA GPU
 
 _TIMEOUT = datetime.timedelta(days=1)
 _group: Any = None  # the gloo group, once joined
@@ -65,12 +66,16 @@ def distributed_type() -> str | None:
 
 
 def facts() -> dict[str, Any]:
-    """The entries of run.json's environment about ranks. jobs: how many runs shared the machine at a time."""
+    """The entries of run.json's environment about ranks.
+
+    jobs: how many runs shared the machine at a time; device_jobs: how many of them shared a CUDA GPU.
+    """
     return {
         "processes": count(),
         "machines": count() // local_count(),
         "distributed": distributed_type(),
         "jobs": int(os.environ.get(JOBS, "1")),
+        "device_jobs": int(os.environ.get(DEVICE_JOBS, "1")),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -57,14 +58,34 @@ def choose(training: dict[str, Any] | None = None, threads: int | None = None) -
     """
     import torch
 
-    training = training or {}
+    training, device = training or {}, device_of(training)
     if threads is not None:
         torch.set_num_threads(threads)
-    device = "cpu"
-    if not training.get("use_cpu"):
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     return Hardware(device, name, _precision(training, device), torch.get_num_threads())
+
+
+def device_of(training: dict[str, Any] | None = None) -> str:
+    """Return "cuda", "mps" or "cpu": where a recipe with these training options is trained."""
+    import torch
+
+    if (training or {}).get("use_cpu"):
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def visible_gpus() -> list[str]:
+    """Return the CUDA GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (visible.split(",") if visible else [str(number) for number in range(count)])[:count]
+
+
+def cpu_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _precision(training: dict[str, Any], device: str) -> str:

@@ -96,8 +96,11 @@ def judged(
 
 def _why(figures: Mapping[str, float | None], device: str, others_on_gpu: int | None) -> str | None:
     cores, others, waited = _cores(), figures["other_cores"], figures["waited_share"]
-    if (jobs := processes.facts()["jobs"]) > 1 and device == "cpu":
-        return f"{jobs} runs at a time shared the processor"
+    facts = processes.facts()
+    if facts["jobs"] > 1 and device != "cuda":
+        return f"{facts['jobs']} runs at a time shared the {'processor' if device == 'cpu' else 'GPU'}"
+    if facts["device_jobs"] > 1:
+        return f"{facts['device_jobs']} runs at a time shared the GPU"
     if others_on_gpu:
         return f"{others_on_gpu} other process{'es' if others_on_gpu > 1 else ''} used the GPU"
     if figures["stolen_cores"] > STOLEN:

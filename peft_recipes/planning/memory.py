@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 FREED = 0.6
 
 
-def spread_of(arm: Arm | None, hardware: Hardware, launch: Launch | None = None, jobs: int = 1) -> Spread | None:
-    """How a run of an arm is spread: under a launch, or next to other jobs. On a CPU all share one memory."""
+def spread_of(arm: Arm | None, hardware: Hardware, launch: Launch | None = None) -> Spread | None:
+    """How a run of an arm is spread under a launch. On a CPU all its processes share one memory.
+
+    Of runs at a time, together.py plans the memory.
+    """
     if launch is None:
-        return Spread(on_one=jobs) if jobs > 1 and hardware.device == "cpu" else None
+        return None
     processes = launch.processes
     return Spread(launch.distributed_type_of(arm), processes, on_one=processes if hardware.device == "cpu" else 1)
 

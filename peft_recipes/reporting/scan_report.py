@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from peft_recipes.reporting.terminal import heading
 from peft_recipes.reporting.write import write_atomically
 
 PLOT = "learning-rates.png"
-ENDED = {"whole": "", "stopped": "stopped early", "out of time": "out of time", "diverged": "diverged"}
+ENDED = {"whole": "", "stopped": "stopped early"}  # other ends are shown as they are
 
 
 def write_scan_plots(data: dict[str, Any], folder: Path) -> None:
@@ -79,6 +80,8 @@ def _top(losses: list[float]) -> float:
 
 def scan_words(data: dict[str, Any]) -> list[str]:
     """Return the results as sentences: best learning rates, those at an edge, ranks, runs not started."""
+    if line := too_small(data):
+        return [line]
     lines = [line for name, arm in data["arms"].items() for line in _arm_words(data, name, arm)]
     lines += _rank_words(data)
     waiting = {name: arm["not_begun"] for name, arm in data["arms"].items() if arm["not_begun"]}
@@ -96,11 +99,31 @@ def scan_words(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def too_small(data: dict[str, Any]) -> str:
+    """Return the sentence about a budget in which no run was begun; empty if any was."""
+    budget, arms = data["budget"], data["arms"]
+    if data["unfinished"] or any(arm["runs"] for arm in arms.values()):
+        return ""
+    enough, measured = budget.get("enough_seconds"), [name for name in arms if name in data["probes"]]
+    spent = "it ended while the first steps of each arm were measured"
+    if len(measured) == len(arms):
+        spent = "after the first steps of each arm were measured, too little was left for a run"
+    larger = math.ceil(1.5 * (enough or 2 * max(budget["seconds"], budget["spent_seconds"])) / 60)
+    return (
+        f"The budget of {fmt.seconds(budget['seconds'])} was too small: {spent}. Nothing measured is lost: the same "
+        f"command with a larger --budget continues (try --budget {larger}m)."
+    )
+
+
 def _arm_words(data: dict[str, Any], name: str, arm: dict[str, Any]) -> list[str]:
     if arm["best"] is None:
-        return [f"{name}: no run gave a loss."]
+        failed = dict.fromkeys(run["error"] for run in arm["runs"] if run["ended"] == "failed")
+        return [f"{name}: no run gave a loss{f' ({facts.error_line(next(iter(failed)))})' if failed else ''}."]
     rate, loss = fmt.learning_rate(arm["best"]), fmt.quality(arm["validation"]["loss"], "loss")
     lines = [f"{name}: best at {rate}, validation loss {loss} after {arm['validation']['step']} steps."]
+    if failed := {run["learning_rate"]: run["error"] for run in arm["runs"] if run["ended"] == "failed"}:
+        rates = ", ".join(map(fmt.learning_rate, failed))
+        lines.append(f"{name} failed at {rates}: {facts.error_line(next(iter(failed.values())))}.")
     if arm["at_the_edge"]:
         side = {"lowest": "lower", "highest": "higher"}[arm["at_the_edge"]]
         low, high = (arm["best"] / 30, arm["best"]) if side == "lower" else (arm["best"], arm["best"] * 30)
@@ -141,11 +164,12 @@ def render_scan(data: dict[str, Any], console: Console) -> None:
             last = run["validation"][-1] if run["validation"] else None
             best = run["learning_rate"] == arm["best"]
             loss, step = (fmt.quality(last["loss"], "loss"), str(last["step"])) if last else (fmt.NOTHING, fmt.NOTHING)
-            note = "best" if best else ENDED[run["ended"]]
+            note = "best" if best else ENDED.get(run["ended"], run["ended"])
             shown.add_row(name, fmt.learning_rate(run["learning_rate"]), loss, step, note, style="bold" if best else "")
             name = ""  # only in the first line of an arm
-    console.print(shown)
-    console.print()
+    if shown.row_count:
+        console.print(shown)
+        console.print()
     for line in scan_words(data):
         console.print(Text(line))
     spent = fmt.seconds(data["budget"]["spent_seconds"])

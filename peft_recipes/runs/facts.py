@@ -69,9 +69,12 @@ def failure(error: BaseException) -> dict[str, Any]:
     first = processes.first_failure() or own
     where = f" (in process {first['process']} of {processes.count()})" if processes.count() > 1 else ""
     out_of_memory = isinstance(error, MemoryError) or first["type"] == "MemoryError"
+    out_of_memory = out_of_memory or says_out_of_memory(first["error"])
+    sharing = processes.facts()["device_jobs" if "CUDA" in first["error"] else "jobs"]
+    hint = f" (up to {sharing} runs at a time shared the memory; with --jobs 1 each has all of it)"
     return {
-        "status": "out-of-memory" if out_of_memory or says_out_of_memory(first["error"]) else "failed",
-        "error": f"{first['type']}: {first['error']}{where}",
+        "status": "out-of-memory" if out_of_memory else "failed",
+        "error": f"{first['type']}: {first['error']}{where}{hint if out_of_memory and sharing > 1 else ''}",
         "traceback": traceback.format_exc(),
     }
 
@@ -88,7 +91,13 @@ def _notes(hardware: Hardware) -> list[str]:
             )
     if ranks["jobs"] > 1:
         shared = "its processor and its memory" if hardware.device == "cpu" else "a GPU each, but one processor"
-        notes.append(f"Up to {ranks['jobs']} runs at a time shared this machine ({shared}): timings are of that.")
+        if hardware.device == "mps" or ranks["device_jobs"] > 1:
+            number = max(ranks["device_jobs"], ranks["jobs"] if hardware.device == "mps" else 1)
+            shared = f"up to {number} a GPU, each with memory of its own"
+        notes.append(
+            f"Up to {ranks['jobs']} runs at a time shared this machine ({shared}): timings are of that. "
+            "`--measure` takes them again, one run at a time."
+        )
     return notes
 
 

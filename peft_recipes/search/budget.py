@@ -9,6 +9,8 @@ from peft_recipes.search.candidates import Candidate
 from peft_recipes.search.halving import SHARES
 
 MIN_STEPS = 3  # one for each evaluation
+# After the budget: a share of it, within these seconds, for a run to end its step and to say how it went.
+_GRACE_SHARE, _GRACE = 0.05, (2.0, 15.0)
 # The share of full runs that halving trains and evaluates, plus a quarter: early runs have few others to lose against.
 _STEPS_SHARE, _EVALUATIONS_SHARE = 0.5 * 1.25, 1.75 / 3 * 1.25
 
@@ -26,6 +28,11 @@ class Budget:
     @property
     def left(self) -> float:
         return self.seconds - self.spent
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether runs that are still going are ended from outside."""
+        return self.left < -min(max(_GRACE_SHARE * self.seconds, _GRACE[0]), _GRACE[1])
 
     @property
     def deadline(self) -> float:

@@ -35,11 +35,11 @@ def keep_training(run: ShortRun, others: Iterable[dict[str, Any]]) -> bool:
 
 
 def pending(candidate: Candidate, runs: Mapping[float, dict[str, Any]]) -> list[float]:
-    """The learning rates still to be run: not yet tried, or cut off when an earlier budget ran out."""
+    """The learning rates still to be run: not yet tried, failed, or cut off when an earlier budget ran out."""
     return [
         learning_rate
         for learning_rate in middle_first(candidate.learning_rates)
-        if learning_rate not in runs or runs[learning_rate]["ended"] == "out of time"
+        if learning_rate not in runs or runs[learning_rate]["ended"] in ("out of time", "failed")
     ]
 
 

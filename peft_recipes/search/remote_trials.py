@@ -1,112 +1,122 @@
-"""The short runs of a scan on the nodes of a Ray cluster: the arms at the same time, one learning rate of each.
+"""The short runs of a scan on the nodes of a Ray cluster: `Trials` (trials.py), each in a process of its own.
 
-Whether halving stops a run depends on the arm's earlier runs, so those of one arm follow one another, as they do
-without a cluster, and end the same.
+The arms are trained at the same time, one learning rate of each: whether halving stops a run depends on the arm's
+earlier ones, so those of one arm follow one another, as they do without a cluster, and end the same.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from peft_recipes.cluster.nodes import RayNodes
 from peft_recipes.cluster.pool import Pool
-from peft_recipes.cluster.work import Work
+from peft_recipes.cluster.work import Outcome, Work
 from peft_recipes.comparison.needed_files import needed_files
 from peft_recipes.errors import RecipeError
-from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import write_json
-from peft_recipes.search.candidates import Candidate, with_learning_rates
+from peft_recipes.search.own_process import write_recipe
+from peft_recipes.search.trials import FOLDER, Ended, Scanned, Trial, failed_entry
 
-_FOLDER, _FILE = ".trials", "trial.json"
+_FILE = "trial.json"
 
 
 class RemoteTrials:
-    """Runs trials on a cluster. Used in a `with` block; leaving it by an error ends them."""
+    """Runs trials on a cluster. Connect with `with`, then say with `begin` what they belong to."""
+
+    note = "Trained on the nodes of a Ray cluster: the seconds are theirs, this environment is not."
 
     def __init__(self, address: str | None):
         self._nodes, self._stack = RayNodes(address), ExitStack()
-        self._trials: dict[int, tuple[Work, Candidate, float]] = {}
+        self._trials: dict[int, tuple[Work, Trial]] = {}
+        self._unplaced: list[Ended] = []
+        self._scanned: Any = None
 
     def __enter__(self) -> RemoteTrials:
         self._stack.enter_context(self._nodes)
         self._pool = self._stack.enter_context(Pool(self._nodes))
         return self
 
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._stack.__exit__(*error)
+    def __exit__(self, kind: Any, *error: Any) -> bool | None:
+        try:
+            return self._stack.__exit__(kind, *error)
+        finally:
+            if self._scanned is not None and not (kind and issubclass(kind, RecipeError)):  # which names a log there
+                shutil.rmtree(self._scanned.folder / FOLDER, ignore_errors=True)
 
-    def at_a_time(self, recipe: Recipe) -> int:
-        """How many trials the cluster runs at a time."""
-        return self._nodes.capacity(**self._resources(recipe))
+    def begin(self, scanned: Scanned) -> None:
+        """Say which scan the trials belong to."""
+        self._scanned = scanned
 
-    def submit(
-        self,
-        recipe: Recipe,
-        candidate: Candidate,
-        learning_rate: float,
-        folder: Path,
-        *,
-        seed: int,
-        steps: int,
-        evaluate_after: Sequence[int],
-        others: Sequence[dict[str, Any]],
-        seconds: float,
-    ) -> None:
-        """Start a trial. folder: the scan's. seconds: left of its budget. others: the arm's entries of scan.json."""
-        base = folder.absolute()
-        trial = base / _FOLDER / f"{candidate.name}-{learning_rate:g}-{steps}"
-        shutil.rmtree(trial, ignore_errors=True)
-        trial.mkdir(parents=True)
-        yaml, options = trial.with_suffix(".recipe.yaml"), trial.with_suffix(".options.json")
-        recipe = with_learning_rates(recipe, {candidate.name: (candidate, learning_rate)})
-        recipe.to_yaml(yaml)
-        write_json(options, {
-            "arm": candidate.name, "learning_rate": learning_rate, "seed": seed, "steps": steps,
-            "evaluate_after": list(evaluate_after), "others": list(others), "seconds": seconds,
-        })  # fmt: skip
-        resources = self._resources(recipe)
-        work = Work(
-            name=f"{recipe.name} {candidate.name} at {learning_rate:g}",
+    def at_a_time(self) -> int:
+        return self._nodes.capacity(**self._resources())
+
+    def submit(self, trial: Trial) -> None:
+        budget = self._scanned.budget
+        if budget.left <= trial.expected:
+            self._unplaced.append((trial, None))
+            return
+        work = self._work(trial, budget.left)
+        self._trials[id(work)] = work, trial
+        self._pool.submit(work)
+
+    def _work(self, trial: Trial, seconds: float) -> Work:
+        base, recipe = self._scanned.folder.absolute(), self._scanned.recipe
+        folder = base / FOLDER / f"{trial.candidate.name}-{trial.learning_rate:g}-{trial.steps}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yaml, options = folder.with_suffix(".recipe.yaml"), folder.with_suffix(".options.json")
+        write_recipe(recipe, [trial.candidate], yaml)
+        write_json(options, trial.options(seconds))
+        resources = self._resources()
+        return Work(
+            name=f"{recipe.name} {trial.name}",
             module="peft_recipes.search.trial_worker",
-            arguments=(yaml, options, trial / _FILE),
+            arguments=("one", yaml, options, folder / _FILE),
             base=base,
-            folder=trial,
+            folder=folder,
             inputs=(yaml, options),
             needed=needed_files(recipe, with_data=True),
             environment={"OMP_NUM_THREADS": str(resources["cpus"])},
             result=_FILE,
             **resources,
         )
-        self._trials[id(work)] = work, candidate, learning_rate
-        self._pool.submit(work)
 
-    def finished(self) -> Iterator[tuple[Candidate, float, dict[str, Any]]]:
-        """Yield each trial with its entry of scan.json as it ends. Raises RecipeError for one that failed."""
-        for work, outcome in filter(None, self._pool.finished()):
-            _, candidate, learning_rate = self._trials.pop(id(work))
-            if outcome.code:
-                raise RecipeError(f"{work.name} failed: {_reason(work)}")
-            if outcome.code is None:
-                raise RecipeError(f"{work.name}: {outcome.lost}")
-            entry = json.loads((work.folder / _FILE).read_text(encoding="utf-8"))
-            shutil.rmtree(work.folder)
-            yield candidate, learning_rate, entry
+    def finished(self) -> Iterator[Ended]:
+        while self._trials or self._unplaced:
+            while self._unplaced:
+                yield self._unplaced.pop(0)
+            for ended in self._pool.finished():
+                if ended is not None:
+                    work, outcome = ended
+                    _, trial = self._trials.pop(id(work))
+                    yield trial, _entry(work, outcome, trial)
+                elif self._scanned.budget.is_overdue:
+                    for work, trial in list(self._trials.values()):
+                        self._pool.cancel(work)
+                        del self._trials[id(work)]
+                        self._unplaced.append((trial, None))
 
-    def clear(self, folder: Path) -> None:
-        """Delete what the trials of a scan left in its folder."""
-        shutil.rmtree(folder / _FOLDER, ignore_errors=True)
-
-    def _resources(self, recipe: Recipe) -> dict[str, int]:
+    def _resources(self) -> dict[str, int]:
         import torch
 
+        recipe = self._scanned.recipe
         return self._nodes.resources(recipe.threads or torch.get_num_threads(), not recipe.training.get("use_cpu"))
 
 
-def _reason(work: Work) -> str:
-    lines = (work.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1][:300] if lines else 'no output'} (the whole log: {work.folder / 'log.txt'})"
+def _entry(work: Work, outcome: Outcome, trial: Trial) -> dict[str, Any]:
+    """The entry of scan.json of a trial that has ended. Raises RecipeError for a mistake in the recipe."""
+    if outcome.code is None:
+        return failed_entry(trial.learning_rate, outcome.lost)
+    if outcome.code:
+        lines = (work.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = lines[-1][:300] if lines else f"no output, exit code {outcome.code}"
+        if outcome.code == 2:
+            raise RecipeError(f"{work.name} failed: {reason} (the whole log: {work.folder / 'log.txt'})")
+        return failed_entry(trial.learning_rate, reason)
+    entry = json.loads((work.folder / _FILE).read_text(encoding="utf-8"))
+    shutil.rmtree(work.folder)
+    return entry

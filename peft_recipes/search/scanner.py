@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import write_json, write_text
 from peft_recipes.search.budget import MIN_STEPS, Budget, affordable_steps, run_seconds
 from peft_recipes.search.candidates import Candidate, with_learning_rates
-from peft_recipes.search.halving import arm_entry, evaluation_steps, keep_training, pending, run_entry
-
-if TYPE_CHECKING:
-    from peft_recipes.data.prepared import Prepared
-    from peft_recipes.hardware.device import Hardware
-    from peft_recipes.search.remote_trials import RemoteTrials
-    from peft_recipes.search.short_runs import ShortRun
-    from peft_recipes.tasks.base import Task
-
+from peft_recipes.search.halving import arm_entry, evaluation_steps, pending
+from peft_recipes.search.preparation import Preparation
 from peft_recipes.search.results import FILE, WINNERS, Scan
+from peft_recipes.search.trials import Trial, Trials
 
 # Fields of a recipe that a short run does not read.
 _WITHOUT_EFFECT = (
@@ -34,58 +26,37 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 
 
+_PROBE_STEPS = 2  # of the run that measures an arm: one warms up
+
+
 @dataclass
 class Scanner:
-    """One call of `scan`: the prepared data, the runs of each arm and the remaining budget."""
+    """One call of `scan`: its runs of each arm and the remaining budget."""
 
     recipe: Recipe
-    candidates: list[Candidate]
+    preparation: Preparation
     seed: int
     budget: Budget
     folder: Path
     on_trial: Callable[[str, dict[str, Any], int, int], None] = lambda *_: None
     steps: int = 0
+    notes: list[str] = field(default_factory=list)
     # By arm: the runs' entries in scan.json by learning rate; seconds measured by a probe; seconds to expect of a run.
     runs: dict[str, dict[float, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
     probes: dict[str, dict[str, float]] = field(default_factory=dict)
     timings: dict[str, dict[str, float]] = field(default_factory=dict)
+    at_a_time: int = 1
 
-    def prepare(self, load_base: bool = True) -> None:
-        """Prepare the data without its test split and check all candidates before the first run."""
-        from peft_recipes.arms.apply import fit_targets
-        from peft_recipes.hardware.device import choose
-        from peft_recipes.models import bases
-        from peft_recipes.planning import memory, plan
-        from peft_recipes.tasks.registry import task_of
+    def __post_init__(self) -> None:
+        from peft_recipes.planning import plan
 
-        self.hardware: Hardware = choose(self.recipe.training, self.recipe.threads)
-        recipe = with_learning_rates(self.recipe, {one.name: (one, one.learning_rates[0]) for one in self.candidates})
-        self.task: Task = task_of(recipe)
-        self.task.reads_test = False
-        self.prepared: Prepared = self.task.prepare()
-        config = bases.load_config(recipe, **self.task.base_options(self.prepared))
-        recipe, notes = fit_targets(recipe, config)
-        self.notes, self.task.recipe = [*self.prepared.notes, *notes], recipe
-        self.task.check_arguments(None, self.hardware)
-        for i, one in enumerate(self.candidates):
-            arm = dataclasses.replace(recipe.arms[one.name], learning_rate=one.arm.learning_rate)
-            self.candidates[i] = dataclasses.replace(one, arm=arm)
-        problems = []
-        for one in self.candidates:
-            try:
-                self.task.check_arguments(one.arm, self.hardware)
-                needs = memory.memory(self.task, self.prepared, config, one.name)
-                if not needs["fits"] and "memory" not in self.recipe.skip_checks:
-                    problems.append(memory.too_large(one.name, needs, self.recipe))
-            except RecipeError as error:
-                problems += error.problems
-        if problems:
-            raise RecipeError(*problems)
-        self.max_steps = max(plan.steps(self.recipe, self.prepared.rows) or 0, MIN_STEPS)
+        self.notes = [*self.preparation.notes, *self.notes]
+        self.max_steps = max(plan.steps(self.recipe, self.preparation.prepared.rows) or 0, MIN_STEPS)
         self.signature = self._signature()
-        # Loaded once and dropped: pretraining of a stand-in and first imports must not count as a run's loading time.
-        if load_base:
-            self.task.load_base(self.prepared)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return self.preparation.candidates
 
     def _signature(self) -> str:
         """A hash of everything that the runs depend on; learning rates are part of the candidates."""
@@ -95,129 +66,121 @@ class Scanner:
         for key in _WITHOUT_EFFECT:
             recipe.pop(key)
         tried = [[one.name, {**one.arm.to_dict(), "learning_rate": one.learning_rates}] for one in self.candidates]
-        content = json.dumps([recipe, tried, self.seed, self.prepared.fingerprint, code_version()], default=str)
+        fingerprint = self.preparation.prepared.fingerprint
+        content = json.dumps([recipe, tried, self.seed, fingerprint, code_version()], default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
     def is_complete(self, previous: dict[str, Any]) -> bool:
         """Whether an earlier call finished, and a larger budget than its own would not allow more runs."""
         runs_left = any(
-            arm["not_begun"] or any(run["ended"] == "out of time" for run in arm["runs"])
+            arm["not_begun"] or any(run["ended"] in ("out of time", "failed") for run in arm["runs"])
             for arm in previous["arms"].values()
         )
         more_time = self.budget.seconds > previous["budget"]["seconds"]
         return not previous["unfinished"] and not (more_time and runs_left)
 
-    def run(self, previous: dict[str, Any] | None, remote: RemoteTrials | None = None) -> None:
+    def run(self, previous: dict[str, Any] | None, trials: Trials) -> None:
         """Do all runs that are left, as far as the budget allows. previous: scan.json of an earlier call."""
         if previous is not None:
             self.budget.before = previous["budget"]["spent_seconds"]
-            self.steps, self.probes = previous["steps"], previous["probes"]
+            self.probes = previous["probes"]
             for name, arm in previous["arms"].items():
                 self.runs[name] = {run["learning_rate"]: run for run in arm["runs"]}
+            self.steps = previous["steps"] if self._has_begun() else 0
         self.recipe.to_yaml(self.folder / WINNERS)  # later calls take the precision from it
-        if remote is not None:
-            self._probe_on(remote)
-        for one in self.candidates:
-            if one.name not in self.probes and self.budget.left > 0:
-                self.probes[one.name] = self._probe(one)
-        if not self.steps and len(self.probes) == len(self.candidates):
-            self.steps = self._affordable_steps(1 if remote is None else remote.at_a_time(self.recipe))
+        self.at_a_time = max(min(trials.at_a_time(), len(self.candidates)), 1)
+        if trials.note:
+            self.notes.append(trials.note)
+        self._write(unfinished=True)
+        self._probe(trials)
+        measured = [one for one in self.candidates if one.name in self.probes]
+        self._write(unfinished=True)
+        if not measured or any(one.name not in self.probes and not self.runs[one.name] for one in self.candidates):
+            return  # the budget ended while the runs were measured
+        self.steps = self.steps or self._affordable_steps(measured)
         self.timings = {name: dict(seconds) for name, seconds in self.probes.items()}
         self._write(unfinished=True)
-        if not self.steps:
-            return
-        left = {one.name: pending(one, self.runs[one.name]) for one in self.candidates}
-        if remote is not None:
-            return self._run_on(remote, left)
-        while any(left.values()):  # one learning rate of each arm in turn, so that all arms share a short budget
-            for one in self.candidates:
-                if left[one.name]:
-                    self._next(one, left[one.name].pop(0))
+        self._run_all(trials, {one.name: pending(one, self.runs[one.name]) for one in measured})
 
-    def _affordable_steps(self, at_a_time: int) -> int:
+    def _probe(self, trials: Trials) -> None:
+        """Measure the seconds of a run by two steps and one evaluation; all ranks of an arm share one measurement.
+
+        Where it fails, the run is kept as a failed one, and the arm's next rank is measured.
+        """
+        missing: dict[str, list[Candidate]] = defaultdict(list)
+        known = {one.of: self.probes[one.name] for one in self.candidates if one.name in self.probes}
+        for one in self.candidates:
+            if one.of in known:
+                self.probes.setdefault(one.name, known[one.of])
+            else:
+                missing[one.of].append(one)
+
+        def submit_next(name: str) -> None:
+            if missing[name]:
+                one = missing[name].pop(0)
+                trials.submit(Trial(one, one.learning_rates[0], _PROBE_STEPS, (_PROBE_STEPS,), self.seed))
+
+        for name in list(missing):
+            submit_next(name)
+        for trial, entry in trials.finished():
+            one = trial.candidate
+            if entry is None or entry["ended"] == "out of time":
+                continue
+            if entry["ended"] == "failed":
+                self._record(one, trial.learning_rate, entry)
+                submit_next(one.of)
+                continue
+            self.probes |= {each.name: entry["seconds"] for each in (one, *missing[one.of])}
+            self._write(unfinished=True)
+
+    def _affordable_steps(self, measured: list[Candidate]) -> int:
         """The steps of each run with which all fit into the budget, so many arms at a time."""
         left, most = self.budget.left, self.max_steps
-        steps = affordable_steps(self.candidates, self.probes, left * min(at_a_time, len(self.candidates)), most)
-        return min([steps, *(affordable_steps([one], self.probes, left, most) for one in self.candidates)])
+        steps = affordable_steps(measured, self.probes, left * min(self.at_a_time, len(measured)), most)
+        return min([steps, *(affordable_steps([one], self.probes, left, most) for one in measured)])
 
-    def _probe_on(self, remote: RemoteTrials) -> None:
-        """Measure one run of each arm on the cluster."""
-        self.notes.append("Trained on the nodes of a Ray cluster: the seconds are theirs, this environment is not.")
-        first = {one.of: one for one in reversed(self.candidates) if one.name not in self.probes}
-        for one in first.values():
-            self._submit(remote, one, one.learning_rates[0], 2, [2])
-        for done, _, entry in remote.finished():
-            self.probes |= {one.name: entry["seconds"] for one in self.candidates if one.of == done.of}
+    def _run_all(self, trials: Trials, left: dict[str, list[float]]) -> None:
+        """Do the runs: one of each arm at a time, since halving compares an arm's with its earlier ones.
 
-    def _run_on(self, remote: RemoteTrials, left: dict[str, list[float]]) -> None:
-        """Do the runs on the cluster: one of each arm at a time; an arm's next one as soon as one has ended."""
+        One learning rate of each arm in turn, so that all arms share a short budget.
+        """
 
         def submit_next(one: Candidate) -> None:
-            if left[one.name] and run_seconds(self.timings[one.name], self.steps) <= self.budget.left:
-                self._submit(remote, one, left[one.name].pop(0), self.steps, evaluation_steps(self.steps))
+            if left.get(one.name):
+                learning_rate = left[one.name].pop(0)
+                others = [run for rate, run in self.runs[one.name].items() if rate != learning_rate]
+                expected = run_seconds(self.timings[one.name], self.steps)
+                looks = evaluation_steps(self.steps)
+                trials.submit(Trial(one, learning_rate, self.steps, looks, self.seed, others, expected))
 
         for one in self.candidates:
             submit_next(one)
-        for one, learning_rate, entry in remote.finished():
-            self._record(one, learning_rate, entry)
-            submit_next(one)
-        remote.clear(self.folder)
-
-    def _submit(
-        self, remote: RemoteTrials, one: Candidate, learning_rate: float, steps: int, evaluate_after: list[int]
-    ) -> None:
-        others = [run for rate, run in self.runs[one.name].items() if rate != learning_rate]
-        options = {"seed": self.seed, "others": others, "seconds": max(self.budget.left, 1.0)}
-        remote.submit(
-            self.recipe, one, learning_rate, self.folder, steps=steps, evaluate_after=evaluate_after, **options
-        )
-
-    def _probe(self, candidate: Candidate) -> dict[str, float]:
-        """Measure the seconds of a run by two steps and one evaluation; all ranks of an arm share one measurement."""
-        for other in self.candidates:
-            if other.of == candidate.of and other.name in self.probes:
-                return self.probes[other.name]
-        return self.train(candidate, candidate.learning_rates[0], 2, [2]).seconds
-
-    def train(
-        self, candidate: Candidate, learning_rate: float, steps: int, evaluate_after: list[int], **options: Any
-    ) -> ShortRun:
-        """Train one candidate in this process. options: of `short_run`."""
-        from peft_recipes.search.short_runs import short_run
-        from peft_recipes.tasks.method_mixin import fit_schedules
-
-        name, arm = candidate.name, dataclasses.replace(candidate.arm, learning_rate=learning_rate)
-        recipe = fit_schedules(dataclasses.replace(self.recipe, arms={name: arm}, embedded={}), steps)[0]
-        arm = recipe.arms[name]
-        return short_run(
-            self.task, self.prepared, arm, name, steps, evaluate_after, self.hardware, seed=self.seed, **options
-        )
-
-    def _next(self, candidate: Candidate, learning_rate: float) -> None:
-        """Do one run and write scan.json, unless a full run would exceed the budget."""
-        runs, timings = self.runs[candidate.name], self.timings[candidate.name]
-        if run_seconds(timings, self.steps) > self.budget.left:
-            return
-        others = [run for other, run in runs.items() if other != learning_rate]
-        run = self.train(
-            candidate,
-            learning_rate,
-            self.steps,
-            evaluation_steps(self.steps),
-            keep_training=lambda run: keep_training(run, others),
-            deadline=self.budget.deadline,
-        )
-        self._record(candidate, learning_rate, run_entry(run))
+        for trial, entry in trials.finished():
+            if entry is not None:
+                self._record(trial.candidate, trial.learning_rate, entry)
+            submit_next(trial.candidate)
 
     def _record(self, candidate: Candidate, learning_rate: float, entry: dict[str, Any]) -> None:
         """Add a run to scan.json and report it."""
-        name, timings, seconds = candidate.name, self.timings[candidate.name], entry["seconds"]
+        name, seconds = candidate.name, entry["seconds"]
         self.runs[name][learning_rate] = entry
         if seconds["step"]:
+            timings = self.timings[name]
             timings |= {key: max(timings[key], seconds[key]) for key in ("load", "step", "evaluate")}
         self._write(unfinished=True)
         total = sum(len(one.learning_rates) for one in self.candidates)
         self.on_trial(name, entry, sum(map(len, self.runs.values())), total)
+
+    def _has_begun(self) -> bool:
+        """Whether any run is there that did not fail."""
+        return any(run["ended"] != "failed" for runs in self.runs.values() for run in runs.values())
+
+    def _enough_seconds(self) -> float | None:
+        """While there is no run, a budget with which each has the fewest steps; None before all arms were measured."""
+        if self._has_begun() or any(one.name not in self.probes for one in self.candidates):
+            return None
+        each = [len(one.learning_rates) * run_seconds(self.probes[one.name], MIN_STEPS) for one in self.candidates]
+        return self.budget.spent + max(sum(each) / self.at_a_time, *each)
 
     def _write(self, *, unfinished: bool) -> dict[str, Any]:
         """Write scan.json. It is rewritten after each run: a scan that is killed continues from it."""
@@ -234,16 +197,21 @@ class Scanner:
             "dataset": self.recipe.data_name,
             "split": "validation",
             "judged_by": "loss",
-            "rows": self.prepared.rows,
+            "rows": self.preparation.prepared.rows,
             "seed": self.seed,
             "steps": self.steps,
             "recipe_steps": self.max_steps,
             "looks": evaluation_steps(self.steps) if self.steps else [],
-            "budget": {"seconds": self.budget.seconds, "spent_seconds": round(self.budget.spent, 2)},
+            "budget": {
+                "seconds": self.budget.seconds,
+                "spent_seconds": round(self.budget.spent, 2),
+                "enough_seconds": self._enough_seconds(),
+            },
+            "at_a_time": self.at_a_time,
             "probes": self.probes,
             "arms": {one.name: arm_entry(one, self.runs[one.name]) for one in self.candidates},
             "notes": self.notes,
-            "environment": environment(self.hardware),
+            "environment": environment(self.preparation.hardware),
         }
         write_json(self.folder / FILE, data)
         return data

@@ -14,6 +14,7 @@ from peft_recipes.runs.folder import Run
 
 # Of the recorded packages, those that compute; a new `datasets` or `evaluate` changes no step.
 COMPUTING = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+SHARED = "runs at a time shared th"  # "the device" in measuring/disturbance.py, "this machine" in runs/facts.py
 HOW_TO_REPEAT = "take times and memory again with `--measure`, or train again with `--overwrite`"
 
 # How to say each condition in a sentence, and its value in an older run.json that does not hold it.
@@ -94,7 +95,10 @@ def _arm_timing(
     why = why_not_comparable(arm, same[0].data, standard[0], standard[1].data)
     elsewhere = why is not None
     if why is None and not quiet:
-        why = f"'{arm}' was timed on a busy machine ({disturbed(same[0].data)})"
+        found = disturbed(same[0].data)
+        why = f"'{arm}' was timed on a busy machine ({found})"
+        if found and SHARED in found:
+            why = f"'{arm}' was timed while {found}"
     return {
         "comparable": why is None,
         "same_environment": not elsewhere,
@@ -114,7 +118,12 @@ def notes(timings: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Sequence[
             f"are shown without a ratio ({'; '.join(elsewhere)}). To compare them, {HOW_TO_REPEAT}."
         )
     busy = [found["why"] for found in timings.values() if found["same_environment"] and not found["comparable"]]
-    if busy:
+    if busy and all(SHARED in why for why in busy):
+        lines.append(
+            f"Times are shown without a ratio, since runs at a time shared the device: {'; '.join(busy)}. Memory is "
+            "each run's own. To compare times, take them again with `--measure`, which measures one run at a time."
+        )
+    elif busy:
         lines.append(
             f"Times are shown without a ratio where the machine was busy: {'; '.join(busy)}. To compare them, leave "
             f"the machine alone and {HOW_TO_REPEAT}."

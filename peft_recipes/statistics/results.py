@@ -80,7 +80,10 @@ def _timed(runs: list[Run]) -> list[Run]:
 
 
 def _notes(recipe: Recipe, runs: list[Run]) -> list[str]:
-    notes = list(dict.fromkeys(note for run in runs for note in run.data["notes"]))
+    # Of an arm that `--measure` took again, no time comes from runs that shared the machine.
+    again = {run.data.get("arm") for run in runs if run.data.get("measured")}
+    noted = ((run.data.get("arm"), note) for run in runs for note in run.data["notes"])
+    notes = list(dict.fromkeys(note for arm, note in noted if arm not in again or conditions.SHARED not in note))
     if recipe.task in ("text-classification", "token-classification") and not recipe.evaluate_also:
         notes.append(
             "Forgetting is not measured: the base has no head for these classes before tuning, so there is no score "

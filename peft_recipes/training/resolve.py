@@ -137,9 +137,9 @@ def fit_memory(resolved: Resolved, name: str) -> Recipe:
     recipe, task, arm = resolved.recipe, resolved.task, resolved.recipe.arms.get(name)
     if arm is None or planned.surely_fits(task, resolved.config):
         return recipe
-    # On a CPU all processes of a machine share its memory.
+    # On a CPU all processes of a machine share its memory. Runs at a time are planned together (planning/together.py).
     on_one = processes.local_count() if resolved.hardware.device == "cpu" else 1
-    spread = Spread(processes.distributed_type(), processes.count(), on_one=on_one * processes.facts()["jobs"])
+    spread = Spread(processes.distributed_type(), processes.count(), on_one=on_one)
     estimate = planned.memory(task, resolved.prepared, resolved.config, name, spread)
     if not estimate["fits"]:
         raise RecipeError(planned.too_large(name, estimate, recipe))

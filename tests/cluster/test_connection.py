@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -62,6 +63,28 @@ def test_without_an_address_a_cluster_that_is_gone_is_not_waited_for(known, monk
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray._private.utils, "read_ray_address", lambda *_: known)
     assert connection._chosen(None) == "local"
+
+
+@pytest.mark.parametrize(("owner", "joined"), [(0, True), (1000, True), (4242, False)])
+def test_without_an_address_no_cluster_of_another_user_is_joined(owner, joined, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    import ray._private.utils
+
+    named, said = tmp_path / "ray_current_cluster", []
+    monkeypatch.setattr(connection, "say", said.append)
+    named.write_text("10.0.0.1:6379")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray._private.utils, "get_ray_address_file", lambda *_: str(named))
+    monkeypatch.setattr(connection, "_why_not_reachable", lambda address: None)
+    monkeypatch.setattr(connection.os, "getuid", lambda: 1000)
+    stat = os.stat
+    changed = os.stat_result([*stat(named)[:4], owner, *stat(named)[5:]])
+    monkeypatch.setattr(
+        connection.os, "stat", lambda path, **given: changed if path == str(named) else stat(path, **given)
+    )
+    assert connection._chosen(None) == ("10.0.0.1:6379" if joined else "local")
+    assert connection._chosen("auto") == "10.0.0.1:6379"
+    assert any("is another user's (--address auto joins it)" in line for line in said) is not joined
 
 
 def test_an_address_where_something_else_answers_is_no_ray(monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
 
 import pytest
 from fake_nodes import Nodes
@@ -10,7 +12,7 @@ from worker_processes import all_ended
 
 from peft_recipes import Dataset
 from peft_recipes.cluster.pool import Pool
-from peft_recipes.comparison import on_ray
+from peft_recipes.comparison import on_ray, pool
 from peft_recipes.comparison.needed_files import needed_files
 from peft_recipes.comparison.on_ray import RayPool
 from peft_recipes.comparison.orders import Order
@@ -57,6 +59,75 @@ def test_a_run_asks_for_its_threads_and_the_memory_of_its_plan(ordered):
     assert work.environment == {"OMP_NUM_THREADS": "2", LATER: "1"}
     with pytest.raises(on_ray.RecipeError, match=r"Arm 'lora' needs 9.0 GB by the plan, and no node .* 8.0 GB"):
         executor._work(ordered("lora", memory_bytes=9 * 10**9))
+
+
+class Worker:
+    """In place of a worker process: it ends after so many looks as its seed says."""
+
+    at_a_time: list[list[int]]
+
+    def __init__(self, order, slot):
+        self.order, self.slot, self.looks = order, slot, order.job[1]
+        self.process = types.SimpleNamespace(returncode=0)
+
+    def has_ended(self):
+        self.looks -= 1
+        return self.looks <= 0
+
+    def close(self):
+        pass
+
+
+def trained_at_a_time(executor, orders):
+    """The memory of the runs that were trained at the same time, at each look."""
+    seen = []
+    with executor:
+        for order in orders:
+            executor.submit(order)
+        for _ in executor.finished():
+            seen.append(sorted(worker.order.memory_bytes // 10**9 for worker in executor._working))
+    return seen
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """This machine seems to have one GPU of 30 GB; workers run nothing."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(total_memory=30 * 10**9))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(pool, "_Worker", Worker)
+    monkeypatch.setattr(pool, "conclude", lambda order, code: None)
+    monkeypatch.setattr(pool.time, "sleep", lambda seconds: None)
+
+
+def sized(ordered, *sizes):
+    """Orders of so many GB each, on the GPU; the first takes longest."""
+    orders = [ordered("lora", memory_bytes=size * 10**9) for size in sizes]
+    looks = range(2 * len(sizes), 0, -2)
+    recipe = dataclasses.replace(orders[0].recipe, training={})
+    return [dataclasses.replace(order, job=("lora", n), recipe=recipe) for order, n in zip(orders, looks, strict=True)]
+
+
+def test_a_run_starts_only_where_it_fits_next_to_those_running(ordered, gpu):
+    executor = LocalPool(4)
+    seen = trained_at_a_time(executor, sized(ordered, 15, 20, 5, 5))
+    assert seen[0] == [5, 5, 15] and [20] in seen  # the second waits, the smaller ones behind it do not
+    assert not any(20 in sizes and 15 in sizes for sizes in seen) and len(executor._free) == 4
+
+
+def test_auto_trains_as_many_at_a_time_as_fit_whichever_they_are(ordered, gpu):
+    executor = LocalPool("auto")
+    trained_at_a_time(executor, sized(ordered, 8, 8, 8, 2))
+    assert [slot["PEFT_RECIPES_DEVICE_JOBS"] for slot in executor._free] == ["3"] * 3
+
+
+def test_one_run_at_a_time_is_alone_and_not_marked(ordered, gpu):
+    executor = LocalPool(1)
+    assert all(len(sizes) <= 1 for sizes in trained_at_a_time(executor, sized(ordered, 100, 1)))
+    assert executor._free == [{}]
 
 
 def test_a_run_that_is_lost_again_and_again_is_a_row_with_the_reason(ordered):

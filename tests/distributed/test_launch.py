@@ -9,7 +9,7 @@ from torch.utils.data import SequentialSampler
 
 from peft_recipes import RecipeError, compare
 from peft_recipes.distributed.batches import effective_batch_size, split_batch
-from peft_recipes.distributed.launch import check_installed, job_environments, launch_files, read_launch
+from peft_recipes.distributed.launch import check_installed, launch_files, read_launch
 from peft_recipes.tasks.step_sampler import StepShardSampler
 
 
@@ -63,6 +63,7 @@ def test_a_comparison_refuses_an_impossible_launch_before_it_writes(classify, tm
         ({"processes": 2}, "--launch ddp"),
         ({"launch": "ddp", "processes": 3}, r"16 a step, which 3 processes can't share evenly. The nearest.* 15 "),
         ({"jobs": 0}, "--jobs 0"),
+        ({"jobs": "two"}, "--jobs two: expected a whole number of 1 or more, or auto"),
     ]
     for options, message in cases:
         with pytest.raises(RecipeError, match=message):
@@ -110,22 +111,6 @@ def test_the_ranks_together_see_the_steps_of_one_process(examples, batch, accumu
     assert seen == list(range(examples))
     ignored = [part for part in itertools.chain(*made) if part[0] < 0]
     assert all(len(part) == 1 for part in ignored)  # a rank without examples gets one whose labels are ignored
-
-
-def test_jobs_get_a_device_each(monkeypatch):
-    import torch
-
-    assert job_environments(1) == [{}]
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert job_environments(2) == [{"PEFT_RECIPES_JOBS": "2", "OMP_NUM_THREADS": "2"}] * 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [job["CUDA_VISIBLE_DEVICES"] for job in job_environments(2)] == ["5", "7"]
-    with pytest.raises(RecipeError, match=r"has 2 GPUs.* --jobs 2"):
-        job_environments(3)
 
 
 def test_two_jobs_at_a_time_are_noted_in_the_comparison(classify, tmp_path):

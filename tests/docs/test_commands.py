@@ -46,7 +46,7 @@ CHANGED = [
      "the models here have word-level tokenizers, which llama.cpp does not read"),
     (r" --on ray( --address \S+)?", "", "tests/comparison/test_ray.py has a cluster"),
     (r"report_to=\[.*\]", "report_to=tensorboard", "the others' stores lie elsewhere: tests/training/test_trackers.py"),
-    (r"--jobs 4", "--jobs 1", "runs are trained in this process"),
+    (r"--jobs (4|auto)( --measure)?", "--jobs 1", "runs are trained in this process"),
     (r"^peft-recipes (stop|add) \S+ .*", r"peft-recipes \1 --help", "no comparison runs: tests/comparison has some"),
 ]  # fmt: skip
 # Commands that are checked but not run: their first words, and why. `make` targets and files must exist.

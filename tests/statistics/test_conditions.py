@@ -77,6 +77,17 @@ def test_disturbed_seeds_are_left_out_and_a_disturbed_arm_has_no_ratio_of_times(
     assert "busy machine (other processes used 1.0 CPU cores" in found["head"]["why"]
 
 
+def test_runs_that_shared_a_gpu_have_no_ratio_of_times_but_one_of_their_own_memory():
+    shared = {"verdict": "disturbed", "why": "2 runs at a time shared the GPU"}
+    runs = {arm: [run(0, shared, device="cuda", jobs=2)] for arm in ("full", "lora")}
+    found = timing(runs, "full")
+    assert not any(arm["comparable"] for arm in found.values())
+    assert all(arm["same_environment"] for arm in found.values())
+    assert found["lora"]["why"] == "'lora' was timed while 2 runs at a time shared the GPU"
+    (note,) = notes(found, runs)
+    assert "Memory is each run's own" in note and "take them again with `--measure`" in note
+
+
 def test_a_measurement_taken_again_replaces_times_memory_and_environment():
     first = run(threads=1, disturbance=BUSY)
     first.data |= {"metrics": {"test": {"accuracy": 0.9}}, "training": {**first.data["training"], "steps": 7}}

@@ -57,7 +57,10 @@ def test_without_waiting_times_the_cores_that_others_took_decide(monkeypatch):
 def test_runs_that_share_the_processor_by_design_say_so(monkeypatch):
     monkeypatch.setenv("PEFT_RECIPES_JOBS", "3")
     assert judged(QUIET, 20.0, 100, "cpu")["why"] == "3 runs at a time shared the processor"
-    assert judged(QUIET, 20.0, 100, "cuda", 0)["why"] is None
+    assert judged(QUIET, 20.0, 100, "cuda", 0)["why"] is None  # a GPU each
+    assert judged(QUIET, 20.0, 100, "mps")["why"] == "3 runs at a time shared the GPU"
+    monkeypatch.setenv("PEFT_RECIPES_DEVICE_JOBS", "2")
+    assert judged(QUIET, 20.0, 100, "cuda")["why"] == "2 runs at a time shared the GPU"
 
 
 def test_counters_grow_and_the_sums_continue_from_a_checkpoint():
