@@ -93,7 +93,7 @@ def _kill(process: subprocess.Popen[bytes], what: str) -> bool:
 
 def _verdicts(recipe: Path, root: Path, seeds: int) -> dict[str, Any]:
     from peft_recipes import compare, load_recipe
-    from peft_recipes.comparison.compare import collect
+    from peft_recipes.comparison.collecting import collect
     from peft_recipes.comparison.comparison import read_comparison
 
     folder = root / "soak" / "tiny"

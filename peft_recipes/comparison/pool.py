@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -18,22 +17,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from peft_recipes.adapters.check_subprocess import TRUSTED, any_quantised
 from peft_recipes.comparison.orders import Follower, Order
-from peft_recipes.comparison.processes import run_to_end, start
+from peft_recipes.comparison.processes import start
 from peft_recipes.comparison.run_folders import clear_folder, conclude
 from peft_recipes.comparison.warm import Turn, WarmProcess, takes_turns
 from peft_recipes.comparison.worker import PAUSE_AT, needs_bitsandbytes
 from peft_recipes.distributed.jobs import Jobs, job_environments
 from peft_recipes.distributed.launch import Launch
-from peft_recipes.guards.runner import NOT_RUN
 from peft_recipes.hardware.device import Hardware, device_of
 from peft_recipes.planning.memory import spread_of
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.planning.together import Room, jobs_for
 from peft_recipes.recipe.arm import Arm
-from peft_recipes.runs.files import write_json
-from peft_recipes.runs.folder import RUN_FILE, Run
 from peft_recipes.runs.log import last_line
 from peft_recipes.runs.subprocesses import Process, ending_together, interrupt
 
@@ -196,32 +191,3 @@ def _command(order: Order) -> list[str]:
     arguments = [str(order.yaml), arm, str(seed), str(order.output), *([str(order.data)] if order.data else [])]
     arguments += [f"{PAUSE_AT}{order.pause_at}"] if order.pause_at is not None else []
     return order.launch.command(module, *arguments) if order.launch else [sys.executable, "-m", module, *arguments]
-
-
-def check_in_fresh_process(runs: list[Run], trust_remote_code: bool) -> None:
-    """Reload the adapters of these runs in one other process; write the result to each run.json.
-
-    An adapter that does not give the same outputs there gets a failed check; its run's figures are kept. The check at
-    the end of training reloads an adapter in the process that trained it, which can't notice what exists in that
-    process alone. Where the checking process is killed or runs out of memory, the check is "not run", and the next call
-    of the comparison makes it.
-    """
-    if not runs:
-        return
-    module, words = "peft_recipes.adapters.check_subprocess", [str(run.folder.resolve()) for run in runs]
-    command = [sys.executable, "-m", module, *words, *([TRUSTED] if trust_remote_code else [])]
-    code, lines = run_to_end(command, fork=not any_quantised(words))
-    found = [line for line in lines if line.startswith("{")]
-    rows = {row["folder"]: row for row in map(json.loads, found)}
-    other = " ".join(line for line in lines if line not in found)
-    reason = " ".join(other.split())[-300:] or f"exit code {code}"
-    ended = {"error": None, "not_run": f"the checking process ended early: {reason}"}
-    for run in runs:
-        row = rows.get(str(run.folder.resolve()), ended)
-        result: Any = row["error"] is None
-        if row["not_run"]:
-            result = f"{NOT_RUN}: {row['not_run']}"
-        elif row["error"] is not None:
-            result = {"error": f"In a fresh process its adapter is not as trained: {row['error']}"}
-        run.data["checks"]["fresh-process"] = result
-        write_json(run.folder / RUN_FILE, run.data)

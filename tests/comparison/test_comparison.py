@@ -19,7 +19,7 @@ from small import compared_here
 from worker_processes import workers
 
 from peft_recipes import Arm, RecipeError, compare, plan, read_comparison, train
-from peft_recipes.comparison.compare import collect
+from peft_recipes.comparison.collecting import collect
 from peft_recipes.statistics.bootstrap import paired_difference
 
 
@@ -177,7 +177,7 @@ def test_an_arm_beyond_the_memory_limit_is_out_of_memory_and_the_others_continue
 def test_an_adapter_that_differs_in_a_fresh_process_has_a_failed_check(comparison, classify, tmp_path):
     from malformed import change_tensors
 
-    from peft_recipes.comparison.compare import _check_adapters, collect
+    from peft_recipes.comparison.adapter_checks import check_adapters
 
     shutil.copytree(comparison.folder, tmp_path / "tiny")
     assert comparison.data["arms"]["lora"]["checks"]["fresh-process"] is True
@@ -186,7 +186,7 @@ def test_an_adapter_that_differs_in_a_fresh_process_has_a_failed_check(compariso
     run = json.loads((folder / "run.json").read_text())
     del run["checks"]["fresh-process"]
     (folder / "run.json").write_text(json.dumps(run))
-    _check_adapters(tmp_path, classify(), [("base", 0), ("full", 0), ("lora", 0), ("lora", 1)])
+    check_adapters(tmp_path, classify(), [("base", 0), ("full", 0), ("lora", 0), ("lora", 1)])
     made = collect(classify(), ["full", "lora"], [0, 1], tmp_path)
     arm = made.data["arms"]["lora"]
     assert made.failed == [] and made.failed_checks == ["lora"] and arm["seeds"] == [0, 1]
@@ -196,18 +196,17 @@ def test_an_adapter_that_differs_in_a_fresh_process_has_a_failed_check(compariso
 
 
 def test_a_killed_checking_process_leaves_the_runs_as_they_are(comparison, tmp_path, monkeypatch):
-    from peft_recipes.comparison import pool
-    from peft_recipes.comparison.compare import _checked_in_fresh_process
+    from peft_recipes.comparison import adapter_checks
     from peft_recipes.runs.folder import read_run
 
     shutil.copytree(comparison.folder / "lora", tmp_path / "lora")
     run = read_run(tmp_path / "lora" / "seed-0")
-    monkeypatch.setattr(pool.sys, "executable", "/bin/false")
-    pool.check_in_fresh_process([run], False)
+    monkeypatch.setattr(adapter_checks.sys, "executable", "/bin/false")
+    adapter_checks.check_in_fresh_process([run], False)
     again = read_run(run.folder)
     assert again.ok and again.failed_checks == {} and again.metrics["test"]
     assert again.data["checks"]["fresh-process"].startswith("not run: the checking process ended early")
-    assert not _checked_in_fresh_process(again)  # the next call checks it
+    assert not adapter_checks._checked_in_fresh_process(again)  # the next call checks it
 
 
 def test_a_worker_killed_in_the_verification_leaves_the_figures(comparison, tmp_path):

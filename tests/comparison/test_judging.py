@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import peft_recipes.comparison.compare as comparing
 from peft_recipes import RecipeError, compare, plan, train
 from peft_recipes.cli.app import app
+from peft_recipes.comparison import adapter_checks
 from peft_recipes.comparison.judging import judge_runs
 from peft_recipes.errors import JudgeError
 from peft_recipes.recipe.judge import Judge
@@ -146,7 +147,7 @@ def here():
     """Comparisons train their runs in this process: tests/comparison/test_comparison.py has real ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "executor_of", workspace.ThisProcess)
-        patch.setattr(comparing, "check_in_fresh_process", lambda runs, trust_remote_code: None)
+        patch.setattr(adapter_checks, "check_in_fresh_process", lambda runs, trust_remote_code: None)
         patch.setenv("JUDGE_KEY", KEY)
         yield patch
 

@@ -12,7 +12,8 @@ import peft_recipes.comparison.compare as compare_module
 from peft_recipes import RecipeError
 from peft_recipes.cli.app import app
 from peft_recipes.comparison import turns
-from peft_recipes.comparison.compare import collect, compare
+from peft_recipes.comparison.collecting import collect
+from peft_recipes.comparison.compare import compare
 from peft_recipes.comparison.turns import measure_in_turns, measured
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.training.remeasure import remeasure

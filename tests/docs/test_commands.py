@@ -20,6 +20,7 @@ from blocks import PAGES, ROOT, Block, blocks
 from typer.testing import CliRunner
 
 import peft_recipes.catalog.recipes
+import peft_recipes.comparison.adapter_checks
 import peft_recipes.comparison.compare
 import peft_recipes.inference.playground
 import peft_recipes.serving.server
@@ -95,7 +96,8 @@ def here(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(peft_recipes.catalog.recipes, "recipe_files", lambda: workspace.recipe_files(prepared))
     compare = peft_recipes.comparison.compare
     monkeypatch.setattr(compare, "executor_of", workspace.ThisProcess)
-    monkeypatch.setattr(compare, "check_in_fresh_process", lambda runs, trust_remote_code: None)
+    checks = peft_recipes.comparison.adapter_checks
+    monkeypatch.setattr(checks, "check_in_fresh_process", lambda runs, trust_remote_code: None)
     monkeypatch.setattr(peft_recipes.inference.playground, "serve", lambda *args, **options: None)
     server, listen = peft_recipes.serving.server, peft_recipes.serving.server.open_socket
     monkeypatch.setattr(server.Server, "run", lambda server, on_ready: on_ready())

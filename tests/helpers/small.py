@@ -76,7 +76,7 @@ def compared_here(recipe, arms, seeds, output: Path):
     """Compare as `compare` does, but with every run in this process, which is faster."""
     from peft_recipes import train
     from peft_recipes.arms.selection import choose_arms
-    from peft_recipes.comparison.compare import collect
+    from peft_recipes.comparison.collecting import collect
 
     recipe = choose_arms(recipe, arms).recipe
     for arm, seed in [("base", seeds[0]), *((arm, seed) for seed in seeds for arm in arms)]:

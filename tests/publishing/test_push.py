@@ -273,7 +273,7 @@ def compared(client, recipe_file, place):
     """A comparison of two seeds, all trained in one process, once."""
     code = (
         "import sys; from pathlib import Path; from peft_recipes import load_recipe, train\n"
-        "from peft_recipes.comparison.compare import collect\n"
+        "from peft_recipes.comparison.collecting import collect\n"
         "recipe, out = load_recipe(sys.argv[1]), Path(sys.argv[2])\n"
         "for arm, seed in [('base', 0)] + [(arm, seed) for arm in recipe.arms for seed in (0, 1)]:\n"
         "    train(recipe, arm, seed=seed, output=out)\n"

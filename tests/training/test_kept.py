@@ -113,7 +113,7 @@ def test_a_save_that_fails_is_a_failed_run_that_can_be_resumed(classify, tmp_pat
 def test_a_run_whose_merge_fails_is_kept_and_says_so(instruct, tmp_path, monkeypatch):
     """As PEFT alone would merge: into the embedding's weight, which the base's LM head shares."""
     from peft_recipes.arms import merge
-    from peft_recipes.comparison.compare import collect
+    from peft_recipes.comparison.collecting import collect
     from peft_recipes.reporting.markdown import render_markdown
 
     monkeypatch.setattr(merge, "_untie", lambda base: None)

@@ -11,6 +11,7 @@ import pytest
 import workspace
 from tracker_stores import READERS, from_mlflow, from_tensorboard, from_wandb
 
+import peft_recipes.comparison.adapter_checks
 import peft_recipes.comparison.compare
 from peft_recipes import RecipeError, compare, train
 from peft_recipes.runs.folder import read_run
@@ -57,7 +58,8 @@ def in_process():
     with pytest.MonkeyPatch.context() as patch:
         module = peft_recipes.comparison.compare
         patch.setattr(module, "executor_of", workspace.ThisProcess)
-        patch.setattr(module, "check_in_fresh_process", lambda runs, trust_remote_code: None)
+        checks = peft_recipes.comparison.adapter_checks
+        patch.setattr(checks, "check_in_fresh_process", lambda runs, trust_remote_code: None)
         yield
 
 
