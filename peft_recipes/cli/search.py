@@ -56,7 +56,7 @@ def scan(
     on: On = "local",
     address: Address = "",
     jobs: Annotated[
-        str, Option("--jobs", metavar="N", help="Train N arms at a time, or auto (default: auto on a GPU, else 1).")
+        str, Option("--jobs", metavar="N", help="Train N arms at a time, or auto: as many as fit (default on a GPU).")
     ] = "",
     as_json: Json = False,
 ) -> None:

@@ -32,17 +32,21 @@ class WarmProcess:
         handle, name = tempfile.mkstemp(dir=folder)
         os.close(handle)
         self._answers, self._number = Path(name), 0
+        self.ends = False  # after an error, though it may still be there
         command = [sys.executable, "-m", "peft_recipes.comparison.worker", ORDERS, name]
         self.process = start(command, log, environment, fork=fork)
 
     def has_room_for(self, order: Order, device: str) -> bool:
         """Whether it runs and the order's run fits in memory next to it; on a GPU it returns what it took there."""
-        return self.process.poll() is None and (device != "cpu" or free_memory_bytes() >= order.memory_bytes)
+        runs = not self.ends and self.process.poll() is None
+        return runs and (device != "cpu" or free_memory_bytes() >= order.memory_bytes)
 
     def give(self, order: Order) -> Turn:
         """Let it train an order. Raises OSError where it has ended."""
         self._number += 1
         arm, seed = order.job
+        log = order.folder / "log.txt"
+        log.touch()  # the process may be killed before it opens it
         request = {
             "number": self._number,
             "recipe_file": str(order.yaml.absolute()),
@@ -52,7 +56,7 @@ class WarmProcess:
             "data": str(order.data.absolute()) if order.data else None,
             "pause_at": order.pause_at,
             "memory_bytes": order.memory_bytes,
-            "log": str((order.folder / "log.txt").absolute()),
+            "log": str(log.absolute()),
         }
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
@@ -85,6 +89,7 @@ class Turn:
             ended = self._warm.process.poll()  # before the answer is looked for, which it writes before it ends
             code = self._warm.code_of(self._number)
             self.returncode = ended if code is None else code
+            self._warm.ends = self.returncode not in (None, 0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:

@@ -23,7 +23,7 @@ from peft_recipes.distributed.jobs import job_environments
 from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import device_of
 from peft_recipes.runs.files import write_json
-from peft_recipes.runs.subprocesses import Process, ending_together
+from peft_recipes.runs.subprocesses import Process
 from peft_recipes.search.own_process import write_recipe
 from peft_recipes.search.trials import FOLDER, Ended, Scanned, Trial, failed_entry
 
@@ -47,10 +47,8 @@ class LocalTrials:
         write_recipe(self._scanned.recipe, self._scanned.candidates, self._recipe)
         if forking.can_fork():
             forking.prepare()
-        self._stack.callback(self._wait)
-        processes = self._stack.enter_context(ending_together())
         for worker in self._workers:
-            worker.processes = processes
+            self._stack.callback(worker.end)  # at once, also after Ctrl-C: there is no checkpoint to wait for
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
@@ -81,18 +79,12 @@ class LocalTrials:
                     worker.trial = None
                     yield trial, entry
 
-    def _wait(self) -> None:
-        """Wait until the processes have ended, whose stdin is closed: they write to the folder."""
-        for worker in self._workers:
-            worker.end()
-
 
 class _Worker:
     """A process that does runs. trial: its current one; the process starts with the first."""
 
     def __init__(self, folder: Path, recipe: Path, arms: list[str], environment: dict[str, str]):
         self.trial: Trial | None = None
-        self.processes: list[Process] = []
         self._folder, self._recipe, self._arms, self._environment = folder, recipe, arms, environment
         self._process: Process | None = None
         self._number = 0
@@ -110,7 +102,6 @@ class _Worker:
             fork = not any(needs_bitsandbytes(self._recipe, arm) for arm in self._arms)
             command = [sys.executable, "-m", "peft_recipes.search.trial_worker", *words]
             self._process = start(command, self._log, self._environment, fork=fork)
-            self.processes.append(self._process)
 
     @property
     def _order(self) -> Path:
@@ -135,10 +126,9 @@ class _Worker:
         return failed_entry(self.trial.learning_rate, failure(code, self._log)["error"])
 
     def end(self) -> None:
-        """End the process; the next trial starts another one."""
+        """End the process and wait for its end; the next trial starts another one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process.stdin.close()
-            self.processes[:] = [each for each in self.processes if each is not self._process]
             self._process = None

@@ -191,6 +191,19 @@ def test_a_step_without_minutes_left_and_one_that_was_killed_go_on_with_their_ne
     assert list(Result(step, file, tmp_path, "cpu", True).earlier) == ["first"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_killed_call_leaves_no_step_behind(tmp_path):
+    import subprocess
+
+    step = ("import sys, time; sys.path.insert(0, sys.argv[1]); from gpu.step import _end_with_parent; "
+            "_end_with_parent(); print('up', flush=True); time.sleep(120)")  # fmt: skip
+    call = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    started = subprocess.Popen([sys.executable, "-c", call, step, str(BENCHMARKS)], stdout=subprocess.PIPE, text=True)
+    assert started.stdout.readline() == "up\n"
+    started.kill()
+    assert started.communicate(timeout=60)[0] == ""  # the pipe's end: nobody holds it any more
+
+
 def test_runs_on_one_device_are_compared_by_how_many_share_it(on_gpu, tmp_path, monkeypatch):
     from gpu import page, step_parts
     from gpu.step import Result

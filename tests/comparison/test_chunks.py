@@ -12,7 +12,7 @@ import pytest
 from equal_runs import same
 from worker_processes import workers
 
-from peft_recipes import Dataset, RecipeError, compare, train
+from peft_recipes import Arm, Dataset, RecipeError, compare, train
 from peft_recipes.comparison import forking, processes
 from peft_recipes.comparison.chunks import pause_steps
 from peft_recipes.reporting.facts import ratio
@@ -134,6 +134,17 @@ def test_a_killed_worker_is_the_failure_of_the_run_that_it_trained(small, whole,
     assert lora.data["training"]["paused_at_steps"] == [72]
     assert (("full", 0), "kept", 0) in states and (("lora", 0), "paused", 72) in states
     assert min(step for job, state, step in states if job == ("lora", 0) and state == "running" and step) >= 72
+
+
+def test_an_arm_that_fails_takes_no_other_along(small, whole, tmp_path):
+    recipe = small("lora")
+    recipe = replace(recipe, arms={"diverging": Arm(learning_rate=1e30), **recipe.arms})
+    see, states = when(None, 0, None)
+    made = compare(recipe, output=tmp_path, chunks=2, on_progress=see)
+    assert made.failed == ["diverging"] and "The loss is" in made.data["arms"]["diverging"]["error"]
+    ended = [(job[0], state) for job, state, _ in states if state != "running"]
+    assert ended == [("base", "ok"), ("diverging", "failed"), ("lora", "paused"), ("lora", "ok")]
+    same(whole(recipe, "lora"), run_of(tmp_path, recipe, "lora"))
 
 
 def test_ctrl_c_in_a_chunk_ends_the_worker_after_a_checkpoint(small, whole, tmp_path):

@@ -113,10 +113,11 @@ def test_the_ranks_together_see_the_steps_of_one_process(examples, batch, accumu
     assert all(len(part) == 1 for part in ignored)  # a rank without examples gets one whose labels are ignored
 
 
-def test_two_jobs_at_a_time_are_noted_in_the_comparison(classify, tmp_path):
+def test_two_jobs_at_a_time_are_noted_in_the_comparison(classify, tmp_path, monkeypatch):
+    monkeypatch.setattr("peft_recipes.planning.together.cpu_cores", lambda: 2)
     recipe = classify().with_changes({"training": {"num_train_epochs": 1}})
     events = []
-    made = compare(recipe, ["full", "lora"], output=tmp_path, jobs=2, on_progress=events.append)
+    made = compare(recipe, ["full", "lora"], output=tmp_path, jobs="auto", on_progress=events.append)
     assert made.failed == [] and set(made.data["arms"]) == {"full", "lora"}
     first_end = next(i for i, event in enumerate(events) if event.state == "ok")
     assert len({event.job for event in events[:first_end]}) == 2  # both had started before one ended

@@ -114,6 +114,30 @@ def test_the_tables_of_seeds_until_it_is_decided_are_those_of_the_simulation():
     assert max(row["false"] for row in made["families"]) < 0.05 + 2 * 0.012
 
 
+def test_the_table_of_dropped_arms_is_that_of_the_simulation():
+    text = (ROOT / "docs" / "concepts" / "statistics.md").read_text(encoding="utf-8")
+    made = _benchmark("drop_calibration")
+    lines = dropping_table(made)
+    assert len(lines) == 8 and all(line in text for line in lines), [line for line in lines if line not in text]
+    assert max(row["false"] for row in made["rows"] if row["run_sd"] < 3) < 0.05
+
+
+def dropping_table(made) -> list[str]:
+    """The rows of figures in docs/concepts/statistics.md: false drops, and the training that is saved, by kind."""
+
+    def cells(rows) -> str:
+        most = (f"{100 * max(row[column] for row in rows):.1f} %" for column in ("false", "best", "naive", "halving"))
+        shares = (100 * row["saved"] for row in rows)
+        least, *_, saved = sorted(shares)
+        return f"| {' | '.join([*most, f'{least:.0f} to {saved:.0f} %'])} |"
+
+    rows = [row for row in made["rows"] if row["arms"] == 8]
+    one = [row for row in rows if row["run_sd"] == 1]
+    by_kind = [[row for row in one if row["kind"] == kind] for kind in dict.fromkeys(row["kind"] for row in one)]
+    by_spread = [[row for row in rows if row["run_sd"] == run_sd] for run_sd in (0, 2, 3)]
+    return [cells(each) for each in (*by_kind, *by_spread)]
+
+
 def sequential_tables(made) -> list[str]:
     """The rows of figures in docs/concepts/statistics.md: false claims, power and seeds, several arms."""
 

@@ -77,7 +77,7 @@ def found(made):
 
 def test_a_scan_on_a_cluster_finds_what_a_scan_here_does(classify, tmp_path, on):
     nodes, options = on(Cluster()), {"arms": ["head", "lora"], "budget": 1e6}
-    here = scan(classify(), RATES, output=tmp_path / "here", **options)
+    here = scan(classify(), RATES, output=tmp_path / "here", jobs=1, **options)
     there = scan(classify(), RATES, output=tmp_path / "there", on="ray", **options)
     assert found(there) == found(here) and there.data["steps"] == here.data["steps"]
     assert any("Ray cluster" in note for note in there.data["notes"]) and not there.data["unfinished"]

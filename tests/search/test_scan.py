@@ -170,6 +170,7 @@ def test_a_run_is_evaluated_three_times(steps, expected):
         (["--learning-rates", "1e-3:1e-5:4"], "expected LOW:HIGH:COUNT"),
         (["--ranks", "two"], "--ranks two"),
         (["--budget", "soon"], "--budget soon"),
+        (["--jobs", "many"], "--jobs many: expected a whole number of 1 or more, or auto"),
         (["--arms", "lroa"], "Did you mean 'lora'"),
         (["--arms", "full", "--ranks", "4"], "has a rank"),
         (["--set", "arms.lora.peft.target_modules=[q_lni]"], "Nearest: q_lin"),

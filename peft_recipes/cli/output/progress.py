@@ -99,7 +99,10 @@ def _print_end(console: Console, progress: RunProgress) -> None:
 
 
 class Standings:
-    """What is known of each arm while the others are trained: finished seeds, mean test metric, last validation."""
+    """What is known of each arm while the others are trained: finished seeds, mean test and validation metrics.
+
+    Validation of an arm without a finished seed: of its paused runs so far.
+    """
 
     def __init__(self) -> None:
         self.arms: dict[str, dict[str, dict[int, float | None]]] = {}
@@ -111,9 +114,11 @@ class Standings:
         if not progress.metric or values == {"test": None, "validation": None}:
             return
         self._metrics = (progress.metric, progress.selection_metric)
-        arm = self.arms.setdefault(name, {"test": {}, "validation": {}})
-        for split, value in values.items():
-            arm[split] |= {} if value is None else {seed: value}
+        arm = self.arms.setdefault(name, {"test": {}, "validation": {}, "paused": {}})
+        if progress.state == "paused":
+            values = {"paused": progress.validation}
+        for column, value in values.items():
+            arm[column] |= {} if value is None else {seed: value}
 
     def table(self) -> Table:
         """The arms in the order in which their first values came."""
@@ -128,7 +133,7 @@ class Standings:
         for title in ("seeds", *titles):
             made.add_column(title, justify="right")
         for name, arm in self.arms.items():
-            pairs = ((arm["test"], metric), (arm["validation"], selection))
+            pairs = ((arm["test"], metric), (arm["validation"] or arm["paused"], selection))
             means = (formats.quality(statistics.fmean(v.values()) if v else None, m) for v, m in pairs)
             made.add_row(escape(name), str(len(arm["test"])), *means)
         return made
