@@ -159,6 +159,9 @@ def compare(
     measure: Annotated[
         bool, Option("--measure", help="Take times and memory again after the runs, alone, the arms in turns.")
     ] = False,
+    share_base: Annotated[
+        bool, Option("--share-base", help="Train the adapters' further seeds together, on one base in one process.")
+    ] = False,
     on: On = "local",
     address: Address = "",
     chunks: Annotated[
@@ -200,6 +203,7 @@ def compare(
     asked |= {"on": on, "address": address}
     options = {"output": output, "overwrite": overwrite, "wait": wait, "jobs": at_a_time, "asked": asked}
     options |= {"launch": launch or None, "processes": processes or None, "measure": measure, "until": until}
+    options |= {"share_base": share_base}
     options |= {"on": on, "address": address or None, "chunks": chunks, "drop": drop, "watch": watch}
     with progress_bars() as on_progress:
         comparison = compare_arms(loaded, names, _seeds(seeds), on_progress=on_progress, **options)

@@ -32,6 +32,7 @@ from peft_recipes.comparison.judging import check_judged
 from peft_recipes.comparison.orders import Order, Progress
 from peft_recipes.comparison.places import LOCAL
 from peft_recipes.comparison.provisional import Provisional
+from peft_recipes.comparison.shared_runs import SharedRuns, check_shared
 from peft_recipes.comparison.tracking import report_comparison
 from peft_recipes.comparison.turns import measure_in_turns
 from peft_recipes.comparison.until_decided import Until, check_plan, make_design
@@ -66,6 +67,7 @@ def compare(
     processes: int | None = None,
     jobs: Jobs = 1,
     measure: bool = False,
+    share_base: bool = False,
     on: str = LOCAL,
     address: str | None = None,
     until: Until | None = None,
@@ -92,6 +94,8 @@ def compare(
             mention. A run starts only where its memory fits next to the others', by its plan. "auto": as many as fit,
             at most one for each CPU core.
         measure: take times, memory and latency again after the runs, alone, a few steps an arm, the arms taking turns.
+        share_base: train the adapters' runs together on one base in one process, where that is exact; without
+            `measure`, the first seed of every arm still runs alone, and its time and memory count.
         on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster, one run each.
         address: of the Ray cluster: "ray://host:10001", "host:6379" or "auto" (default: the one of this machine).
         chunks: let the arms take turns: each is trained for one of so many equal shares of its steps, then the next.
@@ -121,6 +125,8 @@ def compare(
     if measure and (launch is not None or on != LOCAL):
         option = "--launch" if launch is not None else f"--on {on}"
         raise RecipeError(f"--measure takes times in one process of this machine: leave out {option}, or --measure.")
+    if share_base:
+        check_shared(seeds if plan is None else plan.seeds, measure, on, launch, chunks)
     check_output(output)
     check_trackers(recipe.training, runs=1 + len(names) * len(seeds))
     with executor_of(on, address, jobs=jobs, launch=configuration) as executor:
@@ -139,9 +145,10 @@ def compare(
             design = None
             if plan is not None:
                 design = make_design(folder, recipe, names, plan, resolved.fingerprint, overwrite=overwrite)
-            at_once = _SEVERAL if on != LOCAL or jobs == AUTO else int(jobs)
+            at_once = _SEVERAL if on != LOCAL or jobs == AUTO or share_base else int(jobs)
             options = {"changes": changes, "design": design, "chunks": chunks, "at_once": at_once}
-            options |= {"launch": configuration, "overwrite": overwrite, "on_progress": on_progress}
+            shared = SharedRuns(estimates, None if measure else seeds[0]) if share_base else None
+            options |= {"shared": shared, "launch": configuration, "overwrite": overwrite, "on_progress": on_progress}
             course = Course(executor, resolved, team, output, data, **options)
             recipe.to_yaml(course.yaml)
             context = {"estimates": estimates, "asked": asked, "looked": looked, "design": design}

@@ -20,6 +20,7 @@ from peft_recipes.comparison.orders import Job, Order, Progress
 from peft_recipes.comparison.provisional import Provisional
 from peft_recipes.comparison.requests import taking_requests
 from peft_recipes.comparison.schedule import Schedule
+from peft_recipes.comparison.shared_runs import SharedRuns
 from peft_recipes.comparison.until_decided import Design, Until, add_seeds, looked_at_before
 from peft_recipes.distributed.launch import Launch
 from peft_recipes.planning.plan import steps
@@ -33,7 +34,7 @@ class Course:
 
     team: the arms, of which `peft-recipes add` makes more. data: the folder of the prepared data. chunks: in how many
     equal shares of their steps the arms take turns. at_once: how many runs are trained at a time. design: of seeds that
-    are added until it is decided.
+    are added until it is decided. shared: trains adapters together on one base.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class Course:
         design: Design | None = None,
         chunks: int = 1,
         at_once: int = 1,
+        shared: SharedRuns | None = None,
         launch: Launch | None = None,
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ):
-        self.team, self._executor, self._changes, self._design = team, executor, changes, design
+        self.team, self._executor, self._changes, self._design, self._shared = team, executor, changes, design, shared
         self._output, self._data, self._launch, self._overwrite = output, data, launch, overwrite
         self.folder, self.base = output / team.recipe.name, (BASE, team.seeds[0])
         # The untrained base is evaluated: about an arm's step without gradients and optimizer.
@@ -60,7 +62,8 @@ class Course:
         self._base_memory = max(without)
         self._pauses = None if chunks == 1 else pause_steps(steps(team.recipe, resolved.prepared.rows), chunks)
         jobs: list[Job] = [self.base, *((arm, seed) for seed in team.seeds for arm in team.names)]
-        self.runs = Schedule(executor, jobs, self._order, resolved.fingerprint, pauses=self._pauses)
+        options = {"pauses": self._pauses, **({"share": shared.train} if shared else {})}
+        self.runs = Schedule(executor, jobs, self._order, resolved.fingerprint, **options)
         self.runs.stopped |= changes.states
         self.live = Live(team.recipe, output, self.wanted, at_once, on_progress)
 
@@ -112,7 +115,11 @@ class Course:
                 self._add_seeds(self._design, until)
         self._executor.rest()
         halted = {arm for arm, _ in self.halted}
-        notes += [*self.team.notes, *self._changes.notes(self.team.names, halted)]
+        notes += [
+            *(self._shared.notes if self._shared else []),
+            *self.team.notes,
+            *self._changes.notes(self.team.names, halted),
+        ]
         trained = [(arm, seed) for arm, seed in self.runs.jobs if seed in self.seeds]
         check_adapters(self._output, self.team.recipe, trained)
         return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +23,8 @@ class Schedule:
     place, and with None a few times a second while none does. pauses: the steps at which every run pauses, so that the
     arms take turns; None: each is trained from its start to its end. on_round: called with the number of a pause and
     the runs of a seed, once all of them have reached it. done: the runs that were kept or have ended. stopped: the arms
-    of which nothing more is trained, with the state of their runs.
+    of which nothing more is trained, with the state of their runs. share: trains those of the orders that can be
+    trained together, before the others (shared_runs.py).
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Schedule:
         on_event: Callable[[Order | None], None] = lambda order: None,
         pauses: Sequence[int] | None = None,
         on_round: Callable[[int, Sequence[Order]], None] = lambda number, orders: None,
+        share: Callable[[Sequence[Order]], Iterator[Order | None]] = lambda orders: iter(()),
     ) -> None:
         self.jobs, self._executor, self._order, self._fingerprint = list(jobs), executor, order, fingerprint
-        self.on_event, self.on_round, self._pauses = on_event, on_round, pauses
+        self.on_event, self.on_round, self._pauses, self._share = on_event, on_round, pauses, share
         self.done, self.stopped = set[Job](), dict[str, str]()
         self._under_way: dict[Job, Order] = {}  # planned, and not ended
         self._groups: list[list[Order]] = []  # of them, those that wait to take turns
@@ -50,6 +52,8 @@ class Schedule:
 
     def train(self, jobs: Iterable[Job]) -> None:
         """Train the missing ones; return when all have ended, each reported and with its run.json."""
+        jobs = list(jobs)
+        self._train_shared(jobs)
         self._plan(jobs)
         if self._pauses is None:
             self._follow()
@@ -107,6 +111,13 @@ class Schedule:
             missing = [replace(order, turns=True) for order in missing]
             self._under_way |= {order.job: order for order in missing}
             self._groups += by_seed(missing)
+
+    def _train_shared(self, jobs: Iterable[Job]) -> None:
+        """Train together what can be; a run that does not end there is left to the executor."""
+        for ended in self._share([self._order_of(job) for job in self.missing(jobs)]):
+            if ended is not None:
+                self.done.add(ended.job)
+            self.on_event(ended)
 
     def _take_turns(self, orders: Sequence[Order]) -> None:
         """Train the runs chunk by chunk, in each chunk one after another."""

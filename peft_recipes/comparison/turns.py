@@ -91,7 +91,7 @@ def measured(data: dict[str, Any], turns: Sequence[Turn]) -> dict[str, Any]:
         "latency_ms": {name: median("latency_ms", name) for name in variants},
         "generation_tokens_per_second": counted[0]["generation_tokens_per_second"]
         and {name: median("generation_tokens_per_second", name) for name in variants},
-        "environment": {**data["environment"], **counted[0]["environment"]},
+        "environment": {**data["environment"], "shared_base": None, **counted[0]["environment"]},
         "rounds": len(turns),
         "quiet_rounds": len(quiet),
         "steps_per_round": len(turns[0]["step_seconds"]),

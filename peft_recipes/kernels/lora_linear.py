@@ -62,7 +62,7 @@ class _LoraProduct(torch.autograd.Function):
 
 
 def _forward(self: Linear, everywhere: bool, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    name = _plain_adapter(self) if not (args or kwargs) else None
+    name = plain_adapter(self) if not (args or kwargs) else None
     if name is None:
         return Linear.forward(self, x, *args, **kwargs)
     base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
@@ -93,7 +93,7 @@ def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _plain_adapter(layer: Linear) -> str | None:
+def plain_adapter(layer: Linear) -> str | None:
     """Return the only active adapter if it is plain LoRA: no variant, no bias, no hooks, no dropout in this pass."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None

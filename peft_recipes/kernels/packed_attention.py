@@ -98,7 +98,7 @@ def attention_mask(segments: Segments, config: PreTrainedConfig, device: Any) ->
     implementation = config._attn_implementation
     if segments.kernel == MASK and not any(_reached(window, segments) for window in windows_of(config)):
         return segments.mask(device)
-    _install(implementation)
+    install(implementation)
     placeholder = torch.zeros(1, dtype=torch.bool, device=device).expand(len(segments.rows), 1, *[segments.length] * 2)
     placeholder.packed = _Packed(segments.to(device), implementation)
     return placeholder
@@ -116,7 +116,7 @@ def compilable_mask(segments: Segments, config: PreTrainedConfig, device: Any) -
         )
     if segments.kernel != FLEX:
         return segments.mask(device)
-    _install(config._attn_implementation)
+    install(config._attn_implementation)
     return flex_segments.block_mask(segments, None, device)
 
 
@@ -164,7 +164,7 @@ def kernels_for(config: PreTrainedConfig, device: str, half: bool = False) -> Se
     return (VARLEN, FLEX, MASK) if half and varlen_attention.available() else (FLEX, MASK)
 
 
-def _install(implementation: str) -> None:
+def install(implementation: str) -> None:
     """Let the attention function of an implementation run the kernels of packed batches."""
     if implementation in _installed:
         return

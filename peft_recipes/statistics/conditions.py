@@ -27,6 +27,7 @@ _CONDITIONS: dict[str, tuple[str, Any]] = {
     "machines": ("on {} machine(s)", 1),
     "distributed": ("under {}", None),
     "jobs": ("with {} run(s) at a time", 1),
+    "shared_base": ("with {} runs on one base", None),
     "warm": ("in a process {}", False),  # of its own, or one that trained others in turns
 }
 
@@ -75,7 +76,9 @@ def timing(runs: Mapping[str, Sequence[Run]], reference: str) -> dict[str, dict[
     comparable (times as well), why (not), and memory (False where a run's peak is not its own).
     """
     keys = {(arm, run.data["seed"]): _key(run.data) for arm, each in runs.items() for run in each}
+    alone = {_key(run.data) for each in runs.values() for run in each if not conditions(run.data)["shared_base"]}
     wanted = {key for (arm, _), key in keys.items() if arm == reference} or set(keys.values())
+    wanted = wanted & alone or wanted  # times of runs that shared their steps say nothing of an arm
     counted = Counter(key for key in keys.values() if key in wanted)
     chosen = counted.most_common(1)[0][0] if counted else None
     standard = next(
@@ -165,8 +168,8 @@ def _key(data: Mapping[str, Any]) -> str:
 def _said(key: str, value: Any) -> str:
     if key not in _CONDITIONS:
         return f"with {key} {value}"
-    if key == "distributed" and value is None:
-        return "by one process"
+    if value is None and key in ("distributed", "shared_base"):
+        return {"distributed": "by one process", "shared_base": "with a base of its own"}[key]
     if key == "warm":
         value = "that trained other runs in turns" if value else "of its own"
     plural = "" if value == 1 else "s" if key != "processes" else "es"

@@ -17,7 +17,7 @@ from peft_recipes.errors import Terminated
 
 EXIT_CODES: dict[type[BaseException], int] = {KeyboardInterrupt: 130, Terminated: 143}
 _AGAIN_SECONDS = 0.05  # until a signal is sent again that came at a moment when nothing can be raised
-_EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 class Interruption:
@@ -42,7 +42,7 @@ class Interruption:
         finally:
             self.deferred = self.silent  # a run that is failing keeps ignoring the first signal
         if self.received is not None:
-            raise _EXCEPTIONS[self.received]
+            raise EXCEPTIONS[self.received]
 
     def receive(self, number: int) -> None:
         """Record a signal that any rank of the run has received."""
@@ -57,7 +57,7 @@ class Interruption:
             return
         again, self.received = self.received is not None, signal.Signals(number)
         if again or not self.deferred:
-            raise _EXCEPTIONS[self.received]
+            raise EXCEPTIONS[self.received]
         self._announce()
 
     def _announce(self) -> None:
@@ -75,9 +75,9 @@ def _in_finaliser(frame: FrameType | None) -> bool:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Interruption]:
-    """Record SIGINT and SIGTERM within the block."""
-    interruption = Interruption()
+def interruptible(interruption: Interruption | None = None) -> Iterator[Interruption]:
+    """Record SIGINT and SIGTERM within the block. interruption: where, if not in a new one."""
+    interruption = interruption or Interruption()
     with _handler(interruption.handle, signal.SIGINT, signal.SIGTERM):
         yield interruption
 

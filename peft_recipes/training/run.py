@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft_recipes.arms.selection import choose_arms
 from peft_recipes.distributed import processes
@@ -30,6 +31,9 @@ from peft_recipes.training.pause import Pause, paused_run
 from peft_recipes.training.resolve import report_notes, resolve, with_precision
 from peft_recipes.training.setup import RunArguments, Setup
 
+if TYPE_CHECKING:
+    from peft_recipes.training.shared_base import Member
+
 
 def train(
     recipe: Recipe,
@@ -43,6 +47,7 @@ def train(
     data: str | Path | None = None,
     wait: bool = False,
     pause_at: int | None = None,
+    shared: Member | None = None,
 ) -> Run:
     """Train one arm of a recipe with one seed in this process, and return its run.
 
@@ -53,6 +58,7 @@ def train(
     the run pauses: it writes a checkpoint and its progress.json, with the validation split evaluated, and is returned
     with the status "paused"; a later call with `resume` continues it. Its figures are those of a run that was never
     paused. A run that can't be continued (AdaLoRA, a linear probe on cached features) does not pause.
+    shared: of a run that shares its base with others of this process (together.py).
 
     Raises RecipeError for a user's mistake (then nothing is written), KeyboardInterrupt or Terminated after SIGINT or
     SIGTERM (a checkpoint is written before), and whatever stopped the run otherwise (run.json records it).
@@ -69,7 +75,8 @@ def train(
     if pause_at is not None and pause_at < 1:
         raise RecipeError(f"pause_at: expected an optimizer step of 1 or more, got {pause_at}.")
     folder = run_folder(Path(output), recipe, arm, seed)
-    arguments = RunArguments(arm, seed, folder, resume, wait, quiet, Path(data) if data else None, overwrite, pause_at)
+    options = (resume, wait, quiet, Path(data) if data else None, overwrite, pause_at, shared)
+    arguments = RunArguments(arm, seed, folder, *options)
     sharded = arm in recipe.arms and recipe.arms[arm].method != "head"  # a linear probe computes its features once
     with processes.unsharded(not sharded), interruptible() as interruption:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft_recipes.guards.runner import Guards
 from peft_recipes.measuring.steps import Stopwatch
@@ -13,12 +14,16 @@ from peft_recipes.training.interruption import Interruption
 from peft_recipes.training.pause import Pause
 from peft_recipes.training.resolve import Resolved
 
+if TYPE_CHECKING:
+    from peft_recipes.training.shared_base import Member
+
 
 @dataclass(frozen=True)
 class RunArguments:
     """The arguments of one call of `train`.
 
     data: the folder with the data that a comparison prepared, if any. pause_at: the step after which the run pauses.
+    shared: where the run shares its base with others of this process.
     """
 
     arm: str
@@ -30,6 +35,7 @@ class RunArguments:
     data: Path | None
     overwrite: bool = False
     pause_at: int | None = None
+    shared: Member | None = None
 
 
 @dataclass(kw_only=True)

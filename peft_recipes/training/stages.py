@@ -57,6 +57,8 @@ def load_base(setup: Setup) -> tuple[nn.Module, list[str]]:
     def load() -> tuple[nn.Module, list[str]]:
         return setup.task.load_base(setup.prepared, setup.quantise)
 
+    if setup.run.shared is not None:
+        return setup.run.shared.load_base(setup.interruption, load)
     fingerprint, seed = setup.prepared.fingerprint, setup.run.seed
     return processes.local_rank_zero_first(lambda: kept.base(setup.task, fingerprint, setup.quantise, seed, load))
 
@@ -118,7 +120,10 @@ def train_and_store(
         trainer, meter = _trainer(setup, model, lines)
         figures = None
         if setup.arm is not None:
-            with setup.watch("train"):
+            together = (
+                setup.run.shared.joined(trainer, setup.prepared.notes) if setup.run.shared else contextlib.nullcontext()
+            )
+            with setup.watch("train"), together:
                 figures = fit(setup, trainer, meter, checkpoint)
             if figures is None:
                 return write_pause(setup, trainer, meter, lines)
@@ -162,6 +167,9 @@ def run_facts(setup: Setup, parameters: Parameters | None = None) -> dict[str, A
         attention=setup.attention,
         parameters=parameters.to_dict() if parameters else None,
     )
+    if setup.run.shared is not None:
+        size = found["environment"]["shared_base"] = setup.run.shared.shared.size
+        found["notes"].append(f"Trained on one base with {size - 1} other runs: time and memory are of all together.")
     found["notes"] += [note for note in setup.earlier_notes if note not in found["notes"]]
     if setup.warm:
         found["environment"]["warm"] = True

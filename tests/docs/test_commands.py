@@ -46,6 +46,7 @@ CHANGED = [
     (r"^peft-recipes export \S+ --to gguf", "peft-recipes export byte-pairs/adapter --to gguf",
      "the models here have word-level tokenizers, which llama.cpp does not read"),
     (r" --on ray( --address \S+)?", "", "tests/comparison/test_ray.py has a cluster"),
+    (r" --share-base", "", "tests/comparison/test_shared_runs.py trains together"),
     (r"report_to=\[.*\]", "report_to=tensorboard", "the others' stores lie elsewhere: tests/training/test_trackers.py"),
     (r"--jobs (4|auto)( --measure)?", "--jobs 1", "runs are trained in this process"),
     (r"^peft-recipes (stop|add) \S+ .*", r"peft-recipes \1 --help", "no comparison runs: tests/comparison has some"),
