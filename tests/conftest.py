@@ -5,20 +5,36 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import warm_python
 from small import FILLER, sentences, tiny_config, tokenizer
 
 # Set before any library reads them: no test may contact a Hub or touch the user's caches.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PEFT_RECIPES_TESTING="1")
 
 _GPU = "needs a CUDA GPU"
+# The files that take longest: a worker begins with one of them, so that none is left for the end.
+_LONGEST = (
+    "distributed/test_distributed.py", "docs/test_commands.py", "arms/test_methods.py", "training/test_resume.py",
+    "properties/test_any_architecture.py", "comparison/test_comparison.py", "scoring/test_benchmarks.py",
+    "publishing/test_push.py", "distributed/test_preference_tasks.py", "comparison/test_ray.py", "search/test_scan.py",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    """Let the workers of this process share a warm Python."""
+    if folder := warm_python.share():
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m gpu` selects
 def pytest_collection_modifyitems(items):
     """Skip the tests marked `gpu` without a CUDA GPU. A module's own condition that says so counts as the mark."""
+    rank = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(rank)))
     for item in items:
         if any(_GPU in str(mark.kwargs.get("reason")) for mark in item.iter_markers("skipif")):
             item.add_marker(pytest.mark.gpu)
@@ -45,14 +61,6 @@ def imported():
     from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
 
-@pytest.fixture(autouse=True, scope="session")
-def forked_runs(imported):
-    """Fork the runs of a comparison: no test reads their peak memory, and each starts 4 s earlier."""
-    from peft_recipes.comparison import pool
-
-    pool.FORK_RUNS = True
-
-
 @pytest.fixture(autouse=True, scope="module")
 def frozen_heap(imported):
     """Keep what is there before a file's tests out of garbage collection.
@@ -77,6 +85,18 @@ def own_caches(tmp_path_factory):
     yield root
     for name, value in before.items():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm_processes(imported, own_caches, tmp_path_factory):
+    """Fork the processes that tests start, and those that the commands start: each starts 5 s earlier (warm_python.py).
+
+    A test whose claim is about the start of a process itself uses `warm_python.REAL`.
+    """
+    from peft_recipes.comparison import forking
+
+    if forking.can_fork():
+        warm_python.install(tmp_path_factory.mktemp("warm"))
 
 
 @pytest.fixture(scope="session")

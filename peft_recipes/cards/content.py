@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from jinja2 import Template
 
 from peft_recipes.cards.loading_code import FOLDER, loading_code
 from peft_recipes.cards.metadata import hub_base, kind_of, metadata
@@ -48,9 +50,9 @@ def run_card(run: Run, recipe: Recipe, comparison: dict[str, Any] | None, plots:
     value = fmt.quality(data["metrics"].get("test", {}).get(recipe.metric), recipe.metric)
     headline = f"The base before tuning: {fmt.metric_title(recipe.metric)} {value} on the test set."
     code = loading_code(recipe, data)
-    return ModelCard.from_template(
-        metadata(local, data),
-        template_path=str(_TEMPLATE),
+    card_data = metadata(local, data)
+    text = _template().render(
+        card_data=card_data.to_yaml(),
         title=f"{escape(recipe.title or recipe.name)}: {escape(label)}, seed {data['seed']}",
         headline=escape(sentences.verdict_headline(shown, arm) if is_arm else headline),
         caveats=[escape(line) for line in sentences.caveats(shown, arm)] if is_arm else [],
@@ -67,6 +69,12 @@ def run_card(run: Run, recipe: Recipe, comparison: dict[str, Any] | None, plots:
         folder=FOLDER,
         adapter=kind_of(data) == "adapter",
     )
+    return ModelCard(text)
+
+
+@functools.cache
+def _template() -> Template:
+    return Template(_TEMPLATE.read_text(encoding="utf-8"))  # as `ModelCard.from_template`, which compiles it each time
 
 
 def single_run_comparison(run: Run, recipe: Recipe) -> dict[str, Any]:

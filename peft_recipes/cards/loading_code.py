@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 
 from peft_recipes.arms.apply import OWN_FILES
 from peft_recipes.cards.metadata import kind_of
@@ -42,11 +43,7 @@ def loading_code(recipe: Recipe, data: dict[str, Any]) -> str | None:
         classes.append("AutoImageProcessor" if image else "AutoTokenizer")
     if recipe.task == "token-classification":
         classes.append("pipeline")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["literal"] = _literal
-    return environment.get_template("load.py.j2").render(
+    return _template().render(
         kind=kind,
         task=recipe.task,
         auto=auto,
@@ -101,6 +98,15 @@ def _options(recipe: Recipe, data: dict[str, Any], quantise: str | None) -> list
 def _image_size(side: int | None) -> str:
     """Return the arguments that set an image processor to the recipe's own size."""
     return f', size={{"height": {side}, "width": {side}}}, do_center_crop=False' if side else ""
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["literal"] = _literal
+    return environment.get_template("load.py.j2")
 
 
 def _call(function: str, arguments: list[str]) -> str:

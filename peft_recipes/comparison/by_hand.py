@@ -91,6 +91,11 @@ class ByHand:
                 f"full can't be stopped: {_listed(others)} {'is' if len(others) == 1 else 'are'} compared with it, "
                 "seed by seed. Stop them first, or end the comparison with Ctrl-C."
             )
+        if self._runs.is_shared(arm):
+            raise RecipeError(
+                f"{arm} is trained in one process with others (--share-base), where it can't be stopped alone. Ask "
+                "again once they have ended, or end the comparison with Ctrl-C."
+            )
         ended = self._runs.stop(arm)
         if ended is None and self._design is None:
             self._runs.stopped.pop(arm, None)

@@ -119,6 +119,7 @@ def compare(
     changes = Changes(folder) if overwrite else read_changes(folder)
     chosen = choose_arms(changes.with_added(recipe), changes.names(arms))
     recipe, names = chosen.recipe, chosen.names
+    _report_changes(changes, names)
     check_judged(recipe, names)
     plan = None if until is None else check_plan(names, seeds, until)
     configuration = _read_launch(recipe, names, launch, processes, jobs)
@@ -141,7 +142,6 @@ def compare(
         make_folder(folder)
         with terminable(), locked(folder, wait=wait), stored(prepared, folder / ".data") as data:
             changes.begin(overwrite)
-            _report_changes(changes, names)
             design = None
             if plan is not None:
                 design = make_design(folder, recipe, names, plan, resolved.fingerprint, overwrite=overwrite)

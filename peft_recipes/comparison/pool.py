@@ -33,7 +33,7 @@ from peft_recipes.runs.log import last_line
 from peft_recipes.runs.subprocesses import Process, ending_together, interrupt
 
 # A forked run starts 4 s earlier, but its peak memory is another one: it has mapped only those pages of the libraries
-# that it touched itself (SmolLM2-135M, LoRA: 546 MB instead of 618). The tests set it.
+# that it touched itself (SmolLM2-135M, LoRA: 546 MB instead of 618). A benchmark sets it.
 FORK_RUNS = False
 
 _POLL_SECONDS, _TURN_POLL_SECONDS = 0.1, 0.01

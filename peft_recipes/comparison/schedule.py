@@ -42,6 +42,7 @@ class Schedule:
         self.on_event, self.on_round, self._pauses, self._share = on_event, on_round, pauses, share
         self.done, self.stopped = set[Job](), dict[str, str]()
         self._under_way: dict[Job, Order] = {}  # planned, and not ended
+        self._to_come: dict[Job, Order] = {}  # planned, while others or they themselves are trained together
         self._groups: list[list[Order]] = []  # of them, those that wait to take turns
         self._steps: dict[Job, tuple[int, int]] = {}  # of the runs that were started: the last step, and their number
 
@@ -63,7 +64,11 @@ class Schedule:
 
     def under_way(self, arm: str) -> list[Job]:
         """The runs of an arm that are planned and have not ended."""
-        return [job for job in self._under_way if job[0] == arm]
+        return [job for job in {**self._to_come, **self._under_way} if job[0] == arm]
+
+    def is_shared(self, arm: str) -> bool:
+        """Whether a run of an arm is being trained in a process with others, where it can't be stopped alone."""
+        return any(job[0] == arm and job in self._steps for job in self._to_come)
 
     def stop(self, arm: str, state: str = "stopped") -> tuple[Job, int, int] | None:
         """Train no more of an arm: end its runs under way, whose checkpoints are kept, and report this state of them.
@@ -72,10 +77,11 @@ class Schedule:
         one and zeros; None where there was none.
         """
         self.stopped[arm] = state
-        orders = [self._under_way[job] for job in self.under_way(arm)]
+        orders = [self._under_way.get(job) or self._to_come[job] for job in self.under_way(arm)]
         for order in reversed(orders):  # those that wait before one that runs
-            self._executor.cancel(order)
-            del self._under_way[order.job]
+            self._to_come.pop(order.job, None)
+            if self._under_way.pop(order.job, None) is not None:
+                self._executor.cancel(order)
             if order.job in self._steps and _can_be_kept(order):  # it has just ended
                 self.done.add(order.job)
             order.report("ok" if order.job in self.done else state)
@@ -114,10 +120,14 @@ class Schedule:
 
     def _train_shared(self, jobs: Iterable[Job]) -> None:
         """Train together what can be; a run that does not end there is left to the executor."""
-        for ended in self._share([self._order_of(job) for job in self.missing(jobs)]):
+        orders = [self._order_of(job) for job in self.missing(jobs)]
+        self._to_come = {order.job: order for order in orders}
+        for ended in self._share(orders):
             if ended is not None:
                 self.done.add(ended.job)
+                self._to_come.pop(ended.job, None)
             self.on_event(ended)
+        self._to_come = {}
 
     def _take_turns(self, orders: Sequence[Order]) -> None:
         """Train the runs chunk by chunk, in each chunk one after another."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.dataset import CLASSES, REGRESSION, Dataset
 
@@ -33,7 +34,7 @@ def typed(splits: dict[str, datasets.Dataset], source: Dataset) -> dict[str, dat
     texts = {name: rows for name, rows in labelled.items() if rows.info.builder_name == "csv"}
     if any(_is_text(rows, source.label) for name, rows in labelled.items() if name not in texts):
         return splits
-    cells = {name: list(rows[source.label]) for name, rows in texts.items()}
+    cells = {name: list(column_values(rows, source.label)) for name, rows in texts.items()}
     number = _type_of((cell for column in cells.values() for cell in column), source)
     if number is None:
         return splits

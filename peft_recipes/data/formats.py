@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.sources import missing_column
 from peft_recipes.errors import RecipeError
 
@@ -38,7 +39,7 @@ def class_labels(splits: dict[str, datasets.Dataset], source: Dataset) -> list[s
         return list(source.labels or feature.names)
     first_row: dict[int | str, str] = {}
     for rows in splits.values():
-        for row, value in zip(rows["id"], rows[source.label], strict=True):
+        for row, value in zip(column_values(rows, "id"), column_values(rows, source.label), strict=True):
             if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
                 raise wrong_value(source.path, row, source.label, "a label is a whole number or text,", value)
             first_row.setdefault(value, row)
@@ -74,8 +75,8 @@ def classification_rows(rows: datasets.Dataset, source: Dataset, column: str, la
     if name not in rows.column_names:
         raise RecipeError(missing_column(name, column, rows.column_names, source.path))
     are_indices = isinstance(rows.features[source.label], ClassLabel)
-    indices = [value if are_indices else class_index(value, labels) for value in rows[source.label]]
-    for row, index in zip(rows["id"], indices, strict=True):
+    indices = [value if are_indices else class_index(value, labels) for value in column_values(rows, source.label)]
+    for row, index in zip(column_values(rows, "id"), indices, strict=True):
         if index is None or not 0 <= index < len(labels):
             raise RecipeError(
                 f"dataset '{source.path}', row {row}: label {index} is outside 0 to {len(labels) - 1} "
@@ -88,7 +89,7 @@ def classification_rows(rows: datasets.Dataset, source: Dataset, column: str, la
 
 def check_text(rows: datasets.Dataset, column: str, path: str) -> None:
     """Raise RecipeError for the first value of a column that is not text, with its row."""
-    for row, value in zip(rows["id"], rows[column], strict=True):
+    for row, value in zip(column_values(rows, "id"), column_values(rows, column), strict=True):
         if not isinstance(value, str):
             raise wrong_value(path, row, column, "expected text,", value)
 
@@ -175,7 +176,7 @@ def without_test_examples(
 def content_keys(rows: datasets.Dataset, columns: list[str]) -> list[str]:
     """A key per row that is equal where the columns are; a missing column (a set of plain text) counts as None."""
     present = [column for column in columns if column in rows.column_names]
-    values = zip(*(rows[c] if c in present else [None] * len(rows) for c in columns), strict=True)
+    values = zip(*(column_values(rows, c) if c in present else [None] * len(rows) for c in columns), strict=True)
     return [json.dumps([_content(value) for value in row], sort_keys=True) for row in values]
 
 

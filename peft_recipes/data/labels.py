@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peft_recipes.data import formats, mixing
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.skipped import SkippedRows
 from peft_recipes.data.sources import missing_column
@@ -67,7 +68,7 @@ def labelled_texts(
 def _with_text(rows: datasets.Dataset, columns: list[str], skipped: SkippedRows) -> datasets.Dataset:
     """The rows that have a text, of a pair at least one. Raises RecipeError where too many have none."""
     kept = []
-    for i, texts in enumerate(zip(*(rows[column] for column in columns), strict=True)):
+    for i, texts in enumerate(zip(*(column_values(rows, column) for column in columns), strict=True)):
         if all(text is None or (isinstance(text, str) and not text.strip()) for text in texts):
             skipped.add(rows[i]["id"], NO_TEXT)
         else:
@@ -82,7 +83,7 @@ def _named_truth(rows: datasets.Dataset, column: str) -> datasets.Dataset:
 
     if getattr(rows.features[column], "dtype", "") != "bool":
         return rows
-    names = [None if value is None else str(value) for value in rows[column]]
+    names = [None if value is None else str(value) for value in column_values(rows, column)]
     return rows.remove_columns(column).add_column(column, names, feature=Value("string"))
 
 
@@ -115,7 +116,7 @@ def _check_columns(split: str, rows: datasets.Dataset, source: Dataset) -> None:
             raise RecipeError(message.replace("dataset.text=COLUMN", pair) if len(columns) > 1 else message)
     if source.label not in names:
         raise RecipeError(missing_column(source.label, "label", names, source.path))
-    if len(rows) > 1 and all(value == -1 for value in rows[source.label]):
+    if len(rows) > 1 and all(value == -1 for value in column_values(rows, source.label)):
         raise RecipeError(
             f"dataset '{source.path}': every label of its {split} split is -1, so it has no labels (GLUE's test splits "
             f"have none). Name another one: --set dataset.{split}_split=validation, or cut it from train: "
@@ -150,7 +151,7 @@ def _one_class(splits: Splits, source: Dataset) -> tuple[list[str], Values]:
     names = formats.class_labels(splits, source)
     first = dataclasses.replace(source, text=source.text_columns[0])
     made = {name: formats.classification_rows(rows, first, "text", names) for name, rows in splits.items()}
-    return names, {name: list(rows["label"]) for name, rows in made.items()}
+    return names, {name: list(column_values(rows, "label")) for name, rows in made.items()}
 
 
 def _several_classes(splits: Splits, source: Dataset) -> tuple[list[str], Values]:
@@ -177,7 +178,7 @@ def _whole_numbers(rows: datasets.Dataset, column: str) -> datasets.Dataset:
 
 def _pairs(rows: datasets.Dataset, column: str) -> list[tuple[str, Any]]:
     """The id and the label of each row."""
-    return list(zip(rows["id"], rows[column], strict=True))
+    return list(zip(column_values(rows, "id"), column_values(rows, column), strict=True))
 
 
 def _several_names(splits: dict[str, datasets.Dataset], source: Dataset) -> list[str]:

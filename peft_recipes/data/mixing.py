@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.supervised import OPTIONS, TOOLS, TRAINED, same_keys
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.dataset import Dataset
@@ -49,7 +50,7 @@ class Rows(Sequence):
 def numbered(splits: dict[str, datasets.Dataset], number: int) -> dict[str, datasets.Dataset]:
     """Splits whose ids begin with the number of their dataset, so that they are unique among several."""
     return {
-        name: rows.remove_columns("id").add_column("id", [f"{number}:{one}" for one in rows["id"]])
+        name: rows.remove_columns("id").add_column("id", [f"{number}:{one}" for one in column_values(rows, "id")])
         for name, rows in splits.items()
     }
 
@@ -95,7 +96,7 @@ def mixed(rows: datasets.Dataset, sources: Sequence[Dataset], strategy: str) -> 
     import numpy as np
 
     members: list[list[int]] = [[] for _ in sources]
-    for index, one in enumerate(rows["id"]):
+    for index, one in enumerate(column_values(rows, "id")):
         members[int(one.partition(":")[0])].append(index)
     names = [source.path for source in sources]
     for name, indices in zip(names, members, strict=True):

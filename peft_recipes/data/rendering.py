@@ -6,6 +6,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.columns import column_values, map_in_memory
 from peft_recipes.data.conversations import ASSISTANT, call_names, with_arguments
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.skipped import SkippedRows
@@ -49,11 +50,11 @@ def tokenised_rows(
         keys[:] = made[0] if made else keys
         return {key: [row[key] for row in made] for key in keys}
 
-    examples = rows.map(tokenise_batch, batched=True, remove_columns=columns, keep_in_memory=True)
+    examples = map_in_memory(rows, tokenise_batch, batched=True, remove_columns=columns)
     if len(examples) < len(rows):
         skipped.check()
-        kept = set(examples["id"])
-        rows = rows.select([i for i, one in enumerate(rows["id"]) if one in kept])
+        kept = set(column_values(examples, "id"))
+        rows = rows.select([i for i, one in enumerate(column_values(rows, "id")) if one in kept])
     return rows, examples
 
 

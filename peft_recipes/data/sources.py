@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from peft_recipes.data.cells import typed
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.reading import read_file, read_splits
 from peft_recipes.errors import RecipeError, nearest, unknown
 from peft_recipes.recipe.dataset import Dataset
@@ -106,7 +107,9 @@ def _has_labels(rows: datasets.Dataset, train: datasets.Dataset | None, source: 
     usual = ("output", "answer", "response", "target", "conversations")
     columns = (source.label, source.completion, source.chosen, source.messages, *usual)
     learnt = [name for name in columns if name in (rows if train is None else train).column_names]
-    return all(name in rows.column_names and any(v not in (None, -1, "") for v in rows[name]) for name in learnt)
+    return all(
+        name in rows.column_names and any(v not in (None, -1, "") for v in column_values(rows, name)) for name in learnt
+    )
 
 
 def _size_of(split: str, total: int, source: Dataset, at_most: bool) -> int:
@@ -188,7 +191,7 @@ def _shuffled(rows: datasets.Dataset, source: Dataset) -> datasets.Dataset:
     if source.label not in rows.column_names:
         raise RecipeError(missing_column(source.label, "label", rows.column_names, source.path))
     by_class: dict[object, list[int]] = {}
-    for i, label in enumerate(rows[source.label]):
+    for i, label in enumerate(column_values(rows, source.label)):
         if isinstance(label, list):
             raise RecipeError(
                 f"dataset '{source.path}': dataset.balance needs one class per example; '{source.label}' holds lists."

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.conversations import (
     ASSISTANT,
     SYSTEM,
@@ -210,10 +211,12 @@ def _history(row: dict[str, Any], column: str, source: Dataset) -> list[dict[str
 def _texts(rows: datasets.Dataset, column: str, source: Dataset, skipped: SkippedRows) -> datasets.Dataset:
     """Rows with `id` and `text`. Any number without a text is left out, as many corpora have blank lines."""
     total = len(rows)
-    filled = [i for i, text in enumerate(rows[column]) if text is not None]
+    filled = [i for i, text in enumerate(column_values(rows, column)) if text is not None]
     rows = rows.select(filled) if len(filled) < len(rows) else rows
     check_text(rows, column, source.path)
-    rows = rows.select([i for i, text in enumerate(rows[column]) if text.strip()]).select_columns(["id", column])
+    rows = rows.select([i for i, text in enumerate(column_values(rows, column)) if text.strip()]).select_columns(
+        ["id", column]
+    )
     if not len(rows):
         raise RecipeError(f"dataset '{source.path}': no row has a text to train on.")
     skipped.blank += total - len(rows)
@@ -226,7 +229,7 @@ def _has_weights(rows: datasets.Dataset, column: str) -> bool:
     def refuse(_: str) -> NoReturn:
         raise ValueError
 
-    for value in rows[column]:
+    for value in column_values(rows, column):
         try:
             if any("train" in message for message in messages_of(value, refuse)):
                 return True

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.shapes import unused_note
 from peft_recipes.data.sources import missing_column
 from peft_recipes.data.words import spaces_of, words_of
@@ -83,7 +84,9 @@ def _read(rows: datasets.Dataset, source: Dataset, widened: list[str]) -> Iterat
     """Yield id, words, spaces and tags (names, or numbers) of each row. widened: gets the row of each such span."""
     text, tags = _columns(rows, source)
     numbered = _class_names(rows.features[tags])
-    for row, given, marks in zip(rows["id"], rows[text], rows[tags], strict=True):
+    for row, given, marks in zip(
+        column_values(rows, "id"), column_values(rows, text), column_values(rows, tags), strict=True
+    ):
         where = f"dataset '{source.path}', row {row}"
         if isinstance(given, str) and (marks is None or isinstance(marks, dict) or _is_list_of(marks, dict)):
             spans = _bounds(text, given, marks, where)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def missing_classes(splits: dict[str, datasets.Dataset], labels: list[str] | Non
 
 def _classes(rows: datasets.Dataset) -> set[int]:
     """The ids of the classes that occur; a label is a class id or a list of them."""
-    return {i for label in rows["label"] for i in (label if isinstance(label, list) else [label])}
+    return {i for label in column_values(rows, "label") for i in (label if isinstance(label, list) else [label])}
 
 
 def has_labelled_tokens(rows: datasets.Dataset, max_length: int, split: str) -> tuple[datasets.Dataset, int]:
@@ -106,7 +107,7 @@ def has_labelled_tokens(rows: datasets.Dataset, max_length: int, split: str) -> 
 
     Raises RecipeError if none is left.
     """
-    keep = [i for i, labels in enumerate(rows["labels"]) if any(label != -100 for label in labels[1:])]
+    keep = [i for i, labels in enumerate(column_values(rows, "labels")) if any(label != -100 for label in labels[1:])]
     if not keep:
         raise RecipeError(
             f"No {split} example has a labelled token within {max_length} tokens: the prompts alone are longer. "
@@ -117,7 +118,7 @@ def has_labelled_tokens(rows: datasets.Dataset, max_length: int, split: str) -> 
 
 def end_token_is_labelled(rows: datasets.Dataset, end_tokens: set[int], max_length: int) -> None:
     """Check that some untruncated training example has a label on an end-of-text token."""
-    untruncated = [labels for labels in rows["labels"] if len(labels) < max_length]
+    untruncated = [labels for labels in column_values(rows, "labels") if len(labels) < max_length]
     if untruncated and end_tokens and not any(end_tokens & set(labels) for labels in untruncated):
         raise RecipeError(
             "No training example has a label on an end-of-text token, so the model would never learn to stop. "

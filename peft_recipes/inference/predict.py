@@ -14,6 +14,7 @@ from peft_recipes.adapters.open import OpenedAdapter, open_adapter
 from peft_recipes.data import images, words
 from peft_recipes.data.encoding import check_ends, encode
 from peft_recipes.errors import RecipeError
+from peft_recipes.hardware.fitting import halve_until_it_fits
 from peft_recipes.inference import inputs
 from peft_recipes.inference.entities import find_entities
 from peft_recipes.inference.outputs import check_writable
@@ -165,18 +166,13 @@ class Predictor:
 
         Each is [outputs], or [length, outputs] where each token has its own.
         """
-        from accelerate.utils import find_executable_batch_size
         from tqdm.auto import tqdm
 
         logits: dict[int, np.ndarray] = {}
         device = next(self.model.parameters()).device
 
-        def halve() -> int:
-            self.batch_size //= 2
-            return self.batch_size
-
-        @find_executable_batch_size(starting_batch_size=self.batch_size, reduce_batch_size_fn=halve)
         def run(batch_size: int) -> None:
+            self.batch_size = batch_size
             while len(logits) < len(order):  # a smaller batch continues where memory ran out
                 indices = order[len(logits) : len(logits) + batch_size]
                 with torch.no_grad():
@@ -188,7 +184,7 @@ class Predictor:
                 bar.update(len(indices))
 
         with tqdm(total=len(order), unit=" examples", disable=None if len(order) > self.batch_size else True) as bar:
-            run()
+            halve_until_it_fits(run, self.batch_size)
         return [values for _, values in sorted(logits.items())]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
 from peft_recipes.reporting import (
@@ -41,12 +42,17 @@ SHAPES = {  # the markers of the figures as SVG paths in a box of 12 x 12
 def render_html(comparison: Comparison, plots: list[Plot] | None = None, home: str = "") -> str:
     """Return the page. plots: the figures if they exist already; None builds them. home: a page to link back to."""
     plots = build_plots(comparison) if plots is None else plots
+    figures = [{"plot": plot, "svg": Markup(plot.svg())} for plot in plots]  # the SVG is already escaped
+    return _template().render(**_page(comparison), figures=figures, home=home)
+
+
+@functools.cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["unbroken"] = unbroken
-    figures = [{"plot": plot, "svg": Markup(plot.svg())} for plot in plots]  # the SVG is already escaped
-    return environment.get_template("report.html.j2").render(**_page(comparison), figures=figures, home=home)
+    return environment.get_template("report.html.j2")
 
 
 def unbroken(text: str) -> str:

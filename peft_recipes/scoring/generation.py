@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import find_executable_batch_size
 
 from peft_recipes.hardware.device import random_state_kept
+from peft_recipes.hardware.fitting import halve_until_it_fits
 from peft_recipes.models.bases import end_tokens
 from peft_recipes.models.positions import encoder_decoder_limits, learnt_positions, position_limit
 
@@ -65,7 +65,7 @@ def generate(
             on_answers(len(answers))
 
     try:
-        find_executable_batch_size(answer_rest, starting_batch_size=batch_size)()
+        halve_until_it_fits(answer_rest, batch_size)
     finally:
         model.train(was_training)
     return [answers[i] for i in range(len(prompts))]

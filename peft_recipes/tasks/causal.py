@@ -13,6 +13,7 @@ from transformers import EvalPrediction, Trainer
 from trl import SFTConfig
 
 from peft_recipes.data import formats
+from peft_recipes.data.columns import column_values, map_in_memory
 from peft_recipes.data.lengths import token_counts
 from peft_recipes.data.packing import COUNTS, IGNORED, KEPT, why_padded
 from peft_recipes.data.prepared import Prepared
@@ -104,7 +105,7 @@ class Causal(Task):
             whole[name] = self._whole_counts(examples)
             examples, more = self._truncated(examples, name, bases.end_tokens(tokenizer))
             notes += more
-            ids[name] = list(examples["id"])
+            ids[name] = list(column_values(examples, "id"))
             tokenised[name] = examples.remove_columns(["id"])
         notes += self.skipped_notes()
         prepared = Prepared(tokenised, ids, formats.fingerprint(splits), tokenizer, None, notes, whole=whole)
@@ -140,10 +141,9 @@ class Causal(Task):
     ) -> tuple[datasets.Dataset, list[str]]:
         """Truncate the examples at max_length, drop those without a label left, and check for an end token's label."""
         longest, notes, total = self.recipe.max_length, [], len(examples)
-        cut = sum(len(ids) > longest for ids in examples["input_ids"])
-        examples = examples.map(
-            lambda row: {key: row[key][:longest] for key in ("input_ids", "labels")}, keep_in_memory=True
-        )
+        cut = sum(len(ids) > longest for ids in column_values(examples, "input_ids"))
+        if cut:
+            examples = map_in_memory(examples, lambda row: {key: row[key][:longest] for key in ("input_ids", "labels")})
         examples, unlabelled = checks.has_labelled_tokens(examples, longest, split)
         if split == "train" and self.recipe.task == "sft" and self.guards("end-token"):
             checks.end_token_is_labelled(examples, end_tokens, longest)

@@ -20,6 +20,7 @@ import torch
 from trl import DPOConfig
 
 from peft_recipes.data import preferences
+from peft_recipes.data.columns import map_in_memory
 from peft_recipes.data.packing import IGNORED, REFERENCES
 from peft_recipes.data.preference_packing import CHOSEN, PROMPT, REJECTED
 from peft_recipes.data.prepared import Prepared
@@ -121,7 +122,7 @@ class Preferences(SupervisedFineTuning):
             chosen, rejected = row[CHOSEN][:room], row[REJECTED][:room]
             return {CHOSEN: chosen, REJECTED: rejected, "length": 2 * len(row[PROMPT]) + len(chosen) + len(rejected)}
 
-        return pairs.select(kept).map(truncate, keep_in_memory=True), notes
+        return map_in_memory(pairs.select(kept), truncate), notes
 
     def lengths(self, prepared: Prepared, split: str) -> list[int]:
         return list(prepared.splits[split]["length"])

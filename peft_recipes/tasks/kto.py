@@ -20,6 +20,7 @@ import torch
 from scipy.special import expit
 from trl import KTOConfig
 
+from peft_recipes.data.columns import map_in_memory
 from peft_recipes.data.packing import COUNTS, IGNORED, REFERENCES, PaddedCollator
 from peft_recipes.data.preference_packing import CHOSEN, REJECTED
 from peft_recipes.data.prepared import Prepared
@@ -171,7 +172,7 @@ class LabelledAnswers(Preferences):
             answer = row[COMPLETION][:room]
             return {COMPLETION: answer, KL_COMPLETION: completions[index][:room], "length": len(row[PROMPT] + answer)}
 
-        return examples.map(truncate, with_indices=True, keep_in_memory=True), notes
+        return map_in_memory(examples, truncate, with_indices=True), notes
 
     def example_order(self, config: PretrainedConfig) -> None:
         return None  # in the data's order: the KL term belongs to a batch

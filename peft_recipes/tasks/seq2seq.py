@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.input_target import input_target_notes, input_target_rows
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.rendering import with_end
@@ -81,14 +82,15 @@ class Seq2Seq(SupervisedFineTuning):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "whole": whole}
 
     def _whole_counts(self, examples: datasets.Dataset) -> dict[str, list[int]]:
-        return {"tokens": list(map(max, examples["whole"])), "labelled": [target for _, target in examples["whole"]]}
+        whole = list(column_values(examples, "whole"))
+        return {"tokens": list(map(max, whole)), "labelled": [target for _, target in whole]}
 
     def _truncated(
         self, examples: datasets.Dataset, split: str, end_tokens: set[int]
     ) -> tuple[datasets.Dataset, list[str]]:
         """Count the truncated examples, and check for an end token's label."""
         longest = self.recipe.max_length
-        cut = sum(max(sizes) > longest for sizes in examples["whole"])
+        cut = sum(max(sizes) > longest for sizes in column_values(examples, "whole"))
         if split == "train" and self.guards("end-token"):
             checks.end_token_is_labelled(examples, end_tokens, longest)
         notes = [f"{cut} of {len(examples)} training examples were truncated at {longest} tokens."]

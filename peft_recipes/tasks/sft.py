@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from peft_recipes.data import formats
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.packing import IGNORED
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.data.rendering import (
@@ -78,7 +79,7 @@ class SupervisedFineTuning(Causal):
         return scored
 
     def _scored_prompts_of(self, split: str, raw: Any, rows: Any, prepared: Prepared) -> list[dict[str, Any]]:
-        by_id = {one_id: number for number, one_id in enumerate(rows["id"])}
+        by_id = {one_id: number for number, one_id in enumerate(column_values(rows, "id"))}
         raw_by_id = {one_id: number for number, one_id in enumerate(raw["id"])}
         prompts, labels = [], prepared.splits[split]["labels"]
         for index in answers.sample(len(prepared.ids[split]), self.recipe.test_generations):

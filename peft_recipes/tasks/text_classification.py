@@ -9,6 +9,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from peft_recipes.data import formats
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.encoding import check_ends, encode, separates_pairs, whole_lengths
 from peft_recipes.data.labels import Labels, labelled_texts, same_labels
 from peft_recipes.data.prepared import Prepared
@@ -41,17 +42,17 @@ class TextClassification(Classification):
         problem = PROBLEM_TYPES[labels.problem_type]
         tokenised, whole = {}, {}
         for name, rows in splits.items():
-            pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-            columns = encode(tokenizer, list(rows["text"]), pairs, max_length, config)
+            pairs = list(column_values(rows, "text_pair")) if "text_pair" in rows.column_names else None
+            columns = encode(tokenizer, list(column_values(rows, "text")), pairs, max_length, config)
             check_ends(columns["input_ids"], config, f"dataset '{source.path}', {name} split")
             whole[name] = {"tokens": whole_lengths(tokenizer, rows, columns["input_ids"], max_length), "labelled": []}
-            targets = problem.targets(rows["label"], len(labels.names or ()))
+            targets = problem.targets(list(column_values(rows, "label")), len(labels.names or ()))
             tokenised[name] = datasets.Dataset.from_dict({"labels": targets, **columns})
             if name == "train" and (cut := sum(len(ids) == max_length for ids in columns["input_ids"])):
                 notes.append(f"{cut} of {len(rows)} training texts reach max_length {max_length}.")
         if len(source.text_columns) > 1 and not separates_pairs(tokenizer):
             notes.append(f"The tokenizer of {self.recipe.model} puts nothing between the two texts of a pair.")
-        ids = {name: list(rows["id"]) for name, rows in splits.items()}
+        ids = {name: list(column_values(rows, "id")) for name, rows in splits.items()}
         fingerprint = formats.fingerprint(splits)
         kind = labels.problem_type
         prepared = Prepared(tokenised, ids, fingerprint, tokenizer, labels.names, notes, problem_type=kind, whole=whole)
@@ -60,10 +61,10 @@ class TextClassification(Classification):
             return labelled_texts({"train": chunk}, self.source)[0]["train"], encode_chunk
 
         def encode_chunk(rows: datasets.Dataset) -> datasets.Dataset:
-            pairs = list(rows["text_pair"]) if "text_pair" in rows.column_names else None
-            columns = encode(tokenizer, list(rows["text"]), pairs, max_length, config)
-            targets = problem.targets(rows["label"], len(labels.names or ()))
-            return datasets.Dataset.from_dict({"id": list(rows["id"]), "labels": targets, **columns})
+            pairs = list(column_values(rows, "text_pair")) if "text_pair" in rows.column_names else None
+            columns = encode(tokenizer, list(column_values(rows, "text")), pairs, max_length, config)
+            targets = problem.targets(list(column_values(rows, "label")), len(labels.names or ()))
+            return datasets.Dataset.from_dict({"id": list(column_values(rows, "id")), "labels": targets, **columns})
 
         self.settled = {"labels": labels.names, "problem_type": kind}
         return streamed.attach(self, prepared, raw, splits, ["text", "text_pair"], convert)

@@ -13,6 +13,7 @@ import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from peft_recipes.data import formats, mixing, tags, words
+from peft_recipes.data.columns import column_values
 from peft_recipes.data.prepared import Prepared
 from peft_recipes.errors import RecipeError
 from peft_recipes.models import bases
@@ -45,7 +46,7 @@ class TokenClassification(Task):
         for name, rows in splits.items():
             kept[name], encoded[name], whole[name], more = self._encoded(rows, tokenizer, name)
             notes += more
-        ids = {name: list(rows["id"]) for name, rows in kept.items()}
+        ids = {name: list(column_values(rows, "id")) for name, rows in kept.items()}
         return Prepared(encoded, ids, formats.fingerprint(splits), tokenizer, labels, notes, whole=whole)
 
     def _tagged(self, raw: dict[str, datasets.Dataset]) -> tuple[dict[str, datasets.Dataset], Any]:

@@ -7,13 +7,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from card_code import code_in
 from huggingface_hub import ModelCard
 from small import compared_here
+from warm_python import warm
 
 from peft_recipes import RecipeError, train
 from peft_recipes.cards.content import run_card
@@ -61,7 +61,7 @@ def read(folder: Path) -> ModelCard:
 def run_in(folder: Path) -> str:
     """Run the code of a folder's card in the folder and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code_in((folder / "README.md").read_text())], cwd=folder, capture_output=True, text=True
+        warm("-c", code_in((folder / "README.md").read_text())), cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -11,6 +11,7 @@ import sys
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
+from warm_python import warm
 
 from peft_recipes.cli.app import app
 
@@ -163,11 +164,13 @@ def test_a_recipe_module_is_a_script_with_the_options_of_train(classify, tmp_pat
         "    training={'max_steps': 2, 'use_cpu': True})\n"
         "if __name__ == '__main__':\n    main(recipe)\n"
     )
-    run = [sys.executable, str(module), "--arm", "lora", "--json"]
+    run = warm(str(module), "--arm", "lora", "--json")
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["training"]["steps"] == 2
-    typo = subprocess.run([*run[:2], "--arm", "lroa"], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    typo = subprocess.run(
+        warm(str(module), "--arm", "lroa"), cwd=tmp_path, capture_output=True, text=True, env=os.environ
+    )
     assert typo.returncode == 2 and "Did you mean 'lora'" in typo.stderr and "Traceback" not in typo.stderr
 
 

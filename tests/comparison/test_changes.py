@@ -306,6 +306,23 @@ def test_the_runs_of_an_arm_that_have_ended_are_not_stopped(asked):
     assert asked(stop("lora")) == ["All runs of lora have ended: there is nothing to stop."]
 
 
+def test_runs_that_share_a_process_are_not_stopped_alone_and_those_to_come_are(asked):
+    said, jobs, runs = [], asked.runs.jobs, asked.runs
+    runs._under_way.clear()
+    asked.executor.orders.clear()
+
+    def share(orders):
+        next(order for order in orders if order.job[0] == "lora").report("running")
+        yield None
+
+    runs._share, runs.on_event = share, lambda ended: said.extend([asked(stop("lora")), asked(stop("head"))])
+    runs.train(jobs)
+    (refused,), stopped = said
+    assert "lora is trained in one process with others (--share-base)" in refused
+    assert stopped == "head is stopped before the first step of seed 0; no seed of it is finished."
+    assert {order.job[0] for order in asked.executor.orders} == {"base", "full", "lora"}
+
+
 def test_an_arm_that_no_machine_has_room_for_is_not_added(asked):
     asked.executor.room = False
     assert asked(add("lora", "peft.r=2")) == ["no node of the cluster offers more than 1.0 GB"]

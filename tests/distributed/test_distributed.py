@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from safetensors.torch import load_file
 from tagged import tag_recipe, tagged, written
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from two_ranks import assert_same, launch, run_of
+from warm_python import REAL
 from worker_processes import workers
 
 from peft_recipes import Arm, Dataset, RecipeError, compare, targets, train
@@ -302,7 +302,7 @@ def test_ranks_that_wait_for_each_other_fail_and_say_where(recipes, root):
 def test_a_failure_on_every_rank_is_printed_once(recipes, root):
     """The failure is a loss that is not finite."""
     recipes["sft"].with_changes({"arms": {"full": {"learning_rate": 1e30}}}).to_yaml(root / "fails.yaml")
-    started = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_files()["ddp"]), "-m"]
+    started = [REAL, "-m", "accelerate.commands.launch", "--config_file", str(launch_files()["ddp"]), "-m"]
     command = [*started, "peft_recipes", "train", str(root / "fails.yaml"), "--arm", "full", "--output"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(root / "fails")], env=env, capture_output=True, text=True, timeout=200)

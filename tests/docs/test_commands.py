@@ -35,7 +35,7 @@ CHANGED = [
     (r"^peft-recipes scan (?!.*--learning)", "peft-recipes scan --learning-rates 1e-3,1e-2 ", "two instead of five"),
     (r"^peft-recipes scan (?!.*--arms)", "peft-recipes scan --arms lora ", "one arm instead of all"),
     (r"--ranks \S+", "--ranks 2,4", "two ranks instead of four"),
-    (r"--seeds \S+", "--seeds 0,1", "two seeds"),
+    (r"--seeds \S+", "--seeds 0", "one seed"),
     (r"--arms full,lora,dora,ia3", "--arms full,lora,ia3", "DoRA is trained by another command"),
     (r"^peft-recipes push (?!.*--dry-run)", "peft-recipes push --dry-run ", "no Hub here; tests/publishing has one"),
     (r"^peft-recipes train (?!.*--resume)", "peft-recipes train --overwrite ", "the workspace has the run already"),

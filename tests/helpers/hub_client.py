@@ -6,6 +6,8 @@ script, which reads {"words": [...], "env": {...}} lines and writes {"code", "ou
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -40,13 +42,27 @@ class Client:
 
     def __call__(self, *words: object, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Any:
         """Run a command. env: changes to the environment (None removes a variable)."""
-        request = {"words": [str(word) for word in words], "env": env or {}, "cwd": str(cwd) if cwd else None}
+        return self._ask(words=[str(word) for word in words], env=env or {}, cwd=str(cwd) if cwd else None)
+
+    def python(self, code: str, *words: object) -> Any:
+        """Run Python code with these words as its arguments."""
+        return self._ask(code=code, words=[str(word) for word in words])
+
+    def _ask(self, **request: Any) -> Any:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         result = SimpleNamespace(**json.loads(self.process.stdout.readline()))
         result.said = " ".join(result.err.split())
         assert self.token not in result.out + result.err and "Traceback" not in result.err, result.err
         return result
+
+
+def _run_code(words: list[str], code: str) -> dict[str, Any]:
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv[1:] = words
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+    return {"code": 0, "out": out.getvalue(), "err": err.getvalue()}
 
 
 def _run(words: list[str], env: dict[str, str | None], cwd: str | None) -> dict[str, Any]:
@@ -71,7 +87,8 @@ def main() -> None:
     os.dup2(2, 1)
     environment, cwd = dict(os.environ), os.getcwd()
     for line in sys.stdin:
-        result = _run(**json.loads(line))
+        request = json.loads(line)
+        result = _run_code(**request) if "code" in request else _run(**request)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(cwd)

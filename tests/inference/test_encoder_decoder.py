@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from saved_adapters import saved
 from small import tokenizer
 from transformers import AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
+from warm_python import warm
 
 from peft_recipes import train
 from peft_recipes.adapters.open import open_adapter
@@ -101,6 +101,6 @@ def test_a_runs_card_loads_it_and_its_outputs_are_those_of_the_training(translat
     code = code_in((run.folder / "README.md").read_text())
     assert "AutoModelForSeq2SeqLM" in code
     code = re.sub(r"base_id = .*", f"base_id = {translate().model!r}", code)
-    done = subprocess.run([sys.executable, "-c", code], cwd=run.folder, capture_output=True, text=True)
+    done = subprocess.run(warm("-c", code), cwd=run.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == run.data["answers"][0]["answer"]

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 
 import pytest
 from comparison_fixture import image_comparison
@@ -16,6 +15,7 @@ from small import tokenizer
 from tagged import base_with, tag_recipe, tagged, wordpiece, written
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
+from warm_python import warm
 
 from peft_recipes import train
 from peft_recipes.adapters.open import open_adapters
@@ -60,7 +60,7 @@ def served(tmp_path):
 
     def start(*folders):
         port = free_port()
-        words = [sys.executable, "-c", GUARDED, "playground", *map(str, folders), "--port", str(port)]
+        words = warm("-c", GUARDED, "playground", *map(str, folders), "--port", str(port))
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
                                    env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio")})  # fmt: skip
         opened.append(process)

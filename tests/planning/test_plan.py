@@ -32,6 +32,17 @@ def planned_with(name, config, tmp_path):
     return plan(load_recipe(name, changes=[f"model={tmp_path / 'base'}"]))
 
 
+@pytest.fixture
+def by_rule(monkeypatch):
+    """No simulated steps, which take most of the time of a plan: for counts alone."""
+    monkeypatch.setattr(planned, "arm_step_memory", cannot)
+
+
+def cannot(*_):
+    raise RuntimeError("no meta kernel")
+
+
+@pytest.mark.usefixtures("by_rule")
 def test_smollm2(tmp_path):
     arms = planned_with("smollm2-alpaca", LlamaConfig(**SMOLLM2), tmp_path)["arms"]
     assert (arms["lora"]["trainable_parameters"], arms["lora"]["total_parameters"]) == (1_843_200, 134_515_008)
@@ -39,12 +50,14 @@ def test_smollm2(tmp_path):
     assert len(arms["lora"]["modules"]) == 4 * 30 and len(arms["lora-all"]["modules"]) == 7 * 30
 
 
+@pytest.mark.usefixtures("by_rule")
 def test_distilbert(tmp_path):
     lora = planned_with("distilbert-imdb", DistilBertConfig(), tmp_path)["arms"]["lora"]
     assert (lora["adapter_parameters"], lora["head_parameters"]) == (589_824, 592_130)
     assert lora["total_parameters"] == 66_955_010
 
 
+@pytest.mark.usefixtures("by_rule")
 def test_gpt2(tmp_path):
     arms = planned_with("gpt2-sms-spam", GPT2Config(), tmp_path)["arms"]
     assert arms["lora"]["adapter_parameters"] == 2_359_296
@@ -109,7 +122,7 @@ def test_gradient_checkpointing_is_counted_where_a_step_only_fits_with_it(tmp_pa
     monkeypatch.setattr(
         step_memory, "loaded_libraries_bytes", lambda: 0
     )  # this process's memory grows from test to test
-    LlamaConfig(**SMOLLM2).save_pretrained(tmp_path / "base")
+    LlamaConfig(**{**SMOLLM2, "num_hidden_layers": 8, "vocab_size": 8_192}).save_pretrained(tmp_path / "base")
     recipe = load_recipe("smollm2-alpaca", changes=[f"model={tmp_path / 'base'}"])
     without = plan(recipe, ["lora"])["arms"]["lora"]["memory"]
     assert not without["gradient_checkpointing"]
@@ -138,9 +151,6 @@ def test_a_step_that_cannot_be_simulated_is_bounded_by_rule(instruct, monkeypatc
     recipe = instruct()
     played = plan(recipe, ["full"])["arms"]["full"]["memory"]
     assert played["played"]
-
-    def cannot(*_):
-        raise RuntimeError("no meta kernel")
 
     monkeypatch.setattr(planned, "arm_step_memory", cannot)
     full = plan(recipe, ["full"])["arms"]["full"]

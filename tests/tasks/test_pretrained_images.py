@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import transformers
 from card_code import code_in
 from peft import IA3Config, LoraConfig
 from pictures import pictures
+from warm_python import warm
 
 from peft_recipes import Arm, Dataset, Recipe, RecipeError, plan, targets, train
 from peft_recipes.adapters.merge import merge_adapter
@@ -197,7 +197,7 @@ def test_a_card_and_predict_use_the_size_and_the_head_of_the_run(recipe, efficie
     code = code_in((run.folder / "README.md").read_text())
     code = code.replace(code.split("base_id = ")[1].splitlines()[0], repr(str(efficientnet)))
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nprint(inputs['pixel_values'].shape)"],
+        warm("-c", f"{code}\nprint(inputs['pixel_values'].shape)"),
         cwd=run.folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
