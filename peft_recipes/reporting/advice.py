@@ -140,7 +140,7 @@ def more_evidence(comparison: Comparison) -> list[str]:
     """More seeds, if the verdict on the headline arm is open or rests on one seed."""
     name = sentences.headline_arm(comparison)
     entry = facts.difference(comparison, name) if name else None
-    if entry is None:
+    if entry is None or facts.given_up(facts.arms(comparison)[name]):
         return []
     done = facts.seeds_done(facts.arms(comparison)[name])
     command = compare_command(comparison, None, seeds=max(3, done + 2))

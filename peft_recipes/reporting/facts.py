@@ -78,6 +78,11 @@ def spread(arm: dict | None) -> float | None:
     return number(((arm or {}).get("metric") or {}).get("sd"))
 
 
+def given_up(arm: dict[str, Any]) -> bool:
+    """Whether an arm was stopped or dropped before all its seeds were trained."""
+    return any(one.get("state") in ("stopped", "dropped") for one in arm.get("unfinished") or [])
+
+
 def seeds_done(arm: dict | None) -> int:
     """Return how many of the arm's seeds have a value."""
     values = ((arm or {}).get("metric") or {}).get("values") or []

@@ -82,9 +82,13 @@ def _margin(margin: float, unit: str) -> str:
 
 
 def headline_arm(comparison: Comparison) -> str | None:
-    """Return the arm the report leads with: `lora`, else the first PEFT arm, else the first arm but full."""
+    """Return the arm the report leads with: `lora`, else the first PEFT arm, else the first arm but full.
+
+    One that was stopped or dropped only where all adapters were.
+    """
     arms = facts.arms(comparison)
     adapters = [name for name, arm in arms.items() if facts.is_peft(name, arm)]
+    adapters = [name for name in adapters if not facts.given_up(arms[name])] or adapters
     others = [name for name, arm in arms.items() if not facts.is_full(name, arm)]
     return next((name for name in adapters if name == "lora"), next(iter(adapters + others + list(arms)), None))
 

@@ -175,3 +175,13 @@ def test_untrusted_words_are_text():
 )  # fmt: skip
 def test_a_time_left_is_rounded(seconds, words):
     assert provisional.duration(seconds) == words
+
+
+def test_a_stopped_arm_is_not_what_the_report_leads_with():
+    made = copy.deepcopy(image_comparison())
+    made["arms"]["lora"]["unfinished"] = [{"seed": 2, "state": "stopped"}]
+    assert sentences.headline_arm(made) == "lora-conv"
+    for arm in made["arms"].values():  # none is left
+        arm["unfinished"] = [{"seed": 2, "state": "dropped"}]
+    assert sentences.headline_arm(made) == "lora"
+    assert not any("more seeds" in step.lower() for step in advice.next_steps(made))
