@@ -227,6 +227,7 @@ def _tiny(folder: Path) -> Any:
         training={"num_train_epochs": 2, "per_device_train_batch_size": 16, "use_cpu": True, "bf16": False},
         arms={"full": Arm(learning_rate=5e-3), "head": Arm("head", learning_rate=1e-2),
               "lora": Arm(lora, learning_rate=2e-2)},
+        skip_checks=["reload", "merge", "fresh-process"],
     )  # fmt: skip
 
 

@@ -152,7 +152,7 @@ def compare(
             course = Course(executor, resolved, team, output, data, **options)
             recipe.to_yaml(course.yaml)
             context = {"estimates": estimates, "asked": asked, "looked": looked, "design": design}
-            place = (course.live, recipe, names, folder, course.wanted, partial(add_context, **context))
+            place = (course.live, recipe, names, folder, course.wanted, partial(add_context, **context), changes.halted)
             provisional = Provisional(*place, design=design, at_once=at_once, began=began)
             with watched(provisional.page, watch) as finish:
                 with provisional:

@@ -86,8 +86,11 @@ class Course:
 
     def wanted(self) -> list[Job]:
         """The runs that the comparison may still need, and those that it has."""
-        design = self._design
-        return [job for job in self.runs.jobs if job == self.base or design is None or design.may_need(*job)]
+        design, stopped = self._design, self.runs.stopped
+        if design is None:
+            return self.runs.jobs
+        needed = (job for job in self.runs.jobs if job == self.base or design.may_need(*job))
+        return [job for job in needed if job[0] not in stopped or self.live.knows(job)]
 
     def train(self, provisional: Provisional, until: Until | None = None, drop: bool = False) -> list[str]:
         """Train all runs, reload the adapters, and return notes for the comparison's readers.

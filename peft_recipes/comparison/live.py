@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,26 +16,44 @@ from typing import Any
 from peft_recipes.comparison.orders import Job, Progress
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
-from peft_recipes.runs.folder import BASE, Run, read_run, run_folder, unfinished
+from peft_recipes.runs.folder import BASE, GIVEN_UP, Run, read_run, run_folder, unfinished
+from peft_recipes.runs.progress import read_progress
 
 FINISHED = ("ok", "kept", "failed", "out-of-memory")  # with a run.json
-ENDED = (*FINISHED, "dropped", "stopped")
-_PROGRESS_FILE = "progress.json"  # of a run that is paused
+ENDED = (*FINISHED, *GIVEN_UP)
+_TRAINING = ("", "train")  # stages whose steps are the optimizer's; others count answers
+_EARLY = 0.25  # share of its steps: a run whose first report is later goes on from a checkpoint
 
 
 @dataclass
 class _Known:
-    """What is known of one run. spent: seconds that it was trained in this call, until `since` if it is running."""
+    """What is known of one run.
+
+    spent: seconds that it was trained in this call, until `since` if it is running. start: the step where that began.
+    """
 
     state: str = "pending"
     step: int = 0
     of: int = 0
+    start: int | None = None
     spent: float = 0.0
     since: float | None = None
     validation: list[dict[str, Any]] = field(default_factory=list)
 
     def seconds(self, now: float) -> float:
         return self.spent + (now - self.since if self.since is not None else 0.0)
+
+    def total(self, now: float) -> float | None:
+        """Seconds of the whole run by the steps that were trained in this call; None where that says nothing."""
+        steps = self.step - (self.start or 0)
+        seconds = self.seconds(now)
+        return seconds * self.of / steps if self.of and 0 < steps <= self.of and seconds > 0 else None
+
+    def left(self, total: float, now: float) -> float:
+        """Seconds until its end, of a run that takes `total` from its start."""
+        if self.start and self.of:  # it goes on from an earlier call
+            return total * max(self.of - self.step, 0) / self.of
+        return max(total - self.seconds(now), 0.0)
 
     def enter(self, state: str, now: float) -> None:
         self.spent, self.since = self.seconds(now), now if state == "running" else None
@@ -74,7 +91,12 @@ class Live:
             known = self._known.setdefault(progress.job, _Known())
             if progress.state != known.state:
                 known.enter(progress.state, self._clock())
-            known.step, known.of = progress.step or known.step, progress.steps or known.of
+            if progress.steps and progress.stage in _TRAINING:
+                known.step, known.of = progress.step, progress.steps
+                if known.start is None:  # the first step that is reported may be any, and mostly is an early one
+                    late = progress.step > _EARLY * progress.steps
+                    resumed = not known.spent if progress.state == "paused" else late
+                    known.start = progress.step if resumed else 0
             if progress.state == "kept":
                 known.spent = self._recorded_seconds(progress.job)
             if progress.state in (*FINISHED, "paused"):
@@ -85,6 +107,10 @@ class Live:
     def has_ended(self, job: Job) -> bool:
         """Whether a run has its figures, or is known to get none, in this call."""
         return job in self._known and self._known[job].state in ENDED
+
+    def knows(self, job: Job) -> bool:
+        """Whether anything was reported of a run in this call."""
+        return job in self._known
 
     @property
     def begun(self) -> bool:
@@ -133,7 +159,7 @@ class Live:
             expected = typical.get(job[0], sum(others) / len(others) if others else None)
             if expected is None:
                 return None
-            left.append(max(expected - self._known.get(job, _Known()).seconds(now), 0.0))
+            left.append(self._known.get(job, _Known()).left(expected, now))
         running = sum(known.state == "running" for known in list(self._known.values()))
         return max(sum(left) / max(self._at_once, running), max(left)) if left else 0.0
 
@@ -141,10 +167,8 @@ class Live:
         """Seconds of a finished run, or those of one under way by its steps; None where nothing is known."""
         known = self._known.get(job, _Known())
         if known.state in ("ok", "kept"):
-            return known.seconds(now) or None
-        if self.has_ended(job) or not known.step or not known.of:
-            return None
-        return known.seconds(now) * known.of / min(known.step, known.of)
+            return (known.total(now) if known.start else None) or known.seconds(now) or None
+        return None if self.has_ended(job) else known.total(now)
 
     def _entry(self, job: Job) -> dict[str, Any]:
         known = self._known.get(job, _Known())
@@ -165,7 +189,7 @@ class Live:
         names = {"metric": self._recipe.metric, "selection_metric": self._recipe.selection_metric}
         folder = run_folder(self._output, self._recipe, *progress.job)
         if progress.state == "paused":
-            known.validation = _validation(folder / _PROGRESS_FILE)
+            known.validation = (read_progress(folder) or {}).get("validation") or []
             last = known.validation[-1] if known.validation else {}
             return replace(progress, **names, validation=last.get(self._recipe.selection_metric))
         with contextlib.suppress(RecipeError):
@@ -175,11 +199,3 @@ class Live:
                 values = {"test": test.get(names["metric"]), "validation": validation.get(names["selection_metric"])}
                 return replace(progress, **names, **values)
         return progress
-
-
-def _validation(path: Path) -> list[dict[str, Any]]:
-    """The evaluations of a paused run; none where its file is missing or broken."""
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        rows = json.loads(path.read_text(encoding="utf-8")).get("validation") or []
-        return [row for row in rows if isinstance(row, dict) and "step" in row]
-    return []

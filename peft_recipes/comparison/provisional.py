@@ -12,7 +12,7 @@ import copy
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from peft_recipes.comparison.until_decided import Design
 from peft_recipes.recipe.metrics import PREFERENCE
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import write_json
-from peft_recipes.runs.folder import BASE, TO_COME, Run, not_planned
+from peft_recipes.runs.folder import BASE, GIVEN_UP, TO_COME, Run, not_planned, unfinished
 
 SHARE, SHARE_BESIDE = 0.1, 0.02  # of the time so far: between the runs; beside runs that are being trained
 COMPARISON_FILE = "comparison.json"
@@ -32,6 +32,7 @@ class Provisional:
     """Writes the table so far of one call of `compare`, in a `with` block around its runs.
 
     jobs: returns the runs that are planned. complete: adds to the data what the final one has, too (notes, the call).
+    halted: returns the state of those of some runs whose arm was stopped.
     design: of seeds that are added until it is decided; a verdict is then shown only where a look made it. If the block
     is left by an error or an interruption, the last table says so.
     """
@@ -44,13 +45,14 @@ class Provisional:
         folder: Path,
         jobs: Callable[[], Sequence[Job]],
         complete: Callable[[dict[str, Any]], None] = lambda data: None,
+        halted: Callable[[Iterable[Job]], dict[Job, dict[str, Any]]] = lambda jobs: {},
         *,
         design: Design | None = None,
         at_once: int = 1,
         began: float | None = None,
     ):
         self._live, self._recipe, self._arms, self._folder, self._jobs = live, recipe, list(arms), folder, jobs
-        self._complete, self._design, self._at_once = complete, design, at_once
+        self._complete, self._halted, self._design, self._at_once = complete, halted, design, at_once
         share = SHARE if at_once == 1 else SHARE_BESIDE
         self._allowance = Allowance(share, time.monotonic() if began is None else began)
         self._due = self._told = False
@@ -79,11 +81,13 @@ class Provisional:
 
     def page(self) -> bytes:
         """The page as of now: the last table, and how far the runs are."""
-        from peft_recipes.reporting.html import render_html
+        with self._suppressed():
+            from peft_recipes.reporting.html import render_html
 
-        if self._data is None:
-            self._data = self._collect()
-        return render_html(self._now(), self._figures).encode()
+            if self._data is None:
+                self._data = self._collect()
+            return render_html(self._now(), self._figures).encode()
+        return b"<p>The table can't be shown.</p>"
 
     def _write(self) -> None:
         _import_reporting()  # the final report needs it as well: no cost of this table
@@ -143,14 +147,18 @@ class Provisional:
         if design is not None:
             empty = {"decided": {}, "given_up": [], "seeds_of": {}, "ended": None}  # before its first run
             data["design"] = empty | copy.deepcopy(design.data)
-            data["differences"] = _as_decided(data["differences"], design.data["decided"])
+            data["differences"] = _as_decided(data["differences"], data["design"]["decided"])
         self._complete(data)
         return data | {"provisional": self._live.provisional()}
 
     def _run(self, job: Job, planned: set[Job]) -> Run:
         if job not in planned and not self._live.has_ended(job):
-            return Run(self._folder / job[0] / f"seed-{job[1]}", not_planned(*job))
+            halted = self._halted([job]).get(job)  # its arm was stopped before this seed
+            data = unfinished(*job, **halted) if halted else not_planned(*job)
+            return Run(self._folder / job[0] / f"seed-{job[1]}", data)
         run = self._live.run(job)
+        if run.data["status"] in GIVEN_UP:
+            run.data |= {key: value for key, value in self._halted([job]).get(job, {}).items() if key != "state"}
         looked = self._design is not None and self._design.due(*job)
         if (
             run.ok and self._recipe.metric == PREFERENCE and not looked

@@ -93,7 +93,6 @@ def watched(page: Callable[[], bytes], wanted: bool = True) -> Iterator[Callable
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    allow_reuse_address = False  # on some systems two servers would share the port
     watch: Watch
 
     def handle_error(self, request: object, client_address: object) -> None:

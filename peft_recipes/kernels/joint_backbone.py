@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +31,7 @@ from peft_recipes.kernels.joint_batches import Inputs, joined, kind, padded
 from peft_recipes.kernels.lora_linear import plain_adapter
 
 Drawing = Callable[[Hashable], contextlib.AbstractContextManager[None]]
-_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout")  # of attention weights, by architecture
+_OF_ATTENTION, _OF_HEADS = re.compile("att.*drop"), re.compile("classif|summary|cls")  # options of a dropout
 _routed_attention: set[str] = set()
 
 
@@ -47,18 +49,18 @@ class Share:
     length: int
     mask: Any = None
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """Its part of a tensor [all rows, longest length, ...], contiguous as a module expects it."""
-        return x[self.rows, : self.length].contiguous()
+    def of(self, x: torch.Tensor, has_columns: bool = True) -> torch.Tensor:
+        """Its part of a tensor [all rows, longest length, ...] or [all rows, ...], contiguous as modules expect it."""
+        return x[self.rows, : self.length].contiguous() if has_columns else x[self.rows]
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """A joint pass whose backward pass is to come. leaves: the last hidden states [rows, length, width] of each."""
+    """A joint pass whose backward pass is to come: the backbone's outputs by name, and the leaves of each model."""
 
-    hidden: torch.Tensor
+    outputs: dict[str, torch.Tensor]
     shares: list[Share]
-    leaves: dict[Hashable, torch.Tensor]
+    leaves: dict[Hashable, dict[str, torch.Tensor]]
 
 
 class JointBackbone:
@@ -73,8 +75,8 @@ class JointBackbone:
         self.shares: list[Share] = []  # of the pass in progress
         self.length = 0
         self._passes: list[_Pass] = []
-        if drops_attention(backbone):
-            _route_attention(self)
+        self._takes_cache = "use_cache" in inspect.signature(backbone.forward).parameters
+        _route_attention(self)
 
     def add(self, owner: Hashable, backbone: nn.Module) -> None:
         """Let a model take part: its modules are used for its rows wherever they are not the shared ones."""
@@ -99,12 +101,13 @@ class JointBackbone:
         """Take the gradients of all leaves on to the adapters; a leaf without one counts as 0."""
         passes, self._passes = self._passes, []
         for each in passes:
+            outputs = {name: output for name, output in each.outputs.items() if output.requires_grad}
             gradients = []
-            for share in each.shares:
-                leaf = each.leaves[share.owner]
-                gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-                gradients.append(padded(gradient, each.hidden.shape[1]))
-            each.hidden.backward(torch.cat(gradients))
+            for name, output in outputs.items():
+                leaves = [each.leaves[share.owner][name] for share in each.shares]
+                parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+                gradients.append(torch.cat([padded(part, output.shape[1]) for part in parts]))
+            torch.autograd.backward(list(outputs.values()), gradients)
 
     def _forward(self, owners: list[Hashable], batches: list[Inputs]) -> dict[Hashable, Any]:
         inputs, start = joined(batches, self.backbone.config), 0
@@ -113,20 +116,36 @@ class JointBackbone:
             rows, length = batch["input_ids"].shape
             self.shares.append(Share(owner, slice(start, start + rows), length, batch.get("attention_mask")))
             start += rows
-        output = self.backbone(**inputs)
-        if more := [name for name, value in output.items() if value is not None and name != "last_hidden_state"]:
-            raise NotImplementedError(f"The backbone gives {', '.join(more)} as well, which is not split.")
-        hidden = output.last_hidden_state
-        leaves = {share.owner: share.of(hidden).detach().requires_grad_() for share in self.shares}
-        self._passes.append(_Pass(hidden, self.shares, leaves))
-        return {owner: type(output)(last_hidden_state=leaf) for owner, leaf in leaves.items()}
+        output = self.backbone(**(inputs | ({"use_cache": False} if self._takes_cache else {})))
+        outputs = {name: value for name, value in output.items() if value is not None}
+        if other := [name for name, value in outputs.items() if not isinstance(value, torch.Tensor)]:
+            raise NotImplementedError(f"Its backbone gives {', '.join(other)} as well, which is not split.")
+        leaves = {
+            share.owner: {
+                name: share.of(value, self.has_columns(value)).detach().requires_grad_()
+                for name, value in outputs.items()
+            }
+            for share in self.shares
+        }
+        self._passes.append(_Pass(outputs, self.shares, leaves))
+        return {owner: type(output)(**own) for owner, own in leaves.items()}
 
-    def each_share(self, compute: Callable[[Share], torch.Tensor], draws: bool) -> torch.Tensor:
-        """[rows, length, ...] of what `compute` returns for each share, [its rows, its length, ...]."""
+    def has_columns(self, x: torch.Tensor) -> bool:
+        """Whether a tensor is [rows, length, ...], not [rows, ...] (what a pooler takes, and gives)."""
+        rows = self.shares[-1].rows.stop
+        if x.shape[:2] == (rows, self.length) and (x.dim() > 2 or not x.is_floating_point()):
+            return True
+        if x.dim() == 2 and len(x) == rows:
+            return False
+        raise NotImplementedError(f"A tensor of shape {list(x.shape)} is not split by {rows} rows.")
+
+    def each_share(self, compute: Callable[[Share], torch.Tensor], draws: bool, pads: bool = True) -> torch.Tensor:
+        """What `compute` returns for each share below each other, [its rows, its length, ...]; pads: to one length."""
         parts = []
         for share in self.shares:
             with self.drawing(share.owner) if draws else contextlib.nullcontext():
-                parts.append(padded(compute(share), self.length))
+                part = compute(share)
+            parts.append(padded(part, self.length) if pads else part)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -146,14 +165,16 @@ class _Routed(nn.Module):
             return getattr(super().__getattr__("shared"), name)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        rows = self._joint.shares[-1].rows.stop
-        if args or kwargs or x.shape[:2] != (rows, self._joint.length):
-            raise NotImplementedError(f"'{self._path}' does not take the rows of a batch, and can't be split.")
+        if args or kwargs:
+            raise NotImplementedError(f"'{self._path}' takes more than one argument, and can't be split.")
+        has_columns = self._joint.has_columns(x)
         modules = {share.owner: self.own.get(share.owner, self.shared) for share in self._joint.shares}
-        if self._is_plain_lora(modules.values()):
+        if has_columns and self._is_plain_lora(modules.values()):
             return self._base_and_adapters(x, modules)
         draws = any(_drops(module) for module in modules.values())
-        return self._joint.each_share(lambda share: modules[share.owner](share.of(x)), draws)
+        return self._joint.each_share(
+            lambda share: modules[share.owner](share.of(x, has_columns)), draws, pads=has_columns
+        )
 
     def _is_plain_lora(self, modules: Iterable[nn.Module]) -> bool:
         """Whether each module is the shared one or plain LoRA on it, without a kernel that does both at once."""
@@ -196,12 +217,13 @@ def undrawn_dropout(model: nn.Module) -> str | None:
     rates = {module.p for module in model.modules() if _is_dropout(module)}
     options = model.config.get_text_config().to_dict()
     drops = {name: p for name, p in options.items() if "drop" in name and isinstance(p, float) and p > 0}
-    return next((name for name, p in drops.items() if name not in _DROPOUT and p not in rates), None)
+    elsewhere = (name for name in drops if not (_OF_ATTENTION.search(name) or _OF_HEADS.search(name)))
+    return next((name for name in elsewhere if drops[name] not in rates), None)
 
 
 def drops_attention(backbone: nn.Module) -> bool:
     """Whether a model drops out attention weights in training."""
-    return any(getattr(backbone.config, name, 0.0) for name in _DROPOUT)
+    return any(value for name, value in backbone.config.to_dict().items() if _OF_ATTENTION.search(name))
 
 
 def _is_dropout(module: nn.Module) -> bool:
@@ -213,10 +235,10 @@ def _drops(module: nn.Module) -> bool:
 
 
 def _route_attention(joint: JointBackbone) -> None:
-    """Compute attention share by share: its dropout draws for the shape of a batch."""
+    """Let attention that drops out weights be computed share by share: it draws for the shape of a batch."""
     implementation = joint.backbone.config._attn_implementation
     if implementation not in ALL_ATTENTION_FUNCTIONS:
-        raise NotImplementedError(f"Attention '{implementation}' drops out weights in the model's own code.")
+        return  # in the model's own code
     for module in joint.backbone.modules():
         module.__dict__["_joint_attention"] = joint
     if implementation in _routed_attention:

@@ -47,7 +47,8 @@ def _binned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _curves(comparison: Comparison, field: str, title: str, y_title: str) -> Plot | None:
     lines = {arm: _binned(curve(entry, field)) for arm, entry in facts.arms(comparison).items()}
-    lines = {arm: points for arm, points in lines.items() if len(points) > 1}
+    least = 1 if comparison.get("provisional") and field == "validation" else 2  # the first point is news, too
+    lines = {arm: points for arm, points in lines.items() if len(points) >= least}
     if not lines:
         return None
     styles = figure_style.arm_styles(comparison)

@@ -9,6 +9,7 @@ Evaluation and everything after training is each run's own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from peft_recipes.errors import says_out_of_memory
 from peft_recipes.kernels.joint_backbone import JointBackbone, drops_attention, undrawn_dropout, view
 from peft_recipes.training.interruption import Interruption
-from peft_recipes.training.lockstep import Lockstep
+from peft_recipes.training.lockstep import Lockstep, ProcessState
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _FORWARD, _BACKWARD = range(2)  # the kinds of requests; forward passes come first
+_ERROR_LENGTH = 150  # characters of an error in a note
+_ROUNDING, _HALF_ROUNDING = 1e-4, 5e-2  # of a backbone's output, as a share of its largest value
 
 Loaded = tuple["nn.Module", list[str]]  # a base, and the names of its new weights
 
@@ -64,19 +68,28 @@ class SharedBase:
         return self._joint
 
     def _answer(self, kind: int, values: dict[Any, Any]) -> dict[Any, Any]:
-        if kind == _FORWARD:
+        if kind == _BACKWARD:
+            self._joint.backward()
+            return {}
+        try:
             return self._joint.forward(values)
-        self._joint.backward()
-        return {}
+        except Exception as error:
+            lacks_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or says_out_of_memory(str(error))
+            if lacks_memory or any(member.proved for member in values):
+                raise
+            return dict.fromkeys(values, " ".join(str(error).split())[-_ERROR_LENGTH:])
 
 
 @dataclass(eq=False)
 class Member:
-    """One run on a shared base. why_alone: why it trains without the others, if it does."""
+    """One run on a shared base.
+
+    proved: whether a joint pass has given what the run's own gives.
+    """
 
     shared: SharedBase
     interruption: Interruption | None = None
-    why_alone: str | None = None
+    proved: bool = False
 
     def load_base(self, interruption: Interruption, load: Callable[[], Loaded]) -> Loaded:
         """A view of the base for a run, which handles signals through `interruption`."""
@@ -86,17 +99,20 @@ class Member:
     @contextlib.contextmanager
     def joined(self, trainer: Trainer, notes: list[str]) -> Iterator[None]:
         """Train together with the other runs within the block; alone, with a note, where this one's steps can't be."""
-        self.why_alone = _why_alone(trainer)
         with contextlib.ExitStack() as held:
             held.callback(self.shared.lockstep.leave, self)
-            if self.why_alone is None:
-                self._join(trainer, held)
+
+            def go_alone(why: str) -> None:
+                notes.append(f"Trained by itself on the base that it shares: {why}.")
+                held.close()
+
+            if (why := _why_alone(trainer)) is not None:
+                go_alone(why)
             else:
-                notes.append(f"Trained by itself on the base that it shares: {self.why_alone}.")
-                self.shared.lockstep.leave(self)
+                self._join(trainer, held, go_alone)
             yield
 
-    def _join(self, trainer: Trainer, held: contextlib.ExitStack) -> None:
+    def _join(self, trainer: Trainer, held: contextlib.ExitStack, go_alone: Callable[[str], None]) -> None:
         lockstep, backbone, accelerator = self.shared.lockstep, _backbone(trainer.model), trainer.accelerator
         lockstep.states[self].device = trainer.args.device.type
         joint = self.shared.joint(trainer.args.device)
@@ -108,15 +124,51 @@ class Member:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not (backbone.training and torch.is_grad_enabled()):
                 return own_forward(*args, **kwargs)
-            return lockstep.meet(self, _FORWARD, _by_name(signature, args, kwargs))
+            own = functools.partial(own_forward, *args, **kwargs)
+            ask = functools.partial(lockstep.meet, self, _FORWARD, _by_name(signature, args, kwargs))
+            return ask() if self.proved else self._prove(own, ask, ProcessState(trainer.args.device.type), go_alone)
 
         def backward(*args: Any, **kwargs: Any) -> None:
             own_backward(*args, **kwargs)
-            lockstep.meet(self, _BACKWARD)
+            if self.proved:
+                lockstep.meet(self, _BACKWARD)
+            else:  # the model has not called its backbone
+                go_alone("its model computes by parts of its backbone")
 
         backbone.forward, accelerator.backward = forward, backward
         held.callback(delattr, backbone, "forward")
         held.callback(delattr, accelerator, "backward")
+
+    def _prove(self, own: Callable[[], Any], ask: Callable[[], Any], state: ProcessState, go_alone: Any) -> Any:
+        """The output for the run's first batch: of the joint pass, if that is what the run's own gives; else its own.
+
+        Dropout draws the same in both: the random states are set back. This notices a model whose code is not made for
+        rows of several batches; an untrained LoRA changes nothing yet.
+        """
+        state.store()
+        with torch.no_grad():
+            expected = getattr(own(), "last_hidden_state", None)
+        state.load()
+        answer = ask()
+        why = answer if isinstance(answer, str) else "its backbone gives no last hidden state"
+        if not isinstance(answer, str) and expected is not None:
+            why = _difference(answer.last_hidden_state, expected)
+        if why is None:
+            self.proved = True
+            return answer
+        state.load()
+        go_alone(why)
+        return own()
+
+
+def _difference(joint: torch.Tensor, own: torch.Tensor) -> str | None:
+    """What two outputs for a batch differ by; None where that is rounding."""
+    half = own.dtype != torch.float32 or torch.is_autocast_enabled(own.device.type)
+    tolerance = _HALF_ROUNDING if half else _ROUNDING
+    size = float(own.abs().amax().nan_to_num(posinf=1.0)) or 1.0
+    if torch.allclose(joint, own, rtol=0, atol=tolerance * size, equal_nan=True):
+        return None
+    return f"the joint output for a first batch differs by {float((joint - own).abs().amax()) / size:.1e}"
 
 
 def _why_alone(trainer: Trainer) -> str | None:
@@ -134,7 +186,7 @@ def _why_alone(trainer: Trainer) -> str | None:
         return "it trains on several GPUs"
     hooked = (name for name, each in backbone.named_modules() if each._forward_hooks or each._forward_pre_hooks)
     if (name := next(hooked, None)) is not None:
-        return f"its adapter acts through a hook of '{name}'"
+        return f"a hook acts on its '{name}'"
     if (option := undrawn_dropout(model)) is not None:
         return f"its base drops out ({option}) in a way that can't be drawn run by run"
     if drops_attention(backbone) and backbone.config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:

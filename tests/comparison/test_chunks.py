@@ -64,15 +64,14 @@ def test_arms_that_take_turns_end_as_those_that_do_not(small, whole, tmp_path):
             paused = read_progress(run_folder(tmp_path, recipe, *progress.job))
             assert paused["step"] == progress.step and paused["of"] == 12 and paused["validation"][-1]["accuracy"] <= 1
 
-    made = compare(recipe, seeds=[0, 1], output=tmp_path, chunks=3, on_progress=see)
+    made = compare(recipe, seeds=[0, 1], output=tmp_path, chunks=2, on_progress=see)
     assert news == [
         ("base", 0, "ok", 0),
         *(
             turn
             for seed in (0, 1)
             for turn in (
-                ("full", seed, "paused", 4), ("lora", seed, "paused", 4), ("head", seed, "ok", 0),
-                ("full", seed, "paused", 8), ("lora", seed, "paused", 8),
+                ("full", seed, "paused", 6), ("lora", seed, "paused", 6), ("head", seed, "ok", 0),
                 ("full", seed, "ok", 0), ("lora", seed, "ok", 0),
             )
         ),
@@ -84,9 +83,6 @@ def test_arms_that_take_turns_end_as_those_that_do_not(small, whole, tmp_path):
     assert timing["same_environment"] and not timing["memory"]
     assert any("Peak memory is shown without a ratio" in note and "--measure" in note for note in made.data["notes"])
     assert ratio(made.data["arms"]["lora"], made.data["arms"]["full"], "peak_memory_bytes") is None
-    again = []
-    compare(recipe, seeds=[0, 1], output=tmp_path, chunks=5, on_progress=lambda p: again.append(p.state))
-    assert set(again) == {"kept"}
 
 
 def test_a_chunk_ends_at_the_same_step_for_every_arm():

@@ -66,7 +66,7 @@ class Worker:
 
     at_a_time: list[list[int]]
 
-    def __init__(self, order, slot):
+    def __init__(self, order, slot, start_process):
         self.order, self.slot, self.looks = order, slot, order.job[1]
         self.process = types.SimpleNamespace(returncode=0)
 

@@ -95,13 +95,13 @@ def test_a_report_of_a_finished_run_carries_its_metric(trained):
     assert ended[2].validation == metrics["lora", 0]["validation"]["accuracy"]
 
 
-def seen(trained, recipe, folder, states, failed=None, **options):
+def seen(trained, recipe, folder, states, failed=None, jobs=None, **options):
     """The table of a comparison of which these runs are known, in a copy. failed: a run that is out of memory there."""
     shutil.copytree(trained[0].folder, folder / "tiny")
     if failed:
         data = {"status": "out-of-memory", "error": "killed", "arm": failed[0], "seed": failed[1]}
         write_json(folder / "tiny" / failed[0] / f"seed-{failed[1]}" / "run.json", data)
-    jobs = [BASE, *((arm, seed) for seed in (0, 1) for arm in ARMS)]
+    jobs = jobs or [BASE, *((arm, seed) for seed in (0, 1) for arm in ARMS)]
     live = Live(recipe, folder, lambda: jobs)
     for job, state in states.items():
         live.see(
@@ -151,7 +151,17 @@ def test_between_two_looks_the_verdicts_are_those_of_the_last_one(trained, recip
         return seen(trained, recipe, tmp_path / folder, states, design=design)[0]
 
     before = table("before", {"full": [], "lora": []})
+    plan = SequentialPlan((0, 1), 1, 1)
+    new = Design(tmp_path, {**plan.to_dict(), "arms": ARMS, "looks": []}, plan)  # as it is before its first run
+    _, made = seen(trained, recipe, tmp_path / "new", {}, design=new)
+    assert "Provisional: 0 of 5 runs at most finished" in made.page().decode()
     assert before.data["differences"] == {} and before.data["arms"]["lora"]["metric"]["values"]
+    halted = {"state": "stopped", "reason": "too slow", "step": 3, "of": 12, "validation": []}
+    jobs = [BASE, ("full", 0), ("full", 1)]  # nothing more is planned of an arm that was stopped
+    states, options = dict.fromkeys(jobs, "kept"), {"design": new, "halted": lambda jobs: dict.fromkeys(jobs, halted)}
+    stopped, _ = seen(trained, recipe, tmp_path / "stopped", states, jobs=jobs, **options)
+    arm = stopped.data["arms"]["lora"]
+    assert (arm["status"], arm["progress"]["reason"], arm["progress"]["step"]) == ("stopped", "too slow", 3)
     between = table("between", {"full": [0], "lora": [0]})
     assert between.data["arms"]["full"]["seeds"] == [0, 1] and between.data["differences"]["lora"]["seeds"] == 1
     assert between.data["differences"]["lora"]["verdict"] == "not shown"
@@ -243,11 +253,23 @@ def test_the_time_left_is_that_of_finished_runs_of_the_arm_or_of_the_others(reci
     report("lora", 0, "running", 12.0)
     report("lora", 0, "ok", 16.0)
     report("full", 1, "running", 16.0)
-    clock.now = 19.0
+    report("full", 1, "running", 19.0, step=30, steps=40, stage="answer")  # answers, not steps
     assert live.expected_seconds() == pytest.approx(7 + 4)
     report("full", 1, "ok", 30.0)
     report("lora", 1, "ok", 34.0)
     assert live.expected_seconds() == 0.0
+
+
+def test_the_time_left_of_a_run_that_goes_on_is_that_of_its_other_steps(recipe, tmp_path):
+    clock, jobs = Clock(), [("full", 0), ("lora", 0)]
+    live = Live(recipe, tmp_path, lambda: jobs, clock=clock)
+    live.see(Progress(("full", 0), 1, 2, "paused", step=20, steps=40))
+    live.see(Progress(("lora", 0), 2, 2, "running"))
+    assert live.expected_seconds() is None  # no step was trained in this call
+    clock.now = 20.0
+    live.see(Progress(("lora", 0), 2, 2, "paused", step=20, steps=40))
+    clock.now = 300.0  # the other arm's turn
+    assert live.expected_seconds() == pytest.approx(20 + 20)
 
 
 def test_the_end_of_a_run_says_its_test_metric(trained, capsys):

@@ -102,6 +102,11 @@ def test_an_arm_under_way_shows_its_step_and_its_validation_so_far():
     assert "LoRA r=8 from 78.0 % to 83.1 %" in next(p.alt for p in plots(comparison) if p.name == "validation")
 
 
+def test_the_first_validation_of_an_arm_is_in_the_figure():
+    comparison = so_far(3, state="paused", step=20, of=125, validation=[[20, 0.78]])
+    assert "LoRA r=8 from 78.0 % to 78.0 %" in next(p.alt for p in plots(comparison) if p.name == "validation")
+
+
 def test_without_full_there_is_no_verdict_and_it_says_so():
     comparison = so_far(1)
     assert sentences.verdict_headline(comparison, "lora") == "LoRA r=8 has no result yet: not begun."

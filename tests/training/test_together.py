@@ -88,9 +88,10 @@ def test_gradient_accumulation_and_dropout(instruct, passes, tmp_path, batches):
     assert passes == [3] * 11  # batches of 32 examples
 
 
-def test_classifiers_draw_their_heads_and_dropout_as_alone(classify, passes, tmp_path):
-    arms = {"one": lora("distilbert", 2, lora_dropout=0.1), "two": lora("distilbert", 4, 5e-3, "attention")}
-    recipe = classify(arms={**classify().arms, **arms}, training={**classify().training, "num_train_epochs": 1})
+@pytest.mark.parametrize("kind", ["distilbert", "gpt2"])
+def test_classifiers_draw_their_heads_and_dropout_as_alone(classify, passes, tmp_path, kind):
+    arms = {"one": lora(kind, 2, lora_dropout=0.1), "two": lora(kind, 4, 5e-3, "attention")}
+    recipe = classify(kind, arms={**classify().arms, **arms}, training={**classify().training, "num_train_epochs": 1})
     together = compare_to_solo(recipe, [("one", 0), ("two", 0), ("two", 1)], tmp_path)
     assert set(passes) == {3}
     assert len({run.data["metrics"]["test"]["loss"] for run in together.values()}) == 3
@@ -134,6 +135,27 @@ def test_an_interruption_keeps_a_checkpoint_of_every_run_and_they_go_on_together
     for job in jobs:
         assert resumed[job].data["training"]["resumed_at_steps"] in ([5], [6])
         same(alone[job], resumed[job])
+
+
+@pytest.mark.parametrize("fault", ["another output", "an error"])
+def test_a_joint_pass_that_is_not_exact_is_noticed_on_the_first_batch(instruct, tmp_path, monkeypatch, fault):
+    forward = JointBackbone._forward
+
+    def faulty(self, owners, batches):
+        if fault == "an error":
+            raise NotImplementedError("its layers take no rows")
+        outputs = forward(self, owners, batches)
+        if len(owners) == 2:  # the first pass: then one of them leaves
+            with torch.no_grad():
+                outputs[owners[0]].last_hidden_state.add_(0.1)
+        return outputs
+
+    recipe = instruct(arms={**instruct().arms, "one": lora("llama", 2, use_dora=True)})
+    monkeypatch.setattr(JointBackbone, "_forward", faulty)
+    together = compare_to_solo(recipe, [("one", 0), ("one", 1)], tmp_path)
+    notes = [[note for note in run.data["notes"] if "by itself" in note] for run in together.values()]
+    words = "its layers take no rows" if fault == "an error" else "the joint output for a first batch differs by"
+    assert [bool(words in " ".join(each)) for each in notes] == [True, fault == "an error"]
 
 
 def test_memory_that_all_lack_fails_no_run(instruct, tmp_path, monkeypatch):
