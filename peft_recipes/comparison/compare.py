@@ -161,6 +161,8 @@ def compare(
                     recipe, names, seeds = team.recipe, team.names, course.seeds
                     if measure:
                         notes += measure_in_turns(first_finished(output, recipe, names, seeds), data)
+                    if asked is not None and changes.added:  # what a suggested command must know
+                        context["asked"] = {**asked, "added": [each["arm"] for each in changes.added]}
                     context |= {"on_reply": partial(_report_judging, on_progress, len(course.runs.jobs))}
                     notes, halted = [*notes, *executor.notes], course.halted
                     comparison = collect(recipe, names, seeds, output, notes=notes, halted=halted, **context)

@@ -144,11 +144,11 @@ class Provisional:
         base = self._run(next(job for job in self._jobs() if job[0] == BASE), jobs)
         plan, compared = (None, None) if design is None else (design.plan, design.run_seeds)
         data = comparison_data(self._recipe, runs, base, self._arms, seeds, plan, compared)
+        self._complete(data)
         if design is not None:
             empty = {"decided": {}, "given_up": [], "seeds_of": {}, "ended": None}  # before its first run
             data["design"] = empty | copy.deepcopy(design.data)
             data["differences"] = _as_decided(data["differences"], data["design"]["decided"])
-        self._complete(data)
         return data | {"provisional": self._live.provisional()}
 
     def _run(self, job: Job, planned: set[Job]) -> Run:

@@ -15,6 +15,10 @@ def compare_command(
     given = comparison.get("asked") or {}
     arms = arms or ",".join(given.get("arms") or [])
     output = given.get("output")
+    if set(arms.split(",")) & set(given.get("added") or []):
+        # An arm that was added while it ran is in the comparison's own recipe alone, which has the changes already.
+        stored = f"{output or 'adapters'}/{comparison.get('recipe')}/recipe.yaml"
+        given = {**given, "recipe": stored, "embedded": False, "changes": []}
     parts = ["peft-recipes", "compare", given.get("recipe") or comparison.get("recipe", "RECIPE")]
     parts += ["--arms", arms] if arms else []
     parts += ["--seeds", ",".join(map(str, range(seeds)))] if seeds else []

@@ -15,12 +15,13 @@ from functools import partial
 import pytest
 
 import peft_recipes.comparison.compare as comparing
-from peft_recipes import RecipeError, compare
+from peft_recipes import RecipeError, compare, load_recipe
 from peft_recipes.comparison.by_hand import ByHand, Team, check_added, variant_name
 from peft_recipes.comparison.changes import Changes, read_changes
 from peft_recipes.comparison.orders import Order
 from peft_recipes.comparison.requests import ask, taking_requests
 from peft_recipes.comparison.schedule import Schedule
+from peft_recipes.reporting.commands import compare_command
 from peft_recipes.runs.files import write_json
 from peft_recipes.runs.lock import locked
 from peft_recipes.training.resolve import resolve
@@ -156,6 +157,16 @@ def test_the_next_call_goes_on_with_the_same_arms_until_overwrite(changed, recip
     assert again.data["arms"].keys() == made.data["arms"].keys() and again.data["arms"]["head"]["status"] == "stopped"
     said = caplog.text
     assert "What was changed while an earlier call ran stays" in said and "Arm 'head' was stopped by hand" in said
+
+
+def test_a_suggested_command_about_an_added_arm_names_the_recipe_that_has_it(changed):
+    data = {**changed[0].data, "asked": {"recipe": "mine", "embedded": True, "output": "out", "added": ["slow"]}}
+    suggested = compare_command(data, "full,slow", "arms.slow.peft.r=8")
+    expected = "peft-recipes compare out/tiny/recipe.yaml --arms full,slow --set arms.slow.peft.r=8 --output out"
+    assert suggested == expected
+    assert compare_command(data, "full,lora") == "peft-recipes compare mine --arms full,lora --embedded --output out"
+    recipe = load_recipe(changed[0].folder / "recipe.yaml", changes=["arms.slow.peft.r=8"])
+    assert recipe.arms["slow"].method.r == 8
 
 
 def test_overwrite_forgets_what_was_changed(changed, tmp_path):

@@ -64,8 +64,6 @@ def test_a_run_asks_for_its_threads_and_the_memory_of_its_plan(ordered):
 class Worker:
     """In place of a worker process: it ends after so many looks as its seed says."""
 
-    at_a_time: list[list[int]]
-
     def __init__(self, order, slot, start_process):
         self.order, self.slot, self.looks = order, slot, order.job[1]
         self.process = types.SimpleNamespace(returncode=0)

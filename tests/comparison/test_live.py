@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from peft_recipes import RecipeError, compare, read_comparison
 from peft_recipes.cards.write import comparison_of
 from peft_recipes.cli.app import app
 from peft_recipes.comparison import provisional
+from peft_recipes.comparison.collecting import add_context
 from peft_recipes.comparison.live import Live
 from peft_recipes.comparison.orders import Progress
 from peft_recipes.comparison.provisional import Allowance, Provisional
@@ -153,7 +155,8 @@ def test_between_two_looks_the_verdicts_are_those_of_the_last_one(trained, recip
     before = table("before", {"full": [], "lora": []})
     plan = SequentialPlan((0, 1), 1, 1)
     new = Design(tmp_path, {**plan.to_dict(), "arms": ARMS, "looks": []}, plan)  # as it is before its first run
-    _, made = seen(trained, recipe, tmp_path / "new", {}, design=new)
+    complete = partial(add_context, estimates=None, asked=None, looked=None, design=new)
+    _, made = seen(trained, recipe, tmp_path / "new", {}, complete=complete, design=new)
     assert "Provisional: 0 of 5 runs at most finished" in made.page().decode()
     assert before.data["differences"] == {} and before.data["arms"]["lora"]["metric"]["values"]
     halted = {"state": "stopped", "reason": "too slow", "step": 3, "of": 12, "validation": []}

@@ -55,7 +55,7 @@ def test_figures_are_medians_over_the_quiet_turns():
     assert found["training"]["median_step_seconds"] == 2.0 and found["training"]["seconds"] == 200.0
     assert found["training"]["disturbance"]["verdict"] == "quiet" and found["quiet_rounds"] == 2
     assert found["latency_ms"] == {"base": 1.0, "adapter": 2.0, "merged": None}
-    assert found["environment"] == {"threads": 1, "dataset_fingerprint": "f"}
+    assert found["environment"] == {"threads": 1, "dataset_fingerprint": "f", "shared_base": None}
 
 
 def test_without_a_quiet_turn_the_figures_stay_disturbed():

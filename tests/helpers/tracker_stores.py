@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+
+from warm_python import REAL
 
 
 def from_tensorboard(root, run):
@@ -45,7 +46,7 @@ def from_mlflow(root, run):
 def from_wandb(root, run):
     """The records of every file of the run, as `wandb leet inspect` prints them, in the order of their start."""
     found = {"losses": {}, "figures": {}, "files": [], "config": {}}
-    command = Path(sys.executable).with_name("wandb")
+    command = Path(REAL).with_name("wandb")
     for file in sorted(root.glob(f"wandb/offline-run-*/run-{run.data['trackers']['wandb']['id']}.wandb")):
         printed = subprocess.run(
             [command, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True

@@ -17,7 +17,8 @@ def workers() -> list[psutil.Process]:
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
             words = child.cmdline()
-            found += child.children() if SERVER in words else []
+            forked = child.children() if SERVER in words else []  # warm_python.py starts its server so
+            found += [each for each in forked if not any("warm_python" in word for word in each.cmdline())]
             found += [child] if "peft_recipes.comparison.worker" in words else []
     return found
 

@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from warm_python import REAL
 
 from peft_recipes import Recipe, load_recipe
 from peft_recipes.recipe.script_header import extras, script_header
@@ -123,14 +124,14 @@ def _empty_wheel(folder: Path, name: str, version: str) -> None:
 
 
 def test_uv_runs_a_recipe_from_its_file_alone(wheels, tmp_path):
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    uv = shutil.which("uv", path=f"{Path(REAL).parent}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
         pytest.skip("there is no uv here")
     shutil.copy(ROOT / "recipes" / "mnist_shift.py", tmp_path / "alone.py")
     libraries = importlib.metadata.distribution("torch").locate_file("")
     env = {**os.environ, "PYTHONPATH": str(libraries), "UV_CACHE_DIR": str(tmp_path / "cache"), "UV_NO_CONFIG": "1"}
     small = ["pretraining.num_train_epochs=1", "dataset.pretrain=64", "dataset.train=32", "training.max_steps=2"]
-    command = [uv, "run", "--offline", "--no-index", "--find-links", str(wheels), "--python", sys.executable]
+    command = [uv, "run", "--offline", "--no-index", "--find-links", str(wheels), "--python", REAL]
     command += ["alone.py", "--arm", "lora", "--embedded", *(word for each in small for word in ("--set", each))]
     done = subprocess.run([*command, "--json"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-1500:]

@@ -10,7 +10,7 @@ from fake_nodes import Nodes, Task
 from peft_recipes import RecipeError, scan
 from peft_recipes.cluster.pool import Pool
 from peft_recipes.reporting.scan_report import scan_words
-from peft_recipes.search import remote_trials
+from peft_recipes.search import remote_trials, trial_worker
 from peft_recipes.search.trial_worker import one
 
 RATES = [3e-3, 3e-2, 10.0]
@@ -59,6 +59,7 @@ def on(monkeypatch):
             return self
 
     monkeypatch.setattr(remote_trials, "RemoteTrials", Trials)
+    monkeypatch.setattr(trial_worker, "_age", lambda process: 0.0)  # not that of this process
 
     def use(nodes):
         Trials.nodes = nodes

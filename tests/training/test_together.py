@@ -69,7 +69,7 @@ def test_ranks_learning_rates_targets_and_seeds_train_together_as_alone(instruct
     arms = {
         "small": lora("llama", 2, 1e-2, "attention"),
         "large": lora("llama", 8, 3e-3, use_rslora=True),
-        "mlp": lora("llama", 4, 2e-2, "mlp"),
+        "mlp": lora("llama", 4, 2e-2, "mlp", use_dora=True),
     }
     recipe = instruct(arms={**instruct().arms, **arms})
     jobs = [("small", 0), ("small", 1), ("large", 0), ("mlp", 3)]
