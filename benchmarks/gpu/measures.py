@@ -272,7 +272,7 @@ def launch(result: Any, shape: str) -> None:
         if done.returncode:
             raise RuntimeError(done.stderr[-1_500:])
         there = read_run(run_folder(output, recipe, "lora", 0)).data["training"]
-        here = train(recipe, "lora", seed=0, output=result.work / "alone").data["training"]
+        here = train(recipe, "lora", seed=0, output=result.work / "alone", overwrite=True).data["training"]
         gaps = [abs(a[1] - b[1]) for a, b in zip(there["losses"], here["losses"], strict=True)]
         return {**json.loads(backend.read_text()), "largest_loss_difference": max(gaps),
                 "losses": [loss for _, loss in there["losses"]], "losses_alone": [loss for _, loss in here["losses"]],

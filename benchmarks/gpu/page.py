@@ -116,7 +116,10 @@ def _step_parts(steps: dict[str, Any]) -> list[str]:
         kind, cells = name.partition("-")[0], [cell for cell in step["cells"] if cell["status"] == "ok"]
         if kind == "waiting" and cells:
             counts = ", ".join(f"{cell['task']} {cell['waits_a_step']:g}" for cell in cells)
-            lines.append(f"- How often the host waits for the device in an optimizer step: {counts}.")
+            lines.append(
+                "- How often the host waits for the device from the beginning of an optimizer step to its end (not: "
+                f"fetching its batch, measuring, logging): {counts}."
+            )
         if kind == "sharing" and cells:
             seconds = ", ".join(f"{cell['jobs']} at a time {cell['seconds']:.0f}" for cell in cells)
             lines.append(f"- Seconds of a comparison of four runs, {_TITLES[step['shape']]}: {seconds}.")

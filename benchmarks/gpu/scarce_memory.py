@@ -31,7 +31,7 @@ def compare_with_scarce_memory(result: Any, shape: str) -> dict[str, Any]:
     else:
         recipe.arms = {name: recipe.arms[name] for name in ("full", "lora")}
     with _limited() if result.device == "cpu" else _held(recipe):
-        arms = compare(recipe, output=result.work / "scarce").data["arms"]
+        arms = compare(recipe, output=result.work / "scarce", overwrite=True).data["arms"]
     errors = {name: result.without_paths(str(arm["error"]))[:500] for name, arm in arms.items() if arm["error"]}
     return {"arms": {name: arm["status"] for name, arm in arms.items()}, "errors": errors,
             "peak_memory_bytes": {name: arm.get("peak_memory_bytes") for name, arm in arms.items()}}  # fmt: skip

@@ -62,7 +62,8 @@ def sharing(result: Any, shape: str, jobs: tuple[int, ...]) -> None:
     def compared(count: int) -> dict[str, Any]:
         recipe = peft_recipes.load_recipe(file, changes=changes)
         recipe.name, start = f"sharing-{count}", time.perf_counter()
-        made = peft_recipes.compare(recipe, ["full", "lora"], (0, 1), output=result.work / "sharing", jobs=count)
+        options = {"output": result.work / "sharing", "jobs": count, "overwrite": True}
+        made = peft_recipes.compare(recipe, ["full", "lora"], (0, 1), **options)
         seconds, arms = time.perf_counter() - start, made.data["arms"]
         losses = {name: arm["metrics"]["test"]["loss"] for name, arm in arms.items() if arm["status"] == "ok"}
         return {"seconds": seconds, "arms": {name: arm["status"] for name, arm in arms.items()}, "test_losses": losses}

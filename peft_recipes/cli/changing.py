@@ -32,7 +32,12 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a variant of an arm to a comparison that runs, or take up a stopped arm again."""
+    from peft_recipes.comparison.changes import take_up_later
+
     request = {"do": "add", "arm": arm, "changes": changes, "name": name or None}
+    if not changes and not name and (said := take_up_later(folder, arm)):
+        show(as_json, {**request, "said": said}, lambda: print(said))
+        return
     _ask(folder, request, as_json, "Add the arm to the recipe instead, and compare: finished runs are kept.")
 
 

@@ -99,11 +99,13 @@ class Pool:
                     del self._running[one.number]
                     yield one.work, outcome
 
-    def cancel(self, work: Work) -> None:
-        """End a process that is no longer needed; it is not reported."""
+    def cancel(self, work: Work, *, keep: bool = False) -> None:
+        """End a process that is no longer needed; it is not reported. keep: wait for its last checkpoint."""
         for number, one in list(self._running.items()):
             if one.work is work:
                 self.nodes.cancel(one.task, force=False)
+                if keep and one.shared is not None:  # it has started
+                    self._await([one])
                 del self._running[number]
 
     def _start(self, one: _Submitted) -> None:
@@ -202,18 +204,24 @@ class Pool:
 
     def _end_all(self) -> None:
         """Interrupt all processes and keep the checkpoints that they write; end them at once when asked again."""
-        running, deadline = list(self._running.values()), time.monotonic() + GRACE_SECONDS
+        running = list(self._running.values())
         try:
             for one in running:
                 self.nodes.cancel(one.task, force=False)
-            while running and time.monotonic() < deadline:
-                ended = set(self.nodes.wait([one.task for one in running], _POLL_SECONDS))
-                self._take_events()
-                running = [one for one in running if one.task not in ended]
-            self._take_events()
+            running = self._await(running)
         except (KeyboardInterrupt, Terminated):
             pass
         finally:
             for one in running:
                 self.nodes.cancel(one.task, force=True)
             self._running.clear()
+
+    def _await(self, ending: list[_Submitted]) -> list[_Submitted]:
+        """Wait until these have ended, and take the checkpoints that they send; return those that have not."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while ending and time.monotonic() < deadline:
+            ended = set(self.nodes.wait([one.task for one in ending], _POLL_SECONDS))
+            self._take_events()
+            ending = [one for one in ending if one.task not in ended]
+        self._take_events()
+        return ending

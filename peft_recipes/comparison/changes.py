@@ -14,6 +14,7 @@ from peft_recipes.errors import RecipeError, within
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import write_json
+from peft_recipes.runs.lock import is_locked, locked
 from peft_recipes.runs.progress import read_progress
 
 CHANGES_FILE = "changes.json"
@@ -25,12 +26,14 @@ class Changes:
     """The content of changes.json.
 
     stopped: arm, by ("hand" or "drop"), seed, step, of (the steps of a run), reason, at. added: arm, of (the arm that
-    it is a variant of), changes (KEY: VALUE), definition (the arm as in a recipe), at.
+    it is a variant of), changes (KEY: VALUE), definition (the arm as in a recipe), at. kept: the arms that were taken
+    up again, which `--drop` leaves alone.
     """
 
     folder: Path
     stopped: list[dict[str, Any]] = field(default_factory=list)
     added: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
     def begin(self, overwrite: bool) -> None:
         """Begin with these changes, once the folder is locked. Raises RecipeError where another process changed them.
@@ -47,8 +50,8 @@ class Changes:
     def store(self) -> None:
         """Write the file; delete it where nothing is changed."""
         path = self.folder / CHANGES_FILE
-        if self.stopped or self.added:
-            write_json(path, {"schema": 1, "stopped": self.stopped, "added": self.added})
+        if self.stopped or self.added or self.kept:
+            write_json(path, {"schema": 1, "stopped": self.stopped, "added": self.added, "kept": self.kept})
         else:
             path.unlink(missing_ok=True)
 
@@ -60,8 +63,9 @@ class Changes:
         return entry
 
     def take_up(self, arm: str) -> None:
-        """Forget that an arm was stopped."""
+        """Forget that an arm was stopped, and keep it from now on."""
         self.stopped = [each for each in self.stopped if each["arm"] != arm]
+        self.kept = list(dict.fromkeys([*self.kept, arm]))
         self.store()
 
     def add(self, arm: str, of: str, changes: dict[str, Any], definition: dict[str, Any]) -> None:
@@ -124,7 +128,7 @@ def read_changes(folder: Path) -> Changes:
         return Changes(folder)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        stopped, added = data["stopped"], data["added"]
+        stopped, added, kept = data["stopped"], data["added"], list(data.get("kept", []))
         for entries, keys in ((stopped, ("arm", "by", "seed", "step", "of")), (added, ("arm", "of", "definition"))):
             if missing := [key for entry in entries for key in keys if key not in entry]:
                 raise ValueError(f"an entry lacks '{missing[0]}'")
@@ -133,7 +137,22 @@ def read_changes(folder: Path) -> Changes:
             f"{path} can't be read ({error}). Restore it; or delete it, and no arm is stopped or added."
         ) from None
     stopped = [{"reason": "", **entry} for entry in stopped]
-    return Changes(folder, stopped, [{"changes": {}, **entry} for entry in added])
+    return Changes(folder, stopped, [{"changes": {}, **entry} for entry in added], kept)
+
+
+def take_up_later(folder: Path, arm: str) -> str | None:
+    """Take a stopped arm up again where no comparison runs, for the next call; return what to say of it.
+
+    None where a comparison runs, or the arm was not stopped in this folder.
+    """
+    if not (folder / CHANGES_FILE).is_file() or is_locked(folder):
+        return None
+    with locked(folder):
+        changes = read_changes(folder)
+        if changes.stop_of(arm) is None:
+            return None
+        changes.take_up(arm)
+    return f"{arm} is taken up again: the same command of `compare` goes on with it, from its last checkpoint."
 
 
 def ended_words(entry: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ def collect(
     on_reply: Callable[[int, int], None] | None = None,
     design: Design | None = None,
     halted: Mapping[Job, dict[str, Any]] | None = None,
+    on_written: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Collect the runs below `output` into a Comparison; write its files and the runs' model cards.
 
@@ -37,7 +38,8 @@ def collect(
     looked: what the data is, for the report.
     on_reply: called with the number of a judge's replies so far, and of its questions. design: of seeds that were added
     until it was decided; its intervals hold over all looks. halted: the state of each run that was not trained to its
-    end, since its arm was stopped. Raises JudgeError.
+    end, since its arm was stopped. on_written: called once comparison.json is written, before the reports. Raises
+    JudgeError.
     """
     from peft_recipes.cards.write import write_cards
     from peft_recipes.reporting.write import write_reports
@@ -52,6 +54,7 @@ def collect(
     if judged is not None:
         data["judge"] = judged
     write_json(folder / "comparison.json", data)
+    on_written()
     write_reports(data, folder)
     write_cards(data, folder)
     return Comparison(data, folder)

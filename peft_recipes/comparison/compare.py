@@ -164,6 +164,7 @@ def compare(
                     if asked is not None and changes.added:  # what a suggested command must know
                         context["asked"] = {**asked, "added": [each["arm"] for each in changes.added]}
                     context |= {"on_reply": partial(_report_judging, on_progress, len(course.runs.jobs))}
+                    context |= {"on_written": provisional.finish}
                     notes, halted = [*notes, *executor.notes], course.halted
                     comparison = collect(recipe, names, seeds, output, notes=notes, halted=halted, **context)
                 finish((folder / "comparison.html").read_bytes())

@@ -75,7 +75,9 @@ class Course:
     @property
     def seeds(self) -> list[int]:
         """The seeds of the table: of a design those that an arm got."""
-        return list(self.team.seeds) if self._design is None else self._design.run_seeds
+        if self._design is None:
+            return list(self.team.seeds)
+        return self._design.run_seeds or list(self._design.plan.seeds[:1])  # none where full was stopped at once
 
     @property
     def halted(self) -> dict[Job, dict[str, Any]]:

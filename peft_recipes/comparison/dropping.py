@@ -21,6 +21,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.metrics import METRICS, margin_for
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.progress import SCORES_FILE
+from peft_recipes.statistics.differences import FULL
 from peft_recipes.statistics.dropping import Behind, Race
 
 CHUNKS = 8  # where --chunks is not given
@@ -57,7 +58,7 @@ class Dropping:
         if not now:
             return
         race = dataclasses.replace(self._race, margin=margin_of(self._team.recipe, now))
-        for behind in race.behind(number, now, before):
+        for behind in race.behind(number, now, before, (FULL, *self._changes.kept)):
             self._drop(behind, next(order for order in orders if order.job[0] == behind.arm), number, now)
 
     def _scores(self, orders: Sequence[Order], step: int) -> dict[str, np.ndarray]:

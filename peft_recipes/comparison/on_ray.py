@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from peft_recipes.cluster.nodes import RayNodes
@@ -17,6 +19,7 @@ from peft_recipes.errors import RecipeError
 from peft_recipes.hardware.device import Hardware
 from peft_recipes.planning.scaling import Spread
 from peft_recipes.recipe.arm import Arm
+from peft_recipes.runs.files import write_text
 from peft_recipes.trackers.choice import LATER
 
 
@@ -29,6 +32,7 @@ class RayPool:
     def __init__(self, address: str | None):
         self._nodes, self._stack = RayNodes(address), ExitStack()
         self._orders: dict[int, tuple[Work, Order]] = {}  # by the id of the work
+        self._copies: set[Path] = set()
         self.notes: list[str] = []
 
     def __enter__(self) -> RayPool:
@@ -37,7 +41,11 @@ class RayPool:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
-        return self._stack.__exit__(*error)
+        try:
+            return self._stack.__exit__(*error)
+        finally:
+            for copy in self._copies:
+                copy.unlink(missing_ok=True)
 
     def spread_of(self, arm: Arm | None, hardware: Hardware) -> Spread | None:
         return None if hardware.device == "cuda" else Spread(memory=self._nodes.memory, libraries=True)
@@ -51,7 +59,7 @@ class RayPool:
     def cancel(self, order: Order) -> None:
         for key, (work, each) in list(self._orders.items()):
             if each is order:
-                self._pool.cancel(work)
+                self._pool.cancel(work, keep=True)
                 del self._orders[key]
 
     def finished(self) -> Iterator[Order | None]:
@@ -72,7 +80,7 @@ class RayPool:
 
     def _work(self, order: Order) -> Work:
         arm, seed = order.job
-        yaml, output, data = order.yaml.absolute(), order.output.absolute(), order.data and order.data.absolute()
+        yaml, output, data = self._fixed(order.yaml), order.output.absolute(), order.data and order.data.absolute()
         resources = self._nodes.resources(_threads(order), not order.recipe.training.get("use_cpu"))
         memory = 0 if resources["gpus"] else order.memory_bytes
         if memory > self._nodes.memory:
@@ -93,6 +101,15 @@ class RayPool:
             memory=memory,
             **resources,
         )
+
+    def _fixed(self, yaml: Path) -> Path:
+        """A copy of the recipe that stays as it is: an arm may be added to it later, and a node is sent a file once."""
+        text = yaml.read_text(encoding="utf-8")
+        copy = yaml.absolute().with_name(f".recipe-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml")
+        if copy not in self._copies:
+            write_text(copy, text)
+            self._copies.add(copy)
+        return copy
 
     def _on_event(self, order: Order, follower: Follower, kind: str, content: Any) -> None:
         if kind == "line":

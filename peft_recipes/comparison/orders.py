@@ -30,7 +30,7 @@ class Progress:
     job: Job
     number: int
     jobs: int
-    state: str  # "running", "paused", "ok", "failed", "out-of-memory", "kept", "dropped", "stopped"
+    state: str  # "pending", "running", "paused", "ok", "failed", "out-of-memory", "kept", "dropped", "stopped"
     step: int = 0
     steps: int = 0
     stage: str = ""

@@ -78,7 +78,7 @@ class LocalPool:
             self._release(worker)
 
     def finished(self) -> Iterator[Order | None]:
-        if self._jobs != 1 and self._room is None and self._waiting:
+        if self._jobs != 1 and self._waiting:
             self._make_slots()
         while self._waiting or self._working:
             while (place := self._next_start()) is not None:
@@ -103,16 +103,23 @@ class LocalPool:
                 return
 
     def _make_slots(self) -> None:
-        """Settle how many runs are trained at a time, and on which devices."""
+        """Settle how many runs are trained at a time, and on which devices; again where more wait than before."""
         device = device_of(self._waiting[0].recipe.training)
-        self._room = Room(device)
+        self._room = self._room or Room(device)
         jobs = jobs_for(self._jobs, [order.memory_bytes for order in self._waiting], device)
-        self._free = job_environments(jobs, device)
+        if not self._working and jobs > len(self._free):
+            self.rest()
+            self._free = job_environments(jobs, device)
 
     def _next_start(self) -> tuple[Order, dict[str, str]] | None:
         """Take the first waiting run that fits next to those running on a free slot's device, and that slot."""
-        for order, slot in itertools.product(self._waiting, self._free):
-            running = [each.order.memory_bytes for each in self._working if _same_device(each.slot, slot)]
+
+        def running_beside(slot: dict[str, str]) -> list[int]:
+            return [each.order.memory_bytes for each in self._working if _same_device(each.slot, slot)]
+
+        idle_first = sorted(self._free, key=lambda slot: len(running_beside(slot)))
+        for order, slot in itertools.product(self._waiting, idle_first):
+            running = running_beside(slot)
             if self._room is None or self._room.fits(order.memory_bytes, running):
                 self._waiting = [each for each in self._waiting if each is not order]
                 self._free = [each for each in self._free if each is not slot]  # equal ones have a process each

@@ -55,7 +55,7 @@ class Provisional:
         self._complete, self._halted, self._design, self._at_once = complete, halted, design, at_once
         share = SHARE if at_once == 1 else SHARE_BESIDE
         self._allowance = Allowance(share, time.monotonic() if began is None else began)
-        self._due = self._told = False
+        self._due = self._told = self._final = False
         self._data: dict[str, Any] | None = None
         self._figures: list[Any] = []
 
@@ -63,7 +63,7 @@ class Provisional:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is not None and self._live.begun:
+        if kind is not None and self._live.begun and not self._final:
             with self._suppressed():
                 self._write_last()
 
@@ -78,6 +78,10 @@ class Provisional:
         if self._due and (order is not None or self._at_once > 1):
             with self._suppressed():
                 self._write()
+
+    def finish(self) -> None:
+        """Note that the final table is written, which an interruption must not replace."""
+        self._final = True
 
     def page(self) -> bytes:
         """The page as of now: the last table, and how far the runs are."""

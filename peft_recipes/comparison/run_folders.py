@@ -36,12 +36,13 @@ def clear_folder(order: Order) -> None:
             (folder / "log.jsonl").unlink(missing_ok=True)
 
 
-def conclude(order: Order, code: int) -> None:
+def conclude(order: Order, code: int, log: Path | None = None) -> None:
     """Report how a run ended, or that it is paused. A worker that died without a run.json gets one with the reason.
 
-    One that died after its run was stored leaves the figures, and its missing checks get the reason.
+    One that died after its run was stored leaves the figures, and its missing checks get the reason. log: what its
+    process printed (default: log.txt in the run's folder).
     """
-    run, log = read_run(order.folder), order.folder / "log.txt"
+    run, log = read_run(order.folder), log or order.folder / "log.txt"
     if run is None and code == 0 and report_paused(order):
         return
     if run is None:

@@ -36,7 +36,7 @@ class Schedule:
         on_event: Callable[[Order | None], None] = lambda order: None,
         pauses: Sequence[int] | None = None,
         on_round: Callable[[int, Sequence[Order]], None] = lambda number, orders: None,
-        share: Callable[[Sequence[Order]], Iterator[Order | None]] = lambda orders: iter(()),
+        share: Callable[[Sequence[Order], Callable[[Order], bool]], Iterator[Order | None]] = lambda *_: iter(()),
     ) -> None:
         self.jobs, self._executor, self._order, self._fingerprint = list(jobs), executor, order, fingerprint
         self.on_event, self.on_round, self._pauses, self._share = on_event, on_round, pauses, share
@@ -73,11 +73,13 @@ class Schedule:
     def stop(self, arm: str, state: str = "stopped") -> tuple[Job, int, int] | None:
         """Train no more of an arm: end its runs under way, whose checkpoints are kept, and report this state of them.
 
-        Returns the run that was ended, with its last step and the number of its steps; where none had begun, the next
-        one and zeros; None where there was none.
+        One that has its figures already, and is being verified, goes on to its end. Returns the run that was ended,
+        with its last step and the number of its steps; where none had begun, the next one and zeros; None where there
+        was none.
         """
         self.stopped[arm] = state
         orders = [self._under_way.get(job) or self._to_come[job] for job in self.under_way(arm)]
+        orders = [order for order in orders if not (order.job in self._steps and _can_be_kept(order))]
         for order in reversed(orders):  # those that wait before one that runs
             self._to_come.pop(order.job, None)
             if self._under_way.pop(order.job, None) is not None:
@@ -94,6 +96,8 @@ class Schedule:
             self.stopped.pop(arm, None)
         self.jobs += [job for job in jobs if job not in self.jobs]
         self._plan(jobs)
+        for order in (self._under_way[job] for job in jobs if job in self._under_way):
+            order.report("pending")
 
     def withdraw(self, arm: str) -> None:
         """Undo `extend` by the runs of an arm that none of the machines has room for."""
@@ -122,7 +126,7 @@ class Schedule:
         """Train together what can be; a run that does not end there is left to the executor."""
         orders = [self._order_of(job) for job in self.missing(jobs)]
         self._to_come = {order.job: order for order in orders}
-        for ended in self._share(orders):
+        for ended in self._share(orders, lambda order: order.job in self._to_come):
             if ended is not None:
                 self.done.add(ended.job)
                 self._to_come.pop(ended.job, None)
@@ -136,8 +140,9 @@ class Schedule:
             due = [order for order in turn if order.overwrite or not (is_paused(order) and report_paused(order))]
             self._submit(due)
             self._follow()
-            # From here on the checkpoints are those of this call.
-            orders = [replace(order, overwrite=False) for order in turn if order.job in self._under_way]
+            orders = [order for order in turn if order.job in self._under_way]
+            # What was begun in this call has its checkpoints.
+            orders = [replace(order, overwrite=order.overwrite and order.job not in self._steps) for order in orders]
             if pause is not None and orders:
                 self.on_round(number, orders)
 

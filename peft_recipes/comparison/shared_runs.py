@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from peft_recipes.comparison.processes import start
 from peft_recipes.comparison.run_folders import clear_folder, conclude
 from peft_recipes.comparison.worker import needs_bitsandbytes
 from peft_recipes.errors import RecipeError
+from peft_recipes.hardware.device import device_of
+from peft_recipes.planning.together import Room
 from peft_recipes.runs.folder import BASE, read_run
 from peft_recipes.runs.log import last_line
 from peft_recipes.runs.subprocesses import Process, ending_together
@@ -42,10 +44,17 @@ class SharedRuns:
     first: int | None
     notes: list[str] = field(default_factory=list)
 
-    def train(self, orders: Sequence[Order]) -> Iterator[Order | None]:
-        """Train those of the orders that can share a base; yield each that has ended, and None while none has."""
-        for group in self._groups([order for order in orders if self._shares(order)]):
-            yield from self._train_group(group)
+    def train(
+        self, orders: Sequence[Order], wanted: Callable[[Order], bool] = lambda order: True
+    ) -> Iterator[Order | None]:
+        """Train those of the orders that can share a base; yield each that has ended, and None while none has.
+
+        wanted: whether an order is still to be trained, asked before its group starts.
+        """
+        for planned in self._groups([order for order in orders if self._shares(order)]):
+            group = [order for order in planned if wanted(order)]
+            if len(group) > 1:
+                yield from self._train_group(group)
 
     def _shares(self, order: Order) -> bool:
         from peft_recipes.training.together import why_alone
@@ -71,11 +80,10 @@ class SharedRuns:
         return [group for group in groups if len(group) > 1]
 
     def _fits(self, orders: Sequence[Order]) -> bool:
-        estimates = [self.estimates[order.job[0]] for order in orders]
+        estimates, room = [self.estimates[order.job[0]] for order in orders], Room(device_of(orders[0].recipe.training))
         common = [each["weights"] + each["libraries"] for each in estimates]
         needed = max(common) + sum(each["total"] - own for each, own in zip(estimates, common, strict=True))
-        machine = estimates[0]["machine"]
-        return machine is None or needed < machine
+        return not room.available or room.taken([needed]) < room.available
 
     def _train_group(self, orders: Sequence[Order]) -> Iterator[Order | None]:
         log = orders[0].output / orders[0].recipe.name / _LOG
@@ -94,7 +102,7 @@ class SharedRuns:
             code = processes[0].returncode
         ended = [order for order in orders if _has_ended(order)]
         for order in ended:
-            conclude(order, code)
+            conclude(order, code, log)
             yield order
         if left := [order for order in orders if order not in ended]:
             names = ", ".join(f"'{order.job[0]}' seed {order.job[1]}" for order in left)

@@ -92,11 +92,13 @@ def serve(answers: str) -> int:
     gc.collect()
     gc.freeze()  # each run makes several collections: half a second each with all that the libraries have
     orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    working = threading.Event()
-    threading.Thread(target=_read_orders, args=(orders, working), daemon=True).start()
+    working, closed = threading.Event(), threading.Event()
+    threading.Thread(target=_read_orders, args=(orders, working, closed), daemon=True).start()
     code = 0
     while code == 0 and (order := orders.get()) is not None:
         working.set()
+        if closed.is_set():  # the comparison's process has ended while this one imported
+            break
         _log_to(order["log"])
         kept.keep(order["memory_bytes"])
         try:
@@ -111,13 +113,14 @@ def serve(answers: str) -> int:
     return code
 
 
-def _read_orders(orders: queue.Queue[dict[str, Any] | None], working: threading.Event) -> None:
+def _read_orders(orders: queue.Queue[dict[str, Any] | None], working: threading.Event, closed: threading.Event) -> None:
     """Put each line on stdin into the queue. When it is closed, end: a run in progress as SIGTERM does."""
     rest = b""
     while part := os.read(0, 2**16):  # not sys.stdin: this thread would hold its lock when Python exits
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             orders.put(json.loads(line))
+    closed.set()  # before `working` is asked, as the other side sets `working` before it asks
     orders.put(None)
     if working.is_set():
         os.kill(os.getpid(), signal.SIGTERM)

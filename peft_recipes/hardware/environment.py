@@ -70,12 +70,14 @@ def free_memory_bytes() -> int:
     import psutil
 
     free = [psutil.virtual_memory().available]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            most, taken = (int(Path(folder, name).read_text()) for name in (limit, used))
+            counts = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            free.append(most - taken + int(counts.get(cached, 0)))  # the page cache gives way
         except (OSError, ValueError):
             continue  # no container, or "max"
     return max(min(free), 0)

@@ -83,9 +83,12 @@ class JointBackbone:
         _route(self, owner, self.backbone, backbone)
 
     def remove(self, owner: Hashable) -> None:
-        for module in self.backbone.modules():
-            if isinstance(module, _Routed):
-                module.own.pop(owner, None)
+        """Let a model go on alone. After the last one, what passes without a backward pass have kept is freed."""
+        routed = [module for module in self.backbone.modules() if isinstance(module, _Routed)]
+        for module in routed:
+            module.own.pop(owner, None)
+        if not any(module.own for module in routed):
+            self._passes.clear()
 
     def forward(self, batches: Mapping[Hashable, Inputs]) -> dict[Hashable, Any]:
         """The output of the backbone for the batch of each owner; of those that can be joined in one pass."""

@@ -130,6 +130,8 @@ def _arm(
         if run.data["status"] not in ("ok", "not planned", *UNFINISHED)
     ]
     others = [run.data for run in runs.values() if run.data["status"] in UNFINISHED]
+    if not (finished or failures or others):  # given up before its first seed, and taken up again for a later call
+        others = [{"status": "stopped", "seed": seed} for seed in runs]
     targets = getattr(arm.peft, "target_modules", None)
     entry: dict[str, Any] = {
         "status": "ok" if finished else _status(others) if others else failures[0]["status"],

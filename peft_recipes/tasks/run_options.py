@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_recipes.distributed import processes
 from peft_recipes.distributed.batches import split_batch
-from peft_recipes.hardware.device import Hardware
+from peft_recipes.hardware.device import Hardware, cpu_cores
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.imports import import_module
 from peft_recipes.recipe.metrics import METRICS
@@ -78,7 +78,7 @@ def loader_options(recipe: Recipe, device: str, workers: bool) -> dict[str, Any]
     options: dict[str, Any] = {"dataloader_pin_memory": True}
     if recipe.training.get("dataloader_pin_memory", True):
         options["accelerator_config"] = {"non_blocking": True}
-    count = min(_WORKERS, max((os.cpu_count() or 1) - 1, 0))
+    count = min(_WORKERS, max(cpu_cores() // processes.facts()["jobs"] - 1, 0))
     if workers and count and not recipe.dataset.streaming and "dataloader_num_workers" not in recipe.training:
         options |= {"dataloader_num_workers": count, "dataloader_persistent_workers": True}
         options |= {"dataloader_prefetch_factor": 2}

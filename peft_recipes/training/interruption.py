@@ -44,6 +44,11 @@ class Interruption:
         if self.received is not None:
             raise EXCEPTIONS[self.received]
 
+    def raise_received(self) -> None:
+        """Raise KeyboardInterrupt or Terminated for a signal that was recorded: there are no steps to lose here."""
+        if self.received is not None:
+            raise EXCEPTIONS[self.received]
+
     def receive(self, number: int) -> None:
         """Record a signal that any rank of the run has received."""
         if self.received is None:

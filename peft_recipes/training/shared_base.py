@@ -94,6 +94,7 @@ class Member:
     def load_base(self, interruption: Interruption, load: Callable[[], Loaded]) -> Loaded:
         """A view of the base for a run, which handles signals through `interruption`."""
         self.interruption, interruption.received = interruption, self.shared.interruption.received
+        interruption.raise_received()
         return self.shared.load(load)
 
     @contextlib.contextmanager
@@ -148,6 +149,7 @@ class Member:
         state.store()
         with torch.no_grad():
             expected = getattr(own(), "last_hidden_state", None)
+        torch.clear_autocast_cache()  # of casts without a graph, which older versions of torch would use again
         state.load()
         answer = ask()
         why = answer if isinstance(answer, str) else "its backbone gives no last hidden state"

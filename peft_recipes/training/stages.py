@@ -201,6 +201,8 @@ def _evaluate(setup: Setup, trainer: Trainer) -> dict[str, Evaluation]:
     task, prepared, evaluations = setup.task, setup.prepared, {}
     with setup.watch("evaluate"):
         for split in ("validation", "test"):
+            if setup.run.shared:  # its signals are recorded, not raised
+                setup.interruption.raise_received()
             evaluations[split] = task.evaluate(trainer, prepared, split)
         for split in further:
             # Ranks evaluate together: one that continued alone would leave the others waiting.

@@ -6,11 +6,13 @@ Which arms can be trained so: `why_alone`. How: shared_base.py.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from peft_recipes.errors import causes
 from peft_recipes.recipe.arm import Arm
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.folder import Run
@@ -81,6 +83,8 @@ def train_together(
             try:
                 outcomes[job] = train(recipe, job[0], seed=job[1], output=output, shared=members[job], **options)
             except BaseException as error:
+                for cause in causes(error):  # the frames hold its model and batch, while the other runs go on
+                    traceback.clear_frames(cause.__traceback__)
                 outcomes[job] = error
             finally:
                 shared.lockstep.leave(members[job])

@@ -79,3 +79,14 @@ def test_a_request_without_an_answer_has_an_exit_code_of_its_own(folder, monkeyp
     monkeypatch.setattr(requests, "ask", unanswered)
     shown = call("stop", folder, "lora")
     assert shown.exit_code == code and shown.stderr.strip().removeprefix("Error: ") == str(error)
+
+
+def test_a_stopped_arm_is_taken_up_where_nothing_runs(tmp_path):
+    from peft_recipes.comparison.changes import Changes, read_changes
+
+    Changes(tmp_path).stop("lora", "drop", 0, 40, 125)
+    shown = call("add", tmp_path, "lora")
+    assert shown.exit_code == 0 and "the same command of `compare` goes on with it" in shown.stdout
+    assert read_changes(tmp_path).stopped == [] and read_changes(tmp_path).kept == ["lora"]
+    again = call("add", tmp_path, "lora")
+    assert again.exit_code == 2 and "No comparison runs in" in again.stderr

@@ -136,6 +136,18 @@ def test_a_cancelled_process_is_not_reported(work):
     assert nodes.cancelled == [("a", False)]
 
 
+def test_a_cancelled_process_that_had_started_is_waited_for(work):
+    started = {**OK, "events": [("started", {"shared": True, "versions": {}})]}
+    nodes, waits = Nodes(a=[started]), []
+    with Pool(nodes) as pool:
+        first = work("a")
+        pool.submit(first)
+        pool._take_events()
+        nodes.wait = lambda tasks, seconds: waits.append(len(tasks)) or ([] if len(waits) == 1 else tasks)
+        pool.cancel(first, keep=True)
+    assert waits == [1, 1] and nodes.cancelled == [("a", False)]
+
+
 def test_processes_that_find_no_room_are_noticed_once(work, monkeypatch):
     from peft_recipes.cluster import pool as pools
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -317,20 +318,42 @@ def test_the_runs_of_an_arm_that_have_ended_are_not_stopped(asked):
     assert asked(stop("lora")) == ["All runs of lora have ended: there is nothing to stop."]
 
 
+def test_a_run_that_has_its_figures_is_verified_to_its_end(asked, monkeypatch):
+    from peft_recipes.comparison import schedule
+
+    asked.runs._steps["lora", 0] = (STEPS, STEPS)
+    monkeypatch.setattr(schedule, "_can_be_kept", lambda order: order.job == ("lora", 0))
+    assert asked(stop("lora")) == "lora is stopped before the first step of seed 1; no seed of it is finished."
+    assert [order.job for order in asked.executor.orders if order.job[0] == "lora"] == [("lora", 0)]
+
+
+def test_an_arm_that_was_taken_up_is_pending_and_kept(asked):
+    states = []
+    asked.runs._order = lambda job, number, order=asked.runs._order: replace(
+        order(job, number), on_progress=lambda news: states.append((news.job, news.state))
+    )
+    asked(stop("lora"))
+    asked(add("lora"))
+    assert [state for job, state in states if job == ("lora", 0)][-1] == "pending"
+    assert read_changes(asked.folder).kept == ["lora"] and read_changes(asked.folder).stopped == []
+
+
 def test_runs_that_share_a_process_are_not_stopped_alone_and_those_to_come_are(asked):
-    said, jobs, runs = [], asked.runs.jobs, asked.runs
+    said, left, jobs, runs = [], set(), asked.runs.jobs, asked.runs
     runs._under_way.clear()
     asked.executor.orders.clear()
 
-    def share(orders):
+    def share(orders, wanted):
         next(order for order in orders if order.job[0] == "lora").report("running")
         yield None
+        left.update(order.job[0] for order in orders if wanted(order))
 
     runs._share, runs.on_event = share, lambda ended: said.extend([asked(stop("lora")), asked(stop("head"))])
     runs.train(jobs)
     (refused,), stopped = said
     assert "lora is trained in one process with others (--share-base)" in refused
     assert stopped == "head is stopped before the first step of seed 0; no seed of it is finished."
+    assert "lora" in left and "head" not in left  # of a later group
     assert {order.job[0] for order in asked.executor.orders} == {"base", "full", "lora"}
 
 
@@ -397,3 +420,11 @@ def test_a_killed_comparison_goes_on_with_what_was_answered(recipe, tmp_path, mo
         "full": "ok", "head": "stopped", "lora": "ok", "lora-r2": "ok"
     }  # fmt: skip
     assert not (folder / ".changes").exists()
+
+
+def test_an_arm_without_any_seed_is_shown_as_stopped(recipe, tmp_path):
+    from peft_recipes.runs.folder import Run, not_planned
+    from peft_recipes.statistics.results import _arm
+
+    entry = _arm(recipe, "lora", {0: Run(tmp_path, not_planned("lora", 0))}, [], None)
+    assert (entry["status"], entry["error"], entry["progress"]["state"]) == ("stopped", None, "stopped")

@@ -195,3 +195,26 @@ def test_a_stand_in_is_sent_since_a_node_would_train_another(classify, tmp_path,
 def test_hub_ids_are_not_sent(classify):
     recipe = classify(model="distilbert/distilbert-base-uncased", dataset=Dataset("stanfordnlp/imdb"))
     assert needed_files(recipe, with_data=True) == ()
+
+
+def test_a_node_gets_the_recipe_as_it_was_when_its_run_was_submitted(ordered):
+    executor, order = on(Sized()), ordered("lora")
+    before = executor._work(order)
+    order.yaml.write_text(order.yaml.read_text() + "# an arm was added\n")
+    after = executor._work(order)
+    assert before.arguments[0] != after.arguments[0] and before.arguments[0] == before.inputs[0]
+    assert "was added" not in before.inputs[0].read_text() and "was added" in after.inputs[0].read_text()
+    executor.__exit__(None, None, None)
+    assert [path.name for path in order.yaml.parent.glob(".recipe-*")] == []
+
+
+def test_as_many_run_at_a_time_as_the_runs_that_wait_have_room_for(ordered, monkeypatch):
+    from peft_recipes.comparison import pool as pools
+
+    monkeypatch.setattr(pools, "jobs_for", lambda jobs, memory, device: min(len(memory), 2))
+    pool, slots = LocalPool("auto"), []
+    for waiting in (1, 3, 1):  # the base alone, the arms of a seed, the last of them
+        pool._waiting = [ordered("lora")] * waiting
+        pool._make_slots()
+        slots.append(len(pool._free))
+    assert slots == [1, 2, 2]

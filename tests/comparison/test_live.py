@@ -301,3 +301,14 @@ def test_a_table_of_a_running_comparison_is_not_called_interrupted(trained, reci
         assert is_locked(found.folder)
         result = CliRunner().invoke(app, ["report", str(found.folder), "--json"])
     assert result.exit_code == 0 and "interrupted" not in json.loads(result.stdout)["provisional"]
+
+
+def test_a_final_table_is_not_replaced_by_an_interruption(classify, tmp_path):
+    class Begun:
+        begun = True
+
+    provisional = Provisional(Begun(), classify(), ["full"], tmp_path, list)
+    provisional.finish()
+    with pytest.raises(KeyboardInterrupt), provisional:
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from peft_recipes.comparison.orders import Progress as RunProgress
 
-_UNDER_WAY = ("running", "paused")  # any other state is the end of a run
+_UNDER_WAY = ("pending", "running", "paused")  # any other state is the end of a run
 
 
 @contextlib.contextmanager
