@@ -20,7 +20,7 @@ from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_s
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
-_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load|cluster|gpu):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load|cluster|gpu|turns|shared|scans):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
 _COMPARISON = re.compile(r"adapters/([\w.-]+)/comparison\.json")
 _LINK = re.compile(r"(\]\(|src=\")((?:adapters|benchmarks)/)")
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
@@ -155,6 +155,54 @@ def cluster() -> str:
     return "\n".join(lines)
 
 
+def turns() -> str:
+    """The turns block of docs/guides/seeds-and-verdicts.md: how soon a comparison shows something."""
+    measured = _benchmark("live_comparison")
+    ways = [measured["in_turns"], measured["one_after_another"]]
+    names = {"every_arm_validated_seconds": "every arm validated", "right_top_seconds": "the best three, in order",
+             "total_seconds": "the end"}  # fmt: skip
+    lines = [f"| seconds to | `--chunks {measured['chunks']}` | one after another |", "|:---|---:|---:|"]
+    lines += [f"| {name} | {ways[0][key]:.0f} | {ways[1][key]:.0f} |" for key, name in names.items()]
+    kept, fresh = (measured["turn"][which] for which in ("kept_process", "fresh_process"))
+    equal = "The figures of both are equal." if measured["equal_figures"] else "THE FIGURES DIFFER."
+    lines += ["", f"{len(measured['arms'])} arms of {measured['recipe']} on embedded data, {len(measured['seeds'])} seeds. "
+              f"{equal} Beyond its steps a turn costs {kept['median_seconds_beyond_steps']:.2f} s, in a process of its own "
+              f"{fresh['median_seconds_beyond_steps']:.1f} s. {_measured_on(measured, 'live_comparison')}", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def shared() -> str:
+    """The shared block of docs/guides/shared-base.md: adapters trained together, and one after another."""
+    measured = _benchmark("shared_base")
+    lines = ["| runs | a step of all, together | one after another | all, with loading | one after another | peak memory |",
+             "|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for row in measured["rows"]:
+        seconds = (row[key] for key in ("step_seconds", "step_seconds_alone"))
+        whole = (row[key] for key in ("process_seconds", "process_seconds_alone"))
+        cells = [*(f"{value:.2f} s" for value in seconds), *(f"{value:.0f} s" for value in whole)]
+        lines.append(f"| {row['runs']} | {' | '.join(cells)} | {formats.human_bytes(row['peak_memory_bytes'])} |")
+    lines += ["", f"SmolLM2-135M, LoRA, batch {measured['batch']}, {measured['steps']} steps; losses differ by at most "
+              f"{measured['largest_loss_difference']:.0e}. {_measured_on(measured, 'shared_base')}", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def scans() -> str:
+    """The scans block of docs/guides/learning-rate-and-rank.md: a scan in one process, and in one for each core."""
+    measured = _benchmark("scan_jobs")
+    rows = [
+        f"{name} {row['one_process']['seconds']:.0f} and {row['process_a_core']['seconds']:.0f} s"
+        for name, row in measured["models"].items()
+    ]
+    return (f"A scan of two arms, in one process and in {measured['jobs']} of one thread each: {'; '.join(rows)}. "
+            f"{_measured_on(measured, 'scan_jobs')}\n")  # fmt: skip
+
+
+def _measured_on(measured: dict[str, Any], name: str) -> str:
+    machine, plural = measured["environment"], "" if measured["environment"]["threads"] == 1 else "s"
+    return (f"{machine['threads']} thread{plural} of an {machine['device_name']}, {machine['precision']}; written from "
+            f"[benchmarks/{name}.json](benchmarks/{name}.json) by `make readme`.")  # fmt: skip
+
+
 def gpu() -> str:
     """The gpu block of benchmarks/README.md: the kept results of benchmarks/on_gpu.py."""
     spec = importlib.util.spec_from_file_location("gpu_page", BENCHMARKS / "gpu" / "page.py")
@@ -207,6 +255,7 @@ def _block(name: str, source: str) -> str:
         recipe = _COMPARISON.search(source)[1]
         return results(json.loads((HERE / recipe / "comparison.json").read_text(encoding="utf-8")))
     blocks = {"trust": trust, "cost": cost, "load": load, "cluster": cluster, "gpu": gpu}
+    blocks |= {"turns": turns, "shared": shared, "scans": scans}
     return blocks[name]() if name in blocks else speed(benchmarks())
 
 

@@ -6,8 +6,7 @@ The same scan (two arms, the same steps) of a tiny classifier and of SmolLM2-135
 N`, N the cores (at most the arms), in a fresh process. Seconds are from the start of the process to the end of the
 scan, as a user waits for them; `scan_seconds` leaves out imports. Losses must be equal to 1e-3: another number of
 threads adds in another order. --rounds repeats all, and medians count; --tiny leaves out SmolLM2.
-Prints the result as JSON; --keep writes benchmarks/scan_jobs.json, after which PROCESS_A_CORE in
-peft_recipes/distributed/jobs.py is set.
+Prints the result as JSON; --keep writes benchmarks/scan_jobs.json.
 """
 
 from __future__ import annotations

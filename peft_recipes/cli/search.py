@@ -56,7 +56,7 @@ def scan(
     on: On = "local",
     address: Address = "",
     jobs: Annotated[
-        str, Option("--jobs", metavar="N", help="Train N arms at a time, or auto: as many as fit (default on a GPU).")
+        str, Option("--jobs", metavar="N", help="Train N arms at a time, or auto: as many as fit (the default).")
     ] = "",
     as_json: Json = False,
 ) -> None:

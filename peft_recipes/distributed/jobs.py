@@ -13,11 +13,6 @@ AUTO = "auto"
 
 Jobs = int | str  # a number, or AUTO
 
-# Whether a scan on a CPU trains by default with a process a core, of one thread each, instead of one process of all
-# threads. Measured by benchmarks/scan_jobs.py on two cores (benchmarks/scan_jobs.json).
-PROCESS_A_CORE = False
-
-
 def read_jobs(text: str) -> Jobs:
     """Parse the value of --jobs: a whole number of 1 or more, or "auto". Raises RecipeError."""
     return check_jobs(AUTO if text.strip().lower() == AUTO else int(text) if text.strip().isdigit() else text)

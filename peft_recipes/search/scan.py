@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_recipes.comparison.places import RAY, check_place
-from peft_recipes.distributed.jobs import AUTO, PROCESS_A_CORE, Jobs, check_jobs
+from peft_recipes.distributed.jobs import AUTO, Jobs, check_jobs
 from peft_recipes.errors import RecipeError
 from peft_recipes.recipe.recipe import Recipe
 from peft_recipes.runs.files import check_output, clear, make_folder
@@ -64,8 +64,8 @@ def scan(
         on: where the runs are trained: "local", this machine, or "ray", the nodes of a Ray cluster.
         address: of the Ray cluster, as in `compare`.
         jobs: arms trained at a time on this machine, each in a process; with 1 all runs are trained in this process.
-            "auto": as many as fit by their plans, at most one for each CPU core. None: "auto" on a GPU, on a CPU as
-            `distributed.jobs.PROCESS_A_CORE` says. The result is the same.
+            "auto": as many as fit by their plans, at most one for each CPU core. None: "auto", on Apple's GPU 1. The
+            result is the same.
         on_trial: called after each run with its arm, its entry of scan.json, its number and the number of runs.
 
     Raises:
@@ -139,7 +139,7 @@ def _at_a_time(jobs: Jobs | None, prepared: Preparation) -> int:
 
     device, needs = prepared.hardware.device, list(prepared.needs.values())
     if jobs is None:
-        jobs = AUTO if device == "cuda" or (device == "cpu" and PROCESS_A_CORE) else 1
+        jobs = 1 if device == "mps" else AUTO  # on a CPU, too: benchmarks/scan_jobs.json
     at_a_time = min(jobs_for(jobs, needs, device), len(prepared.candidates))
     if "memory" not in prepared.recipe.skip_checks:
         check_together(at_a_time, needs, device)

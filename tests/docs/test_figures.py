@@ -37,11 +37,12 @@ def test_the_blocks_are_where_a_reader_looks_for_them():
         "docs/concepts/packing.md": ["speed"],
         "docs/concepts/guards.md": ["trust"], "docs/concepts/measurements.md": ["cost"],
         "benchmarks/README.md": ["gpu", "cost"], "docs/guides/serve.md": ["load"],
-        "docs/guides/cluster.md": ["cluster"],
+        "docs/guides/cluster.md": ["cluster"], "docs/guides/seeds-and-verdicts.md": ["turns"],
+        "docs/guides/shared-base.md": ["shared"], "docs/guides/learning-rate-and-rank.md": ["scans"],
     }  # fmt: skip
     for page, names in places.items():
         text = (ROOT / page).read_text(encoding="utf-8")
-        assert re.findall(r"<!-- /(results|speed|trust|cost|load|cluster|gpu) -->", text) == names, page
+        assert re.findall(r"<!-- /(results|speed|trust|cost|load|cluster|gpu|turns|shared|scans) -->", text) == names, page
         assert all(len(block) > 200 for block in re.findall(r"-->\n(.*?)<!-- /", text, re.DOTALL)), page
 
 

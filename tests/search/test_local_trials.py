@@ -9,7 +9,6 @@ import pytest
 from worker_processes import workers
 
 from peft_recipes import RecipeError, scan
-from peft_recipes.distributed.jobs import PROCESS_A_CORE
 from peft_recipes.search import local_trials, short_runs
 from peft_recipes.search.budget import Budget
 from peft_recipes.search.candidates import candidates
@@ -175,7 +174,7 @@ def test_on_a_gpu_a_scan_takes_as_many_processes_as_fit_and_on_a_cpu_one(classif
     monkeypatch.setattr("peft_recipes.planning.together.cpu_cores", lambda: 8)
     needs = dict.fromkeys("abcd", 8 * 10**9)
     assert seem("cuda", needs)(None) == 3 and seem("cpu", needs)("auto") == 3
-    assert seem("cpu", needs)(None) == (3 if PROCESS_A_CORE else 1) and seem("mps", needs)(None) == 1
+    assert seem("cpu", needs)(None) == 3 and seem("mps", needs)(None) == 1
     assert seem("cuda", {"a": 10**9})(None) == 1  # one arm: its runs follow one another
     with pytest.raises(RecipeError, match=r"--jobs 4: .* At most: --jobs 3"):
         seem("cuda", needs)(4)
