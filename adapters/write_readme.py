@@ -20,7 +20,8 @@ from peft_recipes.reporting.sentences import forgetting, headline_arm, verdict_s
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
-_BLOCK = re.compile(r"(<!-- (results|speed|trust|cost|load|cluster|gpu|turns|shared|scans):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_NAMES = "results|speed|trust|cost|load|cluster|gpu|turns|shared|scans"
+_BLOCK = re.compile(rf"(<!-- ({_NAMES}):([^\n]*?)-->\n).*?(<!-- /\2 -->)", re.DOTALL)
 _COMPARISON = re.compile(r"adapters/([\w.-]+)/comparison\.json")
 _LINK = re.compile(r"(\]\(|src=\")((?:adapters|benchmarks)/)")
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2 small"}
@@ -165,17 +166,25 @@ def turns() -> str:
     lines += [f"| {name} | {ways[0][key]:.0f} | {ways[1][key]:.0f} |" for key, name in names.items()]
     kept, fresh = (measured["turn"][which] for which in ("kept_process", "fresh_process"))
     equal = "The figures of both are equal." if measured["equal_figures"] else "THE FIGURES DIFFER."
-    lines += ["", f"{len(measured['arms'])} arms of {measured['recipe']} on embedded data, {len(measured['seeds'])} seeds. "
-              f"{equal} Beyond its steps a turn costs {kept['median_seconds_beyond_steps']:.2f} s, in a process of its own "
-              f"{fresh['median_seconds_beyond_steps']:.1f} s. {_measured_on(measured, 'live_comparison')}", ""]  # fmt: skip
+    cost = [each["median_seconds_beyond_steps"] for each in (kept, fresh)]
+    lines += ["", f"{len(measured['arms'])} arms of {measured['recipe']} on embedded data, {len(measured['seeds'])} "
+              f"seeds. {equal} Beyond its steps a turn costs {cost[0]:.2f} s, in a process of its own {cost[1]:.1f} s. "
+              f"{_measured_on(measured, 'live_comparison')}", ""]  # fmt: skip
     return "\n".join(lines)
 
 
 def shared() -> str:
     """The shared block of docs/guides/shared-base.md: adapters trained together, and one after another."""
     measured = _benchmark("shared_base")
-    lines = ["| runs | a step of all, together | one after another | all, with loading | one after another | peak memory |",
-             "|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    names = (
+        "runs",
+        "a step of all, together",
+        "one after another",
+        "all of it, together",
+        "one after another",
+        "memory",
+    )
+    lines = [f"| {' | '.join(names)} |", "|---:" * len(names) + "|"]
     for row in measured["rows"]:
         seconds = (row[key] for key in ("step_seconds", "step_seconds_alone"))
         whole = (row[key] for key in ("process_seconds", "process_seconds_alone"))

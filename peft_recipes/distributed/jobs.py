@@ -13,6 +13,7 @@ AUTO = "auto"
 
 Jobs = int | str  # a number, or AUTO
 
+
 def read_jobs(text: str) -> Jobs:
     """Parse the value of --jobs: a whole number of 1 or more, or "auto". Raises RecipeError."""
     return check_jobs(AUTO if text.strip().lower() == AUTO else int(text) if text.strip().isdigit() else text)
