@@ -83,7 +83,8 @@ class SharedRuns:
         estimates, room = [self.estimates[order.job[0]] for order in orders], Room(device_of(orders[0].recipe.training))
         common = [each["weights"] + each["libraries"] for each in estimates]
         needed = max(common) + sum(each["total"] - own for each, own in zip(estimates, common, strict=True))
-        return not room.available or room.taken([needed]) < room.available
+        machine = estimates[0]["machine"]
+        return machine is None or room.taken([needed]) < machine
 
     def _train_group(self, orders: Sequence[Order]) -> Iterator[Order | None]:
         log = orders[0].output / orders[0].recipe.name / _LOG
