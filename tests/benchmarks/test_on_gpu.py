@@ -211,8 +211,8 @@ def test_runs_on_one_device_are_compared_by_how_many_share_it(on_gpu, tmp_path, 
 
     import peft_recipes
 
-    def compare(recipe, arms, seeds, output, jobs):
-        assert list(arms) == ["full", "lora"] and jobs in (1, 2) and recipe.training["max_steps"] == 20
+    def compare(recipe, arms, seeds, output, jobs, overwrite):
+        assert list(arms) == ["full", "lora"] and jobs in (1, 2) and overwrite and recipe.training["max_steps"] == 20
         arm = {"status": "ok", "metrics": {"test": {"loss": 1.0}}}
         return type("Made", (), {"data": {"arms": dict.fromkeys(arms, arm)}})
 

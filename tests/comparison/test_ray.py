@@ -108,7 +108,7 @@ def test_an_interruption_ends_the_processes_and_keeps_their_last_checkpoints(clu
 def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, classify, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # which the nodes do not have
-    training = {**classify().training, "max_steps": 30}
+    training = {**classify().training, "max_steps": 80}
     recipe = classify(training=training, checkpoint_seconds=0, skip_checks=["fresh-process"])
     arms, ended, notes, dead = ["full", "lora"], [], [], []
     options = {"output": tmp_path / "ray", "on": "ray", "address": cluster.address}
