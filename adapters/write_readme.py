@@ -190,8 +190,10 @@ def shared() -> str:
         whole = (row[key] for key in ("process_seconds", "process_seconds_alone"))
         cells = [*(f"{value:.2f} s" for value in seconds), *(f"{value:.0f} s" for value in whole)]
         lines.append(f"| {row['runs']} | {' | '.join(cells)} | {formats.human_bytes(row['peak_memory_bytes'])} |")
-    lines += ["", f"SmolLM2-135M, LoRA, batch {measured['batch']}, {measured['steps']} steps; losses differ by at most "
-              f"{measured['largest_loss_difference']:.0e}. {_measured_on(measured, 'shared_base')}", ""]  # fmt: skip
+    gap = measured["largest_loss_difference"]
+    losses = f"losses differ by at most {gap:.0e}" if gap else "equal losses"
+    about = f"SmolLM2-135M, LoRA, batch {measured['batch']}, {measured['steps']} steps; {losses}."
+    lines += ["", f"{about} {_measured_on(measured, 'shared_base')}", ""]
     return "\n".join(lines)
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/shared_base.py
 
-SmolLM2-135M's shape with random weights, made rows of Alpaca's lengths, LoRA r=16 on all linear layers, batch 8: 1, 2
-and 4 seeds in one process each, as `compare --share-base` trains them, and two of these runs in a process of their
+SmolLM2-135M's shape with random weights, made rows of Alpaca's lengths, LoRA r=16 on all linear layers, batch 8: 1 and
+2 seeds in one process each, as `compare --share-base` trains them, and two of these runs in a process of their
 own. Of each: the median step (of all its runs together), the peak memory of the process, the seconds of loading the
 base (of all its runs), and of the whole process; "alone" is the run of seed 0 times the number of runs, its peak once.
-About 4 minutes on two CPU cores. Prints a Markdown table and the result as JSON; --keep writes
+About 3 minutes on two CPU cores. Prints a Markdown table and the result as JSON; --keep writes
 benchmarks/shared_base.json. --tiny: a small model, for a test.
 """
 
@@ -27,7 +27,7 @@ BATCH, STEPS = 8, 7  # the first 3 steps are warm-up
 
 def main() -> None:
     parser = result_parser(__doc__)
-    parser.add_argument("--runs", default="1,2,4", help="numbers of runs that are trained together")
+    parser.add_argument("--runs", default="1,2", help="numbers of runs that are trained together")
     parser.add_argument("--tiny", action="store_true", help="a small model and three steps")
     parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEEDS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
