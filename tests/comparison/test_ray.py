@@ -138,7 +138,7 @@ def test_a_node_that_dies_changes_no_figure_and_nothing_counts_twice(cluster, cl
     assert run["training"]["resumed_at_steps"][0] >= 1  # from a checkpoint on this disk, sent to the other node
     assert not list(cluster.own_folder.rglob("run.json")) and not list(made.folder.glob(".driver*"))
     reported = from_mlflow(tmp_path, read_run(made.folder / arm / "seed-0"))
-    assert [*reported["losses"]] == [*range(1, 31)] and reported["texts"]["comparison/verdict"]
+    assert [*reported["losses"]] == [*range(1, 81)] and reported["texts"]["comparison/verdict"]
     assert not [note for note in made.data["notes"] if "mlflow" in note]
 
     kept = []
