@@ -63,18 +63,22 @@ def test_what_is_wrong_with_a_request_is_an_error_with_every_problem(folder):
     assert found == [["one", "two"]]
 
 
-@pytest.mark.parametrize("end", ["closed", "killed"])
-def test_a_request_that_nobody_took_is_withdrawn_when_the_comparison_ends(folder, end):
-    said, waiting = [], threading.Event()
+def person(folder, said):
+    """A thread in which somebody asks for something, and is told that it was not done."""
 
-    def person():
+    def ask_it():
         try:
             ask(folder, {"arm": "x"})
         except Unanswered as error:
             said.append(str(error))
 
-    thread = threading.Thread(target=person)
-    inbox = Inbox(folder)
+    return threading.Thread(target=ask_it)
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_a_request_that_nobody_took_is_withdrawn_when_the_comparison_ends(folder, end):
+    said, waiting = [], threading.Event()
+    thread, inbox = person(folder, said), Inbox(folder)
     with locked(folder):
         inbox.open()
         thread.start()
@@ -88,15 +92,7 @@ def test_a_request_that_nobody_took_is_withdrawn_when_the_comparison_ends(folder
 
 def test_a_comparison_killed_while_it_took_up_a_request_is_named(folder):
     said, taken = [], threading.Event()
-
-    def person():
-        try:
-            ask(folder, {"arm": "x"})
-        except Unanswered as error:
-            said.append(str(error))
-
-    thread = threading.Thread(target=person)
-    inbox = Inbox(folder)
+    thread, inbox = person(folder, said), Inbox(folder)
     with locked(folder):
         inbox.open()
         thread.start()
